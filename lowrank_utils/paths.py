@@ -1,0 +1,46 @@
+"""Where things are: the project root and the folders that hang off it, never the working directory."""
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+ROOT = Path(os.environ.get("LOWRANK_ROOT") or Path(__file__).resolve().parents[1])
+DATA = ROOT / "data"
+CHECKPOINTS = DATA / "checkpoints"
+NOTEBOOKS = ROOT / "notebooks"
+PRESETS = NOTEBOOKS / "presets"
+SOLUTIONS = NOTEBOOKS / "solutions"
+OUTPUTS = ROOT / "outputs"
+RUNS = OUTPUTS / "runs"
+GALLERY = OUTPUTS / "gallery"
+
+
+@contextlib.contextmanager
+def whole(path):
+    """Yield a temporary path beside `path`; on a clean exit it is flushed to disk and renamed onto `path`.
+
+    On any exception the temporary file is removed, so that `path` is there whole, in its old state, or not at
+    all. The folder is made if it is missing. Raises OSError where the folder cannot be written or is full.
+
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with whole(folder / "note.txt") as temporary:
+    ...     _ = temporary.write_text("kept")
+    >>> [p.name for p in folder.iterdir()], (folder / "note.txt").read_text()
+    (['note.txt'], 'kept')
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner reads
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,139 @@
+"""Cards, costs and replaced layers: the ledger must agree with the networks that are really built."""
+
+import logging
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lowrank_utils import layers
+
+
+def mlp(sizes=(30, 20, 12, 5), seed=0):
+    torch.manual_seed(seed)
+    steps = []
+    for i, (d_in, d_out) in enumerate(zip(sizes, sizes[1:])):
+        steps += [(f"fc{i + 1}", nn.Linear(d_in, d_out)), (f"relu{i + 1}", nn.ReLU())]
+    return nn.Sequential(OrderedDict(steps[:-1]))
+
+
+def counted(model, shape):
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model(torch.zeros(1, *shape))
+    return counter.get_total_flops() // 2
+
+
+def test_cards_of_a_small_network():
+    cards = layers.survey(mlp(), (30,))
+    assert [(c.name, c.kind, c.shape) for c in cards] == [
+        ("fc1", "linear", (20, 30)),
+        ("fc2", "linear", (12, 20)),
+        ("fc3", "linear", (5, 12)),
+    ]
+    assert [c.parameters for c in cards] == [620, 252, 65]
+    assert [c.macs for c in cards] == [600, 240, 60]
+    assert [c.break_even() for c in cards] == [11, 7, 3]  # 600/50 = 12 exactly does not pay
+    assert all(np.all(np.diff(c.singular_values) <= 0) for c in cards)
+
+
+def test_macs_agree_with_torch_also_for_sequences_and_convolutions():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, stride=2), nn.Conv2d(8, 8, 3, groups=4), nn.Flatten(2), nn.Linear(9, 7)
+    )
+    cards = layers.survey(model, (3, 10, 10))
+    assert sum(c.macs for c in cards) == counted(model, (3, 10, 10))
+    assert cards[2].positions == 8
+    assert cards[0].reason == "a layer of type Conv2d is not factored" and not cards[2].reason
+    assert cards[0].singular_values is None
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 14), min_size=2, max_size=4), st.booleans(), st.data())
+def test_costs_on_the_cards_are_those_of_the_network_built(sizes, twice, draw):
+    model = mlp(sizes)
+    shape = (3, sizes[0]) if twice else (sizes[0],)
+    cards = layers.survey(model, shape)
+    plan = {c.name: draw.draw(st.integers(1, c.full_rank), label=c.name) for c in cards if draw.draw(st.booleans())}
+    smaller = layers.apply(model, plan)
+    assert layers.plan_cost(cards, plan, "parameters") == sum(p.numel() for p in smaller.parameters())
+    assert layers.plan_cost(cards, plan, "macs") == counted(smaller, shape)
+    assert layers.plan_cost(cards, plan, "macs") <= layers.plan_cost(cards, {}, "macs")
+
+
+def test_apply_leaves_the_model_alone_and_shares_nothing():
+    model = mlp()
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    smaller = layers.apply(model, {"fc1": 3})
+    with torch.no_grad():
+        for p in smaller.parameters():
+            p.zero_()
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in kept.items())
+    assert isinstance(smaller.fc1, nn.Sequential) and isinstance(smaller.fc2, nn.Linear)
+    assert {type(m) for m in smaller.modules()} <= {nn.Sequential, nn.Linear, nn.ReLU}
+
+
+def test_a_rank_that_does_not_pay_stays_dense_and_says_so(caplog):
+    model = mlp()
+    with caplog.at_level(logging.INFO):
+        smaller = layers.apply(model, {"fc1": 12, "fc2": 7})
+    assert isinstance(smaller.fc1, nn.Linear) and isinstance(smaller.fc2, nn.Sequential)
+    assert "fc1 stays dense: rank 12 costs no less" in caplog.text and "fc2" not in caplog.text
+
+
+def test_one_decomposition_serves_every_rank():
+    model, x = mlp(), torch.randn(80, 30)
+    bases = layers.decompose(model, ["fc1", "fc2"], "data-aware", x)
+    for ranks in ({"fc1": 2}, {"fc1": 9, "fc2": 4}):
+        direct = layers.apply(model, ranks, "data-aware", x)
+        assert torch.allclose(layers.apply(model, ranks, bases)(x), direct(x), atol=1e-5)
+
+
+def test_a_network_that_is_one_layer():
+    layer = nn.Linear(10, 10)
+    assert isinstance(layers.apply(layer, {"": 2}), nn.Sequential)
+
+
+def test_what_cannot_be_factored_is_named():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.unused = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.b(self.a(self.a(x)))
+
+    cards = {c.name: c for c in layers.survey(Odd(), (6,))}
+    assert cards["a"].reason == "its weight is shared with b" and cards["a"].positions == 2
+    assert cards["unused"].reason == "no input reaches it in a forward pass"
+
+
+def test_bad_input_is_refused_in_words():
+    model = mlp()
+    for plan, words in [
+        ({"fc9": 2}, "a layer 'fc9' that the model does not have"),
+        ({"relu1": 2}, "layer 'relu1' of type ReLU cannot be factored"),
+        ({"fc1": 21}, "rank 21 of layer 'fc1' is not a whole number from 1 to 20"),
+        ({"fc1": 2.5}, "rank 2.5 of layer 'fc1'"),
+        ({"fc1": 0}, "layer|rank 0"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            layers.apply(model, plan)
+    with pytest.raises(ValueError, match="need calibration images"):
+        layers.apply(model, {"fc1": 2}, "data-aware")
+    with pytest.raises(ValueError, match="unknown factors 'best'; known: svd, data-aware"):
+        layers.apply(model, {"fc1": 2}, "best", torch.zeros(2, 30))
+    with pytest.raises(ValueError, match="no factors were given for the planned layers fc2"):
+        layers.apply(model, {"fc2": 2}, layers.decompose(model, ["fc1"]))
+    with pytest.raises(ValueError, match="unknown resource 'flops'; known: parameters, macs"):
+        layers.apply(model, {}, resource="flops")
+    with pytest.raises(ValueError, match=r"cannot take one input of shape \(31,\)"):
+        layers.survey(model, (31,))
+    model.fc2.weight.data[0, 0] = float("inf")
+    with pytest.raises(ValueError, match="'fc2' holds NaN or infinite weights"):
+        layers.survey(model, (30,))
