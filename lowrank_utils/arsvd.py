@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import entr
 
-from .layers import plan_cost, settle
+from .layers import plan_cost, settle, survey
 
 RULES = ("energy", "entropy", "fixed")
 
@@ -213,6 +213,16 @@ def _events(cards, rule, resource):
     return sorted(steps)
 
 
+def _least(cards, resource):
+    ones = {card.name: int(np.any(card.singular_values)) for card in cards if not card.reason}
+    return {card.name: ones[card.name] for card in cards if settle(card, ones.get(card.name), resource) is not None}
+
+
+def least_kept(cards, resource="parameters"):
+    """Return the smallest share of the carded layers' cost that a plan can reach: rank 1 wherever it pays."""
+    return plan_cost(cards, _least(cards, resource), resource) / plan_cost(cards, {}, resource)
+
+
 def plan_at(cards, kept, rule="energy", resource="parameters"):
     """Return the plan with at most a share `kept` of the carded layers' cost: the rule's threshold turned into a size.
 
@@ -223,19 +233,13 @@ def plan_at(cards, kept, rule="energy", resource="parameters"):
     Parameters: `cards` of `layers.survey`; `kept` in (0, 1]; `rule`, one of `RULES`; `resource`, "parameters" or "macs".
     """
     check_share(kept=kept)
-    dense = sum(card.cost(None, resource) for card in cards)
-    budget = kept * dense
+    budget = kept * plan_cost(cards, {}, resource)
     free = {card.name: card for card in cards if not card.reason}
-    found = {}
-    for name, card in free.items():
-        least = int(np.any(card.singular_values))
-        if settle(card, least, resource) is not None:
-            found[name] = least
+    found = _least(cards, resource)
     size = plan_cost(cards, found, resource)
     if size > budget:
-        raise ValueError(
-            f"kept={kept} of {resource} cannot be reached: rank 1 in every layer keeps {size / dense:.4f}"
-        )
+        least = least_kept(cards, resource)
+        raise ValueError(f"kept={kept} of {resource} cannot be reached: rank 1 in every layer keeps {least:.4f}")
     blocked, closed = False, set()
     for _, name, step in _events(cards, rule, resource):
         if blocked and size >= 0.995 * budget:
@@ -304,3 +308,17 @@ def adaptive(cards, accuracy, drop=0.01, rule="energy", resource="parameters"):
         else:
             low = middle
     return Search(*best, dense, pd.DataFrame(rows, columns=["threshold", "accuracy", "cost", "within"]))
+
+
+def same_ranks(model, other, input_shape, thresholds=tuple(t / 100 for t in range(50, 100, 5)) + (0.99,)):
+    """Return whether two networks of one shape get the same rank in every layer, by every rule at every threshold.
+
+    Used before weights are stored in half precision: `model` as trained, `other` as rounded.
+    """
+    for mine, theirs in zip(survey(model, input_shape), survey(other, input_shape), strict=True):
+        a, b = mine.singular_values, theirs.singular_values
+        if any(rank(a, t, rule) != rank(b, t, rule) for rule in RULES for t in thresholds):
+            return False
+        if evbmf_rank(a, mine.shape) != evbmf_rank(b, theirs.shape):
+            return False
+    return True

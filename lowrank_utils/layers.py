@@ -79,20 +79,25 @@ def _check_resource(resource):
         raise ValueError(f"unknown resource {resource!r}; known: {', '.join(RESOURCES)}")
 
 
-def survey(model, input_shape, spectra=True):
+def survey(model, input_shape, spectra=True, dense=()):
     """Return a list of `Card`, one for every layer with weights, in the order of ``model.named_modules()``.
 
     Parameters: `model`, any ``nn.Module``; `input_shape`, the shape of one input without the batch axis, e.g.
-    (1, 28, 28); `spectra`, whether to compute singular values (float64).
+    (1, 28, 28); `spectra`, whether to compute singular values (float64); `dense`, names of layers to leave dense,
+    such as the classifier: they are counted, and no plan touches them.
 
     The model sees one input of zeros in eval mode, which counts how often each layer is used. Linear layers can
     be factored; every other layer with a weight matrix or kernel is listed with the reason why it is left alone.
-    Raises ValueError where the weights are not finite or the network cannot take `input_shape`.
+    Raises ValueError where the weights are not finite, the network cannot take `input_shape`, or `dense` names a
+    layer that is not there.
 
     >>> cards = survey(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (1, 8, 8))
     >>> cards[0].name, cards[0].macs, cards[0].break_even()
     ('1', 640, 8)
     """
+    absent = set(dense) - {name for name, _ in model.named_modules()}
+    if absent:
+        raise ValueError(f"dense= names a layer that the model does not have: {', '.join(sorted(absent))}")
     uses = _count_uses(model, input_shape)
     owners = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -111,6 +116,8 @@ def survey(model, input_shape, spectra=True):
             reason = f"a layer of type {type(module).__name__} is not factored"
         elif len(owners[id(weight)]) > 1:
             reason = "its weight is shared with " + ", ".join(n for n in owners[id(weight)] if n != name)
+        elif name in dense:
+            reason = "left dense on request"
         elif not positions:
             reason = "no input reaches it in a forward pass"
         if not torch.isfinite(weight).all():

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
 # One colour and one marker for a chooser, the same in every notebook.
 CHOOSERS = ("energy", "entropy", "fixed", "evbmf")
@@ -102,12 +102,12 @@ def rank_curves(table):
     return figure
 
 
-def frontier(table, metric="accuracy", baseline=None, title="test images"):
+def frontier(table, metric="accuracy", baseline=None, title="test images", floor=None):
     """Return `metric` against the share of parameters kept: one panel a factorizer, one line a chooser.
 
-    `table` has the result columns chooser, factors, parameters_kept and `metric`. Rows of several seeds that aim at
-    one size (column target) are drawn as their mean with a band from the lowest to the highest. `baseline`: the
-    dense network's value, drawn as a line.
+    `table` has the result columns chooser, factors, parameters_kept, target and `metric`. Rows of several seeds that
+    aim at one size (column target) are drawn as their mean with a band from the lowest to the highest. `baseline`: the
+    dense network's value, drawn as a line. `floor`: where the vertical axis starts; what lies below is cut off.
     """
     panels = list(table["factors"].unique())
     figure, axes = _canvas(len(panels), width=4.6, sharey=True)
@@ -115,24 +115,27 @@ def frontier(table, metric="accuracy", baseline=None, title="test images"):
         mine = table[table["factors"] == factors]
         for chooser in [c for c in CHOOSERS if c in set(mine["chooser"])]:
             line = mine[mine["chooser"] == chooser].groupby("target", sort=False)
-            points = pd.DataFrame(
-                {
-                    "kept": line["parameters_kept"].mean(),
-                    "mean": line[metric].mean(),
-                    "low": line[metric].min(),
-                    "high": line[metric].max(),
-                }
-            ).sort_values("kept")
-            style = {"color": _COLOURS[chooser], "marker": _MARKERS[chooser], "label": chooser, "markersize": 5}
-            axis.plot(points["kept"], points["mean"], linestyle="none" if len(points) == 1 else "-", **style)
-            axis.fill_between(points["kept"], points["low"], points["high"], color=_COLOURS[chooser], alpha=0.2)
+            points = pd.DataFrame({"kept": line["parameters_kept"].mean()} | {w: line[metric].agg(w) for w in ("mean", "min", "max")})
+            points = points.sort_values("kept")
+            axis.plot(points["kept"], points["mean"], label=chooser, **_line(chooser, alone=len(points) == 1))
+            axis.fill_between(points["kept"], points["min"], points["max"], color=_COLOURS[chooser], alpha=0.2)
         if baseline is not None:
             axis.axhline(baseline, color="black", linestyle=":", label="dense")
         axis.set(xscale="log", xlabel="parameters kept (share of dense)", title=f"{factors} factors, {title}")
+        axis.xaxis.set_major_locator(FixedLocator([0.03, 0.05, 0.1, 0.2, 0.3, 0.6, 1.0]))
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axis.xaxis.set_minor_formatter(PercentFormatter(1, decimals=0))
-        axis.tick_params(axis="x", which="minor", labelsize=6)
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        if floor is not None:
+            axis.set_ylim(bottom=floor)
     axes[0].set_ylabel({"accuracy": "accuracy", "f1": "macro F1"}.get(metric, metric))
     axes[0].legend()
     return figure
+
+
+def _line(chooser, alone):
+    # energy and entropy often coincide: the one is drawn wide, the other dashed on top of it
+    style = {"color": _COLOURS[chooser], "marker": _MARKERS[chooser], "markersize": 5}
+    if chooser == "energy":
+        style |= {"linewidth": 3.5, "markersize": 8, "alpha": 0.7}
+    return style | {"linestyle": "none" if alone else {"entropy": "--"}.get(chooser, "-")}

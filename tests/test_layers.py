@@ -113,6 +113,14 @@ def test_what_cannot_be_factored_is_named():
     assert cards["unused"].reason == "no input reaches it in a forward pass"
 
 
+def test_layers_left_dense_on_request_are_counted_and_untouched():
+    cards = layers.survey(mlp(), (30,), dense=("fc3",))
+    assert [c.reason for c in cards] == ["", "", "left dense on request"]
+    assert layers.plan_cost(cards, {}) == 937
+    with pytest.raises(ValueError, match="does not have: fc9"):
+        layers.survey(mlp(), (30,), dense=("fc9",))
+
+
 def test_bad_input_is_refused_in_words():
     model = mlp()
     for plan, words in [
