@@ -1,0 +1,182 @@
+"""The command line: ``python -m lowrank_utils --help`` says it all."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Run the notebooks of the low-rank workbook, fetch its data, gather its results.",
+)
+
+
+@app.command()
+def run(
+    name: Annotated[str | None, typer.Argument(metavar="RUN", help="With --resume: which run.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NOTEBOOK", help="A notebook, such as 02 or 02_arsvd; repeatable."),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A preset of notebooks/presets, or a YAML file.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter; repeatable.")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="0,1,2", help="Run everything once for each seed.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with RUN, or the newest unfinished run.")
+    ] = False,
+    output_folder: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Instead of outputs/runs.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+):
+    """Execute the notebooks in their order into a folder of their own below outputs/runs.
+
+    Parameters come from the notebooks' defaults, then the preset, then --set.
+    """
+    from lowrank_utils import jobs as planning
+    from lowrank_utils import runs
+
+    if resume:
+        if only or preset or set_ or seeds:
+            raise ValueError("--resume goes on with what the run was asked for; it takes no other parameters")
+        place, request, jobs, changed = runs.resume(name, output_folder)
+        done = sum(runs.is_done(job, place) for job in jobs)
+        typer.echo(f"resuming {place.name}: {done} of {len(jobs)} notebooks are finished")
+        for notebook in changed:
+            typer.echo(f"{notebook} has changed since this run began, so it runs again")
+    else:
+        if name:
+            raise ValueError(
+                f"{name!r} is not an option of run: use --only {name} for one notebook, --resume for a run"
+            )
+        request = {
+            "only": list(planning.select(only or [])),
+            "preset": planning.read_preset(preset) if preset else {},
+            "settings": planning.read_settings(set_ or []),
+            "seeds": _whole_numbers(seeds),
+        }
+        jobs, place = planning.plan(**request), None
+    try:
+        place = runs.run(jobs, request, output_folder, progress=not quiet, into=place)
+    except KeyboardInterrupt as stop:
+        typer.echo(f"interrupted; {stop}" if stop.args else "interrupted; nothing was started", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"{len(jobs)} executed notebook{'s' * (len(jobs) > 1)}: {_short(place)}")
+
+
+@app.command()
+def parameters(
+    notebooks: Annotated[list[str] | None, typer.Argument(help="Such as 02 or 02_arsvd.")] = None,
+):
+    """Show the parameters of the notebooks: name, type, default and meaning."""
+    from lowrank_utils import jobs
+
+    for name, path in jobs.select(notebooks or []).items():
+        typer.echo(name)
+        for parameter, (kind, default, text) in jobs.inspect(path).items():
+            typer.echo(f"  {f'{parameter}: {kind} = {default!r}':<42} {text}")
+
+
+@app.command()
+def refresh(
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="FILE", help="None: all, with solutions.")
+    ] = None,
+):
+    """Execute notebooks in place at their defaults, before they are committed."""
+    from pathlib import Path
+
+    from lowrank_utils import paths, runs
+
+    for path in files or [*sorted(paths.NOTEBOOKS.glob("*.ipynb")), *sorted(paths.SOLUTIONS.glob("*.ipynb"))]:
+        typer.echo(_short(Path(path)))
+        runs.refresh(path)
+
+
+@app.command()
+def data(
+    name: Annotated[
+        str, typer.Argument(help="fashion-mnist, mnist, cifar10, cifar100, digits or folder:PATH.")
+    ],
+):
+    """Fetch a data set, check it and show its shape, classes and fingerprint."""
+    from lowrank_utils import data as room
+
+    typer.echo(room.describe(name))
+
+
+@app.command()
+def report(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN", help="Names or folders of runs; none: the newest.")
+    ] = None,
+    gallery: Annotated[bool, typer.Option("--gallery", help="Put these runs into outputs/gallery.")] = False,
+):
+    """Show the results of runs as a table; with --gallery publish them."""
+    from lowrank_utils import report as room
+    from lowrank_utils import results, runs
+
+    places = [runs.find_run(name) for name in names] if names else runs.all_runs()[-1:]
+    if not places:
+        raise runs.RunError("there is no run yet; start one with: python -m lowrank_utils run")
+    table = room.gather(*places)
+    shown = [c for c in results.RESULT_COLUMNS if c in table and table[c].notna().any()]
+    typer.echo(table[shown].to_string(index=False) if len(table) else "no results yet")
+    if gallery:
+        for path in room.publish(*places):
+            typer.echo(f"published {_short(path)}")
+
+
+@app.command()
+def publish_checkpoint(dataset: str, network: str, seed: Annotated[int, typer.Option(min=0)] = 0):
+    """Train a network by the published recipe and write its checkpoint to data/checkpoints.
+
+    It is stored in half precision where that changes no rank.
+    """
+    from lowrank_utils import arsvd, training
+    from lowrank_utils import data as room
+
+    images = room.load(dataset, seed=seed)
+    path = training.publish(images, network, seed, same=lambda a, b: arsvd.same_ranks(a, b, images.input_shape))
+    typer.echo(f"wrote {_short(path)}")
+
+
+def _whole_numbers(text):
+    try:
+        numbers = [int(word) for word in text.split(",")] if text else []
+    except ValueError:
+        raise ValueError(f"--seeds {text!r} is not a list of whole numbers such as 0,1,2") from None
+    return numbers
+
+
+def _short(path):
+    from lowrank_utils import paths
+
+    return path.relative_to(paths.ROOT) if path.is_relative_to(paths.ROOT) else path
+
+
+def main():
+    """Run the command line; an expected failure becomes one sentence on stderr and exit code 1, 2 or 130."""
+    from lowrank_utils.runs import NotebookFailed, RunError
+
+    try:
+        app()
+    except NotebookFailed as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except (ValueError, OSError, RunError) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""What several tests share: toy projects whose notebooks take a second."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import matplotlib
+import nbformat
+import pytest
+
+from lowrank_utils import paths
+
+matplotlib.use("Agg")  # not by the environment: kernels would inherit it and show no figures
+
+PARAMETERS = """\
+seed: int = 0  # random numbers
+threshold: float = 0.9  # share of energy kept, at most 1
+word: str = "plain"  # what cell 3 does
+output_folder: str = ""  # where results go; empty: nothing is written
+"""
+WORK = """\
+import time, os
+if word == "boom":
+    raise ValueError("went wrong")
+if word == "die":
+    os.kill(os.getpid(), 9)
+from lowrank_utils import paths
+while word == "hold" and not (paths.ROOT / "go").exists():
+    time.sleep(0.05)
+"""
+SAVE = """\
+from lowrank_utils import runs
+runs.save(output_folder, [{"chooser": "toy", "accuracy": threshold / 3}], files={"big.bin": bytes(%d)})
+"""
+
+
+def write_notebook(path, *cells, parameters=PARAMETERS):
+    """Write a notebook of the given code cells behind a cell tagged parameters."""
+    new = nbformat.v4
+    sources = [
+        new.new_markdown_cell("# A toy"),
+        new.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(
+        new.new_notebook(cells=sources + [new.new_code_cell(c) for c in cells], metadata=metadata), path
+    )
+    return path
+
+
+def make_project(root):
+    """Make a project of two toy notebooks below `root`, with functions that call its command line."""
+    first = write_notebook(root / "notebooks" / "01_first.ipynb", "print(seed)", SAVE % 0)
+    second = write_notebook(root / "notebooks" / "02_second.ipynb", WORK, SAVE % 0)
+    environment = {**os.environ, "LOWRANK_ROOT": str(root)}
+
+    def start(*words, **options):
+        options = {"cwd": root.parent, "env": environment, "text": True, **options}
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        return subprocess.Popen([sys.executable, "-m", "lowrank_utils", *map(str, words)], **options)
+
+    def call(*words, **options):
+        process = start(*words, **options)
+        out, err = process.communicate(timeout=120)
+        return SimpleNamespace(code=process.returncode, out=out, err=err)
+
+    return SimpleNamespace(
+        root=root, first=first, second=second, start=start, call=call, runs=root / "outputs" / "runs"
+    )
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A toy project that the package takes for its own, in this process and in kernels."""
+    root = tmp_path / "project {x}"  # papermill would read the braces as a parameter
+    monkeypatch.setenv("LOWRANK_ROOT", str(root))
+    own = {name: getattr(paths, name) for name in ("ROOT", "DATA", "NOTEBOOKS", "OUTPUTS", "RUNS", "GALLERY")}
+    for name, path in own.items():
+        monkeypatch.setattr(paths, name, root / path.relative_to(own["ROOT"]))
+    return make_project(root)

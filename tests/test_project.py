@@ -1,0 +1,186 @@
+"""What stands around the package: packages and versions, the Makefile, licence, citation."""
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from importlib import metadata
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from lowrank_utils import __version__, jobs, paths
+
+PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
+WANTED = [Requirement(r) for r in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]]
+PINS = [r for r in (paths.ROOT / "constraints.txt").read_text().splitlines() if r and not r.startswith("#")]
+CONDA_NAMES = {"pytorch-cpu": "torch"}
+
+
+def conda():
+    """The packages of environment.yml as {name on PyPI: requirement}."""
+    lines = yaml.safe_load((paths.ROOT / "environment.yml").read_text())["dependencies"]
+    found = {}
+    for line in lines:
+        if isinstance(line, str):
+            name, versions = re.fullmatch(r"([\w-]+)(.*)", line).groups()
+            versions = re.sub(r"^=(\d.*)", r"==\1.*", versions)  # conda's python=3.11 is any 3.11
+            found[CONDA_NAMES.get(name, name)] = Requirement(CONDA_NAMES.get(name, name) + versions)
+    return found
+
+
+def test_conda_and_pip_name_the_same_packages_and_versions():
+    found = conda()
+    python = found.pop("python")
+    found.pop("pip")
+    assert {name: str(r.specifier) for name, r in found.items()} == {r.name: str(r.specifier) for r in WANTED}
+    assert "3.11.0" in python.specifier and PROJECT["requires-python"] == ">=3.11"
+
+
+def test_conda_says_who_needs_what_and_installs_the_package():
+    text = (paths.ROOT / "environment.yml").read_text()
+    listed = [
+        line for line in text.split("dependencies:")[1].splitlines() if re.match(r"\s+- (?!pip:)", line)
+    ]
+    assert all(re.search(r"  ?# \w", line) for line in listed)
+    content = yaml.safe_load(text)
+    assert content["dependencies"][-1] == {"pip": ["-e ."]} and content["channels"][0] == "conda-forge"
+
+
+def test_pins_are_exact_and_hold_no_place():
+    pins = [Requirement(pin) for pin in PINS]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.!+]+", pin) for pin in PINS)
+    assert len({canonicalize_name(r.name) for r in pins}) == len(pins)
+
+
+def test_pins_satisfy_the_project():
+    pins = {canonicalize_name(r.name): str(r.specifier)[2:] for r in map(Requirement, PINS)}
+    for wanted in WANTED:
+        assert wanted.specifier.contains(pins[canonicalize_name(wanted.name)]), wanted
+
+
+def test_every_package_that_comes_along_is_pinned():
+    pins = {canonicalize_name(Requirement(pin).name) for pin in PINS}
+    waiting, seen = list(WANTED), set()
+    while waiting:
+        wanted = waiting.pop()
+        key = (canonicalize_name(wanted.name), tuple(sorted(wanted.extras)))
+        if key in seen:
+            continue
+        seen.add(key)
+        for text in metadata.distribution(wanted.name).requires or []:
+            further = Requirement(text)
+            for extra in ("", *wanted.extras):
+                if further.marker is None or further.marker.evaluate({"extra": extra}):
+                    waiting.append(further)
+    assert {name for name, _ in seen} - pins == set()
+
+
+def test_licence_and_citation():
+    assert "The low-rank workbook authors" in (paths.ROOT / "LICENSE").read_text()
+    citation = yaml.safe_load((paths.ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == __version__ == metadata.version("lowrank-workbook")
+    arxiv = [reference["identifiers"][0]["value"] for reference in citation["references"]]
+    assert arxiv == ["arXiv:2504.20078", "arXiv:2107.05787", "arXiv:1811.12781"]
+
+
+def test_presets_are_flat_and_fit_the_notebooks():
+    names = {p.stem for p in paths.PRESETS.glob("*.yaml")}
+    assert {"fashion-mnist", "mnist", "cifar10", "cifar100", "digits"} <= names
+    for name in names:
+        assert jobs.plan(preset=name), name
+
+
+# ---- the Makefile, with a Python that only writes down what it is asked
+
+FAKE = """\
+#!/bin/sh
+echo "$@" >> "$LOG"
+case "$*" in
+    "-c import sys"*) exec python3 "$@" ;;
+    "-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+    "-m pip"*) test ! -e broken ;;
+esac
+"""
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """Return a function that calls make in a new folder; it returns (exit code, calls, output)."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(paths.ROOT / name, tmp_path)
+    fake, log = tmp_path / "fake-python", tmp_path / "log"
+    fake.write_text(FAKE)
+    fake.chmod(0o755)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")} | {"LOG": str(log)}
+
+    def make(*words, python=str(fake)):
+        log.write_text("")
+        command = ["make", f"PYTHON={python}", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        calls = [line for line in log.read_text().splitlines() if not line.startswith("-c")]
+        return done.returncode, calls, done.stdout + done.stderr
+
+    make.folder = tmp_path
+    return make
+
+
+RUN = "-m lowrank_utils run"
+INSTALL = "-m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[test]"
+
+
+def test_make_sets_up_once(clone):
+    assert clone("run")[:2] == (0, ["-m venv .venv", INSTALL, RUN])
+    assert clone("run")[:2] == (0, [RUN])
+    assert clone("run", "ARGS=--only 01")[1] == ["-m lowrank_utils run --only 01"]
+    assert clone("test")[1] == ["-m lowrank_utils data fashion-mnist", "-m pytest"]
+    assert clone("lab")[1] == ["-m jupyterlab notebooks"]
+    os.utime(clone.folder / "constraints.txt", (2e9, 2e9))
+    assert INSTALL in clone("run")[1]
+
+
+def test_make_recovers_from_a_set_up_that_was_cut_off(clone):
+    (clone.folder / "broken").touch()
+    assert clone("run")[0] != 0
+    leftover = clone.folder / ".venv" / "half-installed"
+    leftover.touch()
+    (clone.folder / "broken").unlink()
+    code, calls, output = clone("run")
+    assert (code, calls) == (0, ["-m venv .venv", INSTALL, RUN]) and "cut off" in output
+    assert not leftover.exists()
+
+
+@pytest.mark.parametrize("python", ["false", "no-such-python"])
+def test_make_wants_python_3_11_in_one_sentence(clone, python):
+    code, calls, output = clone("run", python=python)
+    assert code != 0 and calls == [] and f'error: "{python}" is not Python 3.11 or newer' in output
+    assert not (clone.folder / ".venv").exists()
+
+
+def test_make_clean_keeps_data_and_gallery(clone):
+    kept = [clone.folder / "data" / "checkpoints" / "x", clone.folder / "outputs" / "gallery" / "results.csv"]
+    gone = [
+        clone.folder / "outputs" / "runs" / "1" / "run.json",
+        clone.folder / "tests" / "__pycache__" / "x.pyc",
+    ]
+    for path in kept + gone:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    clone("run")
+    assert clone("clean")[0] == 0
+    assert all(path.exists() for path in kept) and not any(path.exists() for path in gone)
+    assert not (clone.folder / ".venv").exists()
+
+
+def test_make_help_names_every_target(clone):
+    output = clone()[2]
+    assert all(f"make {word} " in output for word in ("run", "test", "lab", "clean", "notebooks", "help"))
+
+
+def test_ci_calls_make_test():
+    script = paths.ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK) and "set -euo pipefail" in script.read_text()
+    assert script.read_text().rstrip().endswith("make test")

@@ -1,0 +1,454 @@
+"""jobs.py, runs.py, results.py and report.py, on toy notebooks."""
+
+import contextlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import time
+
+import nbformat
+import pandas as pd
+import pytest
+from conftest import SAVE, WORK, make_project, write_notebook
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lowrank_utils import jobs, paths, report, results, runs
+
+EMPTY = {"only": [], "preset": {}, "settings": {}, "seeds": []}
+
+
+def go(project, progress=False, **request):
+    request = {**EMPTY, **request}
+    return runs.run(jobs.plan(**request), request, progress=progress)
+
+
+def statuses(place):
+    return [entry["status"] for entry in runs.read_run(place)["jobs"]]
+
+
+# ---- jobs: what to run
+
+
+def test_plan_takes_defaults_then_preset_then_settings(project):
+    preset = project.root / "small.yaml"
+    preset.write_text("threshold: 0.5\nword: preset\n")
+    first, second = jobs.plan(preset=str(preset), settings={"threshold": "0.25"})
+    assert (first.notebook, second.notebook) == ("01_first", "02_second")
+    assert first.parameters == {"seed": 0, "threshold": 0.25, "word": "preset"}
+
+
+def test_plan_goes_seed_after_seed(project):
+    planned = [(job.parameters["seed"], job.notebook) for job in jobs.plan(seeds=[2, 0])]
+    assert planned == [(2, "01_first"), (2, "02_second"), (0, "01_first"), (0, "02_second")]
+
+
+@pytest.mark.parametrize("word", ["02", "2", "02_second", "notebooks/02_second.ipynb"])
+def test_a_notebook_is_named_by_number_or_name(project, word):
+    assert [job.notebook for job in jobs.plan(only=[word])] == ["02_second"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        (
+            {"settings": {"treshold": "1"}},
+            r"'treshold' \(did you mean threshold\?\); known: seed, threshold, word",
+        ),
+        ({"preset": {"epochs": 3}}, "no chosen notebook has a parameter 'epochs'"),
+        ({"settings": {"output_folder": "x"}}, "output_folder is given by the run itself"),
+        ({"settings": {"threshold": "abc"}}, "threshold='abc' is not a float"),
+        ({"settings": {"threshold": "true"}}, "threshold=True is not a float"),
+        ({"settings": {"threshold": ".nan"}}, "threshold=nan is not a float"),
+        ({"settings": {"threshold": "1.5"}}, r"out of range: it must be a share in \(0, 1\]"),
+        ({"settings": {"threshold": "0"}}, "out of range"),
+        ({"settings": {"seed": "1.0"}}, "seed=1.0 is not an int"),
+        ({"settings": {"seed": "true"}}, "seed=True is not an int"),
+        ({"settings": {"seed": "-1"}}, "out of range"),
+        ({"settings": {"seed": ""}}, "seed=None is not an int"),
+        ({"preset": {"word": 3}}, "word=3 is not a str"),
+        ({"settings": {"seed": "1"}, "seeds": [1]}, "given twice"),
+        ({"seeds": [1, 1]}, "named twice in 1, 1"),
+        ({"only": ["03"]}, "unknown notebook '03'; known: 01_first, 02_second"),
+        ({"only": ["02_secnd"]}, "did you mean 02_second"),
+        ({"preset": "mnits"}, "unknown preset 'mnits'; known: mnist .did you mean mnist"),
+    ],
+)
+def test_plan_refuses_in_one_sentence(project, request_, says):
+    presets = paths.NOTEBOOKS / "presets"
+    presets.mkdir()
+    (presets / "mnist.yaml").write_text("threshold: 0.5\n")
+    with pytest.raises(ValueError, match=says) as error:
+        jobs.plan(**request_)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["- a\n", "word: [\n", "just text"])
+def test_a_preset_that_is_no_mapping_is_refused(project, content):
+    preset = project.root / "odd.yaml"
+    preset.write_text(content)
+    with pytest.raises(ValueError, match="odd.yaml"):
+        jobs.plan(preset=str(preset))
+
+
+def test_text_is_read_as_the_parameter_needs_it(project):
+    (job,) = jobs.plan(only=["1"], settings={"threshold": "1e-1", "word": "no", "seed": "7"})
+    assert job.parameters == {"seed": 7, "threshold": 0.1, "word": "no"}
+    (job,) = jobs.plan(only=["1"], settings={"threshold": "1"})
+    assert isinstance(job.parameters["threshold"], float)
+
+
+def test_unknown_data_sets_and_networks_are_refused(project):
+    write_notebook(paths.NOTEBOOKS / "03_third.ipynb", parameters='dataset: str = "digits"  # images\n')
+    assert jobs.plan()[2].fingerprint != ""
+    with pytest.raises(ValueError, match="unknown data set 'digts'"):
+        jobs.plan(settings={"dataset": "digts"})
+    write_notebook(paths.NOTEBOOKS / "04_fourth.ipynb", parameters='network: str = "mlp"  # network\n')
+    assert jobs.plan(settings={"network": "lenet300"})[3].parameters == {"network": "lenet300"}
+    with pytest.raises(ValueError, match="unknown network 'lenet'; known: "):
+        jobs.plan(settings={"network": "lenet"})
+
+
+def test_an_address_depends_on_code_parameters_and_data_alone(project):
+    (job,) = jobs.plan(only=["02"])
+    assert job.address.startswith("02_second-seed0-")
+    assert jobs.plan(only=["02"], settings={"threshold": 0.9})[0].address == job.address
+    assert jobs.plan(only=["02"], settings={"threshold": 0.8})[0].address != job.address
+    notebook = nbformat.read(project.second, as_version=4)
+    notebook.cells[0].source = "# Other words"
+    nbformat.write(notebook, project.second)
+    assert jobs.plan(only=["02"])[0].address == job.address
+    notebook.cells[2].source += "\nprint(1)"
+    nbformat.write(notebook, project.second)
+    assert jobs.plan(only=["02"])[0].address != job.address
+    other = jobs.Job(job.notebook, job.path, job.parameters, "another fingerprint", job.source)
+    assert other.address != job.address
+
+
+def test_an_address_says_data_set_network_and_seed():
+    parameters = {"dataset": "folder:/data/my pets/", "network": "mlp", "seed": 3}
+    assert jobs.Job("02_arsvd", "x", parameters, "", "").label == "02_arsvd-folder_my_pets-mlp-seed3"
+
+
+@given(
+    st.dictionaries(st.text(), st.one_of(st.integers(), st.floats(allow_nan=False), st.text(), st.booleans()))
+)
+def test_a_job_is_a_value(parameters):
+    job = jobs.Job("01_x", "x.ipynb", parameters, "f", "s")
+    again = pickle.loads(pickle.dumps(job))
+    shuffled = jobs.Job("01_x", "elsewhere.ipynb", dict(reversed(parameters.items())), "f", "s")
+    assert again == job and hash(again) == hash(job) and again.address == job.address == shuffled.address
+
+
+@given(st.floats(min_value=0, max_value=1, exclude_min=True))
+def test_every_share_passes_and_comes_back_exactly(share):
+    assert jobs.typed("threshold", "float", repr(share)) == share
+
+
+def test_a_parameter_without_a_literal_default_is_refused(project):
+    write_notebook(project.first, parameters="seed: int = 2 * 3  # computed\n")
+    with pytest.raises(ValueError, match="01_first.ipynb: the default of seed is not a literal"):
+        jobs.plan()
+
+
+# ---- results: what a notebook leaves
+
+
+def test_save_orders_columns_and_writes_figures(project):
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    figure.subplots().plot([1, 2])
+    rows = [{"extra": 1, "accuracy": 0.1 + 0.2, "notebook": "x"}]
+    results.save("outputs/here", rows, {"curve": figure}, {"t.csv": pd.DataFrame({"a": [1]}), "b.bin": b"\0"})
+    folder = project.root / "outputs" / "here"
+    assert sorted(p.name for p in folder.iterdir()) == ["b.bin", "curve.png", "results.csv", "t.csv"]
+    assert (folder / "results.csv").read_text() == "notebook,accuracy,extra\nx,0.30000000000000004,1\n"
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_save_without_a_folder_writes_nothing(project, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert results.save("", [{"accuracy": 1}]) is None
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# ---- runs: one run
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A project whose two notebooks have run once, by the command line, with progress bars."""
+    made = make_project(tmp_path_factory.mktemp("ran") / "project")
+    made.result = made.call("run", "--set", "threshold=0.7")
+    (made.place,) = made.runs.iterdir()
+    return made
+
+
+def test_a_run_leaves_notebooks_rows_and_provenance(ran):
+    assert ran.result.code == 0, ran.result.err
+    assert f"2 notebooks are in outputs/runs/{ran.place.name}" in ran.result.out
+    assert "01_first-seed0: 100%" in ran.result.err and "5/5" not in ran.result.out
+    names = {p.name: sorted(q.name for q in p.iterdir()) for p in ran.place.iterdir() if p.is_dir()}
+    assert [name.rsplit("-", 1)[0] for name in sorted(names)] == ["01_first-seed0", "02_second-seed0"]
+    assert set(map(tuple, names.values())) == {("big.bin", "done.json", "notebook.ipynb", "results.csv")}
+    record = json.loads((ran.place / "run.json").read_text())
+    assert record["status"] == "done" and [job["status"] for job in record["jobs"]] == ["done", "done"]
+    assert record["provenance"]["versions"]["python"] and record["provenance"]["cores"]
+    rows = pd.read_csv(ran.place / "results.csv")
+    assert list(rows.columns[:4]) == ["notebook", "dataset", "network", "seed"]
+    assert list(rows["accuracy"]) == [0.7 / 3] * 2 and set(rows["address"]) == set(names)
+    assert json.loads(rows["run_parameters"][0])["threshold"] == 0.7
+
+
+def test_executed_notebooks_hold_the_parameters_but_no_place(ran):
+    for path in ran.place.glob("*/notebook.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        (injected,) = [c for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", [])]
+        assert "threshold = 0.7" in injected.source and "output_folder" not in injected.source
+        assert report.machine_paths(notebook) == []
+        assert notebook.metadata.papermill.parameters == {"seed": 0, "threshold": 0.7, "word": "plain"}
+        assert str(ran.root) not in path.read_text()
+
+
+def test_nothing_to_resume_is_said(ran, tmp_path):
+    done = ran.call("run", "--resume")
+    assert done.code == 2 and "there is no unfinished run" in done.err
+    named = ran.call("run", "--resume", ran.place.name)
+    assert named.code == 2 and f"run {ran.place.name} is complete" in named.err
+    unknown = ran.call("run", "--resume", "20010101-000000")
+    assert unknown.code == 2 and f"the latest are: {ran.place.name}" in unknown.err
+
+
+def test_report_shows_the_newest_run(ran):
+    shown = ran.call("report")
+    assert shown.code == 0 and "02_second" in shown.out and "0.233333" in shown.out
+
+
+def test_a_failing_notebook_stops_the_run_and_can_be_mended(project):
+    with pytest.raises(runs.NotebookFailed) as error:
+        go(project, settings={"word": "boom"}, only=["02"])
+    message, where, hint = str(error.value).splitlines()
+    assert (
+        message
+        == "02_second failed in cell 3 (In [3]), which begins `import time, os`: ValueError: went wrong"
+    )
+    assert where.endswith("failed.ipynb") and "--resume" in hint
+    (place,) = project.runs.iterdir()
+    assert statuses(place) == ["failed"] and not list(place.glob("*/notebook.ipynb"))
+    assert nbformat.read(next(place.glob("*/failed.ipynb")), as_version=4).cells
+
+    write_notebook(project.second, WORK.replace("raise", "pass #"), SAVE % 0)
+    found, request, planned, changed = runs.resume()
+    assert found == place and changed == ["02_second"]
+    assert runs.run(planned, request, progress=False, into=place) == place
+    assert runs.is_complete(place) and len(pd.read_csv(place / "results.csv")) == 1
+
+
+def test_a_failure_keeps_what_was_finished(project):
+    with pytest.raises(runs.NotebookFailed):
+        go(project, settings={"word": "boom"})
+    (place,) = project.runs.iterdir()
+    assert statuses(place) == ["done", "failed"] and len(pd.read_csv(place / "results.csv")) == 1
+
+
+def test_a_dead_kernel_is_named(project):
+    with pytest.raises(runs.NotebookFailed, match="02_second failed: its kernel died"):
+        go(project, settings={"word": "die"}, only=["02"])
+
+
+def test_a_notebook_edited_after_planning_is_not_run(project):
+    planned = jobs.plan(only=["01"])
+    write_notebook(project.first, "print('edited')")
+    with pytest.raises(runs.RunError, match="01_first has changed since"):
+        runs.execute(planned[0], project.runs / "x", progress=False)
+
+
+def test_a_missing_kernel_is_named(project, monkeypatch):
+    from jupyter_client import kernelspec
+
+    def none(self, name):
+        raise kernelspec.NoSuchKernel(name)
+
+    monkeypatch.setattr(kernelspec.KernelSpecManager, "get_kernel_spec", none)
+    with pytest.raises(runs.RunError, match="no Jupyter kernel 'python3'"):
+        go(project)
+    assert not project.runs.exists()
+
+
+def test_a_kernel_of_another_python_is_refused(project, monkeypatch):
+    from jupyter_client import kernelspec
+
+    other = kernelspec.KernelSpec(argv=["/usr/bin/other-python"])
+    monkeypatch.setattr(kernelspec.KernelSpecManager, "get_kernel_spec", lambda self, name: other)
+    with pytest.raises(runs.RunError, match="starts /usr/bin/other-python, not this Python"):
+        runs.check_kernel()
+
+
+# ---- runs: cut off, and at once
+
+
+def wait_for(condition, seconds=30):
+    end = time.time() + seconds
+    while not (found := condition()):
+        assert time.time() < end, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+def partial_of_second(project):
+    return list(project.runs.glob("*/02_second-*/.partial.ipynb"))
+
+
+def test_a_killed_run_resumes_where_it_stopped(project):
+    process = project.start("run", "--quiet", "--set", "word=hold")
+    wait_for(lambda: partial_of_second(project))
+    (place,) = project.runs.iterdir()
+
+    second = project.call("run", "--resume")
+    assert second.code == 2 and f"is being worked on by process {process.pid}" in second.err
+
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (finished,) = place.glob("01_first-*/done.json")
+    before = finished.stat().st_mtime_ns
+    (project.root / "go").touch()
+    resumed = project.call("run", "--resume", "--quiet")
+    assert resumed.code == 0 and "1 of 2 notebooks are finished" in resumed.out, resumed.err
+    assert finished.stat().st_mtime_ns == before and runs.is_complete(place)
+    assert [p.name for p in place.rglob(".*")] == []
+    assert len(pd.read_csv(place / "results.csv")) == 2
+
+
+def test_ctrl_c_ends_in_a_sentence_and_resumes(project):
+    process = project.start("run", "--quiet", "--set", "word=hold")
+    wait_for(lambda: partial_of_second(project))
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    (place,) = project.runs.iterdir()
+    assert process.returncode == 130 and "Traceback" not in err
+    assert f"interrupted; go on with: python -m lowrank_utils run --resume {place.name}" in err
+    assert statuses(place) == ["done", "interrupted"]
+    (project.root / "go").touch()
+    assert project.call("run", "--resume", place.name, "--quiet").code == 0
+
+
+def test_a_run_killed_after_its_last_notebook_is_brought_to_an_end(project):
+    place = go(project, only=["01"])
+    record = runs.read_run(place)
+    (place / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    (place / "results.csv").unlink()
+    found, request, planned, changed = runs.resume()
+    assert found == place and changed == []
+    runs.run(planned, request, progress=False, into=place)
+    assert runs.is_complete(place) and len(pd.read_csv(place / "results.csv")) == 1
+
+
+def test_runs_that_start_in_one_second_get_a_folder_each(tmp_path):
+    made = [runs.new_run(tmp_path) for _ in range(12)]
+    assert len(set(made)) == 12
+    for place in made:
+        (place / "run.json").write_text("{}")
+    assert runs.all_runs(tmp_path) == sorted(made, key=made.index)
+
+
+# ---- runs: no room
+
+
+@contextlib.contextmanager
+def mounted(folder, options):
+    folder.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True)
+    if mount.returncode:
+        pytest.skip("file systems can be mounted by root only")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"), [("size=1m", "No space left"), ("ro", "Read-only file system")]
+)
+def test_a_folder_without_room_is_refused_before_any_work(project, tmp_path, options, reason):
+    with mounted(tmp_path / "small", options) as folder:
+        result = project.call("run", "--output-folder", folder)
+        assert result.code == 2 and reason in result.err and result.err.count("\n") == 1
+        assert list(folder.iterdir()) == []
+
+
+def test_a_folder_that_fills_up_is_named(project, tmp_path):
+    write_notebook(project.second, WORK, SAVE % (8 * 2**20))
+    with mounted(tmp_path / "small", "size=7m") as folder:
+        result = project.call("run", "--quiet", "--output-folder", folder)
+        assert result.code in (1, 2) and "No space left" in result.err and "Traceback" not in result.err
+        (place,) = folder.iterdir()
+        assert statuses(place) == ["done", "failed"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(project):
+    project.runs.parent.mkdir()
+    project.runs.write_text("in the way")
+    with pytest.raises(runs.RunError, match="runs cannot take the results"):
+        go(project)
+
+
+# ---- report: runs put together, and the gallery
+
+
+def test_gallery_takes_the_place_of_older_rows(project):
+    assert (
+        list(report.gallery().columns[:3]) == ["notebook", "dataset", "network"]
+        and len(report.gallery()) == 0
+    )
+    both = go(project, settings={"threshold": 0.3})
+    assert sorted(p.name for p in report.publish(both)) == ["01_first-seed0.ipynb", "02_second-seed0.ipynb"]
+    before = (paths.GALLERY / "results.csv").read_text()
+    newer = go(project, only=["01"], settings={"threshold": 0.6})
+    report.publish(newer)
+    after = (paths.GALLERY / "results.csv").read_text()
+    assert before.splitlines()[2] == after.splitlines()[2] and before != after
+    table = report.gallery()
+    assert list(table["accuracy"]) == [0.6 / 3, 0.3 / 3] and list(table["seed"]) == [0, 0]
+    assert list(report.gallery(notebook="02_second")["accuracy"]) == [0.3 / 3]
+    assert len(report.gallery(notebook="03_third")) == 0
+    assert len(report.gather(both, newer)) == 3
+
+
+def test_gallery_refuses_twins_errors_paths_and_unfinished_runs(project):
+    place = go(project, only=["01"])
+    with pytest.raises(runs.RunError, match="two of these jobs would be published as 01_first-seed0"):
+        report.publish(place, place)
+    (executed,) = place.glob("*/notebook.ipynb")
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.cells[3].outputs = [nbformat.v4.new_output("stream", text=f"{project.root}/x and /tmp/y")]
+    nbformat.write(notebook, executed)
+    with pytest.raises(runs.RunError, match="not fit to be published, it holds .*/x"):
+        report.publish(place)
+    notebook.cells[3].outputs = [nbformat.v4.new_output("error", ename="E", evalue="e", traceback=[])]
+    nbformat.write(notebook, executed)
+    with pytest.raises(runs.RunError, match="an error in cell 4"):
+        report.publish(place)
+    os.remove(executed.parent / "done.json")
+    with pytest.raises(runs.RunError, match="is not complete"):
+        report.publish(place)
+    assert not paths.GALLERY.exists()
+
+
+def test_refresh_drops_timings_and_stderr(project):
+    write_notebook(project.first, "import sys\nprint(7)\nprint('bar', file=sys.stderr)")
+    runs.refresh(project.first)
+    notebook = nbformat.read(project.first, as_version=4)
+    assert [c.get("execution_count") for c in notebook.cells] == [None, 1, 2]
+    assert [o.text for o in notebook.cells[2].outputs] == ["7\n"] and "execution" not in notebook.cells[
+        2
+    ].metadata
+    assert "injected-parameters" not in project.first.read_text()
+    write_notebook(project.first, "1 / 0")
+    before = project.first.read_bytes()
+    with pytest.raises(runs.NotebookFailed, match="01_first.ipynb failed: ZeroDivisionError"):
+        runs.refresh(project.first)
+    assert project.first.read_bytes() == before

@@ -1,0 +1,38 @@
+"""Are factored layers really faster? Measured beside the dense layer in one run, with room for a noisy machine."""
+
+import pytest
+import torch
+from torch import nn
+
+from lowrank_utils import factors, layers, score
+
+
+@pytest.fixture(scope="module")
+def pair():
+    torch.manual_seed(0)
+    dense = nn.Linear(4096, 4096)
+    rank = 4096 * 4096 // 5 // (2 * 4096)
+    # random factors: speed does not depend on the values, and an SVD of this size takes half a minute
+    thin = factors.Factors(torch.randn(4096, rank), torch.randn(rank, 4096), dense.bias.detach()).layers(rank)
+    return dense, thin
+
+
+def test_a_fifth_of_the_macs(pair):
+    dense, thin = pair
+    assert 0.199 < score.macs(thin, (4096,)) / score.macs(dense, (4096,)) <= 0.2
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_a_large_layer_at_a_fifth_of_its_macs_is_at_least_twice_as_fast(pair, batch):
+    dense, thin = pair
+    ratio, low, high = score.latency_ratio(thin, dense, (4096,), batch=batch, threads=1, repeats=11)
+    print(f"batch {batch}: dense takes {ratio:.2f} times as long (quartiles {low:.2f} to {high:.2f})")
+    assert ratio > 2
+
+
+def test_one_decomposition_makes_a_plan_cheap_to_try(benchmark):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
+    bases = layers.decompose(model, ["0", "2"])
+    smaller = benchmark(layers.apply, model, {"0": 40, "2": 20}, bases)
+    assert score.parameters(smaller) == 40 * 1084 + 300 + 20 * 400 + 100 + 1010
