@@ -102,17 +102,18 @@ def rank_curves(table):
     return figure
 
 
-def frontier(table, metric="accuracy", baseline=None, title="test images", floor=None):
-    """Return `metric` against the share of parameters kept: one panel a factorizer, one line a chooser.
+def frontier(table, metric="accuracy", baseline=None, title="test images", floor=None, panels="factors"):
+    """Return `metric` against the share of parameters kept: one panel for each value of a column, one line a chooser.
 
-    `table` has the result columns chooser, factors, parameters_kept, target and `metric`. Rows of several seeds that
-    aim at one size (column target) are drawn as their mean with a band from the lowest to the highest. `baseline`: the
-    dense network's value, drawn as a line. `floor`: where the vertical axis starts; what lies below is cut off.
+    `table` has the result columns chooser, parameters_kept, target, `metric` and `panels` ("factors" or "scope"). Rows
+    of several seeds that aim at one size (column target) are drawn as their mean with a band from the lowest to the
+    highest. `baseline`: the dense network's value, drawn as a line. `floor`: where the vertical axis starts; what lies
+    below is cut off.
     """
-    panels = list(table["factors"].unique())
-    figure, axes = _canvas(len(panels), width=4.6, sharey=True)
-    for axis, factors in zip(axes, panels):
-        mine = table[table["factors"] == factors]
+    names = list(table[panels].unique())
+    figure, axes = _canvas(len(names), width=4.6, sharey=True)
+    for axis, name in zip(axes, names):
+        mine = table[table[panels] == name]
         for chooser in [c for c in CHOOSERS if c in set(mine["chooser"])]:
             line = mine[mine["chooser"] == chooser].groupby("target", sort=False)
             points = pd.DataFrame({"kept": line["parameters_kept"].mean()} | {w: line[metric].agg(w) for w in ("mean", "min", "max")})
@@ -121,7 +122,7 @@ def frontier(table, metric="accuracy", baseline=None, title="test images", floor
             axis.fill_between(points["kept"], points["min"], points["max"], color=_COLOURS[chooser], alpha=0.2)
         if baseline is not None:
             axis.axhline(baseline, color="black", linestyle=":", label="dense")
-        axis.set(xscale="log", xlabel="parameters kept (share of dense)", title=f"{factors} factors, {title}")
+        axis.set(xscale="log", xlabel="parameters kept (share of dense)", title=f"{name}{' factors' * (panels == 'factors')}, {title}")
         axis.xaxis.set_major_locator(FixedLocator([0.03, 0.05, 0.1, 0.2, 0.3, 0.6, 1.0]))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -76,7 +76,40 @@ def publish(*run_folders, folder=None):
     table = _merged(_published(folder), results.joined(tables))
     with paths.whole(folder / "results.csv") as temporary:
         table.to_csv(temporary, index=False)
+    with paths.whole(folder / "README.md") as temporary:
+        temporary.write_text(_page(folder))
+    shown = gallery("fashion-mnist", "02_arsvd", "lenet300", folder)
+    if len(shown):
+        with paths.whole(folder / "arsvd.png") as temporary:
+            _figure(shown).savefig(temporary, format="png")
     return [folder / f"{label}.ipynb" for label in ready]
+
+
+def _figure(table):
+    from lowrank_utils import plots
+
+    sized = table[(table["factors"] == "svd") & table["target"].str.match("kept|own")]
+    dense = table.loc[table["chooser"] == "dense", "accuracy"].mean()
+    titles = {"every layer": "every layer cut", "hidden layers": "classifier left dense"}
+    sized = sized.assign(scope=sized["scope"].map(titles))
+    return plots.frontier(sized, "accuracy", dense, f"{table['seed'].nunique()} seeds", panels="scope")
+
+
+def _page(folder):
+    tables = "\n\n".join(f"## {heading}\n\n{table}" for heading, table in summary(folder).items())
+    return f"""# The gallery: what every published number rests on
+
+One executed notebook for each data set, network and seed, and all their rows in `results.csv` with parameters, versions, data
+fingerprint and commit. This page is written from `results.csv` by `python -m lowrank_utils report --gallery`; a run is made with
+`python -m lowrank_utils run --preset PRESET --seeds 0,1,2`.
+
+Numbers are means over seeds ± standard deviation, on test images. *Factored* says which layers a rule may cut: every layer, as ARSVD is
+published, or the hidden layers, with the classifier left dense. *Kept* counts all parameters of the network. In the second table the threshold was chosen on
+valid images so that at most one point is lost there; the change on test images stands in brackets. EVBMF has no
+threshold: its size is its own.
+
+{tables}
+"""
 
 
 def _merged(old, new):
@@ -96,6 +129,73 @@ def _clean(path, label):
     if problems:
         raise runs.RunError(f"{label} is not fit to be published, it holds {', '.join(problems[:3])}")
     return notebook
+
+
+def summary(folder=None):
+    """Return {heading: Markdown table} of the published results: what the README and the gallery's page quote.
+
+    Every number is a mean over seeds with its standard deviation, in percent: of the test images for accuracy, macro F1
+    and what was lost, of the dense network's parameters for what is kept.
+    """
+    table = gallery(folder=folder)
+    table = table[table["notebook"] == "02_arsvd"]
+    if table.empty:
+        return {}
+    percent = ["accuracy", "f1", "parameters_kept"]
+    table = table.assign(**{name: 100 * table[name] for name in percent})
+    dense = table[table["chooser"] == "dense"]
+    original = dense.set_index(["dataset", "network", "seed"])["accuracy"]
+    table["lost"] = original.reindex(table.set_index(original.index.names).index).to_numpy() - table["accuracy"]
+    by = ["dataset", "network", "scope", "factors"]
+
+    sizes = dense.groupby(["dataset", "network"])
+    first = [
+        [*key, f"{int(part['parameters'].iloc[0]):,}", _spread(part["accuracy"]), _spread(part["f1"]), str(part["seed"].nunique())]
+        for key, part in sizes
+    ]
+    rules = ("energy", "entropy", "fixed")
+    drop = table[table["target"] == "drop 0.010"]
+    second = []
+    for key, part in drop.groupby(by):
+        cells = [
+            f"{_spread(mine['parameters_kept'])} ({-mine['lost'].mean():+.1f})"
+            for mine in (part[part["chooser"] == rule] for rule in rules)
+        ]
+        own = table[(table[by] == list(key)).all(axis=1) & (table["chooser"] == "evbmf")]
+        second.append([*key, *cells, f"{_spread(own['parameters_kept'])} ({-own['lost'].mean():+.1f})"])
+    third = []
+    equal = table[table["target"].isin(["kept 0.10", "kept 0.20", "kept 0.30"])]
+    for key, part in equal.groupby([*by, "target"]):
+        scores = part.pivot(index="seed", columns="chooser", values="accuracy")
+        gain = scores["energy"] - scores["fixed"]
+        gains = f"{gain.mean():+.1f} ({gain.min():+.1f} to {gain.max():+.1f})"
+        kept = f"{100 * float(key[-1].split()[1]):.0f} %"
+        third.append([*key[:-1], kept, *(_spread(scores[rule]) for rule in rules), gains])
+    wide = []
+    for key, part in equal.groupby(by):
+        cells = []
+        for _, size in part.groupby("target"):
+            scores = size.pivot(index="seed", columns="chooser", values="accuracy")
+            gain = scores["energy"] - scores["fixed"]
+            means = " / ".join(f"{scores[rule].mean():.1f}" for rule in rules)
+            cells.append(f"{means} ({gain.min():+.1f} to {gain.max():+.1f})")
+        wide.append([*key, *cells])
+    where = ["data set", "network", "factored", "factors"]
+    return {
+        "Dense networks": _markdown(["data set", "network", "parameters", "accuracy %", "macro F1 %", "seeds"], first),
+        "Parameters kept at no more than one point lost": _markdown([*where, *rules, "EVBMF, own size"], second),
+        "Accuracy at equal size, energy / entropy / fixed": _markdown([*where, "10 % kept", "20 % kept", "30 % kept"], wide),
+        "Accuracy at equal size, with spread": _markdown([*where, "kept", *rules, "energy - fixed, lowest to highest seed"], third),
+    }
+
+
+def _spread(values):
+    return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" if len(values) > 1 else f"{values.mean():.1f}"
+
+
+def _markdown(header, rows):
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def errors(notebook):

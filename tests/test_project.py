@@ -184,3 +184,27 @@ def test_ci_calls_make_test():
     script = paths.ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK) and "set -euo pipefail" in script.read_text()
     assert script.read_text().rstrip().endswith("make test")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "digits", "fashion-mnist", "mnist"])
+def test_presets_train_by_the_published_recipe(name):
+    import dataclasses
+
+    from lowrank_utils import jobs, training
+
+    (job,) = jobs.plan(only=["01"], preset=name)
+    recipe = dataclasses.asdict(training.recipe_for(job.parameters["network"], name))
+    assert {key: job.parameters[key] for key in recipe} == recipe
+
+
+def test_the_readme_and_the_gallery_quote_the_published_results():
+    from lowrank_utils import report
+
+    tables = report.summary()
+    assert len(tables) == 4
+    page = (paths.GALLERY / "README.md").read_text()
+    readme = (paths.ROOT / "README.md").read_text()
+    for heading, table in tables.items():
+        assert table in page, heading
+        if "with spread" not in heading:
+            assert table in readme, heading

@@ -190,7 +190,7 @@ def ran(tmp_path_factory):
 
 def test_a_run_leaves_notebooks_rows_and_provenance(ran):
     assert ran.result.code == 0, ran.result.err
-    assert f"2 notebooks are in outputs/runs/{ran.place.name}" in ran.result.out
+    assert f"2 executed notebooks: outputs/runs/{ran.place.name}" in ran.result.out
     assert "01_first-seed0: 100%" in ran.result.err and "5/5" not in ran.result.out
     names = {p.name: sorted(q.name for q in p.iterdir()) for p in ran.place.iterdir() if p.is_dir()}
     assert [name.rsplit("-", 1)[0] for name in sorted(names)] == ["01_first-seed0", "02_second-seed0"]
