@@ -192,3 +192,16 @@ def test_bad_input_is_refused_in_words():
         arsvd.plan_at(cards, 0.001)
     with pytest.raises(ValueError, match="drop -0.1"):
         arsvd.adaptive(cards, lambda plan: 1.0, -0.1)
+
+
+def test_same_ranks_sees_a_change_of_one_component():
+    model, _ = network()
+    rounded, _ = network()
+    for layer in rounded[::2]:
+        layer.weight.data = layer.weight.data.half().float()
+    assert arsvd.same_ranks(model, rounded, (60,))
+    other, _ = network()
+    u, s, vt = torch.linalg.svd(other[0].weight.detach(), full_matrices=False)
+    s[3] *= 1.5
+    other[0].weight.data = u * s @ vt
+    assert not arsvd.same_ranks(model, other, (60,))

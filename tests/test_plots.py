@@ -1,0 +1,62 @@
+"""Figures show what they are given: lines, bands, labels with units; none stays open in pyplot."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from lowrank_utils import plots
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_open():
+    yield
+    assert plt.get_fignums() == []
+
+
+def rows():
+    return pd.DataFrame(
+        {"chooser": chooser, "factors": factors, "scope": "hidden layers", "target": f"kept {kept:.2f}",
+         "parameters_kept": kept, "accuracy": kept + 0.01 * seed, "f1": kept, "seed": seed}
+        for chooser in ("energy", "fixed") for factors in ("svd", "data-aware") for kept in (0.1, 0.3, 0.2) for seed in (0, 1)
+    )  # fmt: skip
+
+
+def test_frontier_draws_the_mean_of_the_seeds_and_a_band():
+    figure = plots.frontier(rows(), "accuracy", baseline=0.9)
+    assert [axis.get_title() for axis in figure.axes] == ["svd factors, test images", "data-aware factors, test images"]
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert set(lines) == {"energy", "fixed", "dense"}
+    assert np.allclose(lines["energy"].get_xdata(), [0.1, 0.2, 0.3])
+    assert np.allclose(lines["energy"].get_ydata(), [0.105, 0.205, 0.305])
+    assert np.allclose(lines["dense"].get_ydata(), 0.9)
+    assert len(figure.axes[0].collections) == 2
+    assert figure.axes[0].get_xlabel() == "parameters kept (share of dense)"
+
+
+def test_frontier_by_scope_from_a_floor():
+    figure = plots.frontier(rows(), "f1", floor=0.15, panels="scope")
+    assert len(figure.axes) == 1 and figure.axes[0].get_ylim()[0] == 0.15
+    assert figure.axes[0].get_ylabel() == "macro F1"
+
+
+def test_spectra_and_rank_curves_have_one_panel_a_layer():
+    values = {"fc1": np.array([3.0, 1.0]), "fc2": np.array([2.0])}
+    figure = plots.spectra(values, values)
+    assert [axis.get_title() for axis in figure.axes] == ["fc1: 2 components", "fc2: 1 components"]
+    table = pd.DataFrame(
+        {"layer": name, "rule": rule, "threshold": t, "rank": 2, "full_rank": 4, "break_even": 3}
+        for name in ("fc1", "fc2") for rule in ("energy", "entropy") for t in (0.5, 1.0)
+    )  # fmt: skip
+    figure = plots.rank_curves(table)
+    assert [line.get_label() for line in figure.axes[0].lines] == ["energy", "entropy", "break-even"]
+
+
+def test_history_confusion_and_images():
+    table = pd.DataFrame({"epoch": [1, 2], "train_loss": [1, 0.5], "valid_loss": [1, 0.7], "valid_accuracy": [0.5, 0.6], "valid_f1": [0.4, 0.6]})
+    assert [axis.get_xlabel() for axis in plots.history(table).axes] == ["epoch", "epoch"]
+    figure = plots.confusion([[3, 1], [0, 0]], ("cat", "dog"))
+    assert [text.get_text() for text in figure.axes[0].texts] == ["75", "25", "0", "0"]
+    images = np.zeros((3, 4, 4, 3), np.uint8)
+    figure = plots.image_grid(images, [0, 1, 1], ("cat", "dog"), columns=2)
+    assert [axis.get_title() for axis in figure.axes] == ["cat", "dog", "dog", ""]
