@@ -413,7 +413,7 @@ def _make(name, path):
             "dataset=digits, which needs no file and runs every notebook"
         ) from error
     raise DataUnavailable(
-        f"no source has {name}: {'; '.join(tried)}. Put the file at {path} yourself (uint8 arrays "
+        f"no source has {name}: {'; '.join(tried)}. Put the file at {path} yourself (the same command makes it where there is a network; uint8 arrays "
         f"{', '.join(KEYS)}; see data/README.md), or take dataset=digits, which needs no file and runs "
         "every notebook"
     )

@@ -137,18 +137,18 @@ def summary(folder=None):
     Every number is a mean over seeds with its standard deviation, in percent: of the test images for accuracy, macro F1
     and what was lost, of the dense network's parameters for what is kept.
     """
-    table = gallery(folder=folder)
-    table = table[table["notebook"] == "02_arsvd"]
+    everything = gallery(folder=folder)
+    everything = everything.assign(**{name: 100 * everything[name] for name in ("accuracy", "f1", "parameters_kept")})
+    table = everything[everything["notebook"] == "02_arsvd"].copy()
     if table.empty:
         return {}
-    percent = ["accuracy", "f1", "parameters_kept"]
-    table = table.assign(**{name: 100 * table[name] for name in percent})
+    trained = everything[everything["notebook"] == "01_training"]
     dense = table[table["chooser"] == "dense"]
     original = dense.set_index(["dataset", "network", "seed"])["accuracy"]
     table["lost"] = original.reindex(table.set_index(original.index.names).index).to_numpy() - table["accuracy"]
     by = ["dataset", "network", "scope", "factors"]
 
-    sizes = dense.groupby(["dataset", "network"])
+    sizes = trained.groupby(["dataset", "network"])
     first = [
         [*key, f"{int(part['parameters'].iloc[0]):,}", _spread(part["accuracy"]), _spread(part["f1"]), str(part["seed"].nunique())]
         for key, part in sizes
