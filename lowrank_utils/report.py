@@ -138,10 +138,10 @@ def summary(folder=None):
     and what was lost, of the dense network's parameters for what is kept.
     """
     everything = gallery(folder=folder)
+    if not (everything["notebook"] == "02_arsvd").any():
+        return {}
     everything = everything.assign(**{name: 100 * everything[name] for name in ("accuracy", "f1", "parameters_kept")})
     table = everything[everything["notebook"] == "02_arsvd"].copy()
-    if table.empty:
-        return {}
     trained = everything[everything["notebook"] == "01_training"]
     dense = table[table["chooser"] == "dense"]
     original = dense.set_index(["dataset", "network", "seed"])["accuracy"]
