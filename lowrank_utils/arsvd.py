@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import entr
 
-from .layers import plan_cost, settle, survey
+from .layers import check_share, grow, least_plan, plan_cost, settle, survey
 
 RULES = ("energy", "entropy", "fixed")
 
@@ -24,19 +24,6 @@ def _spectrum(singular_values):
     if not np.isfinite(s).all() or (s < 0).any():
         raise ValueError("singular values must be finite and not negative; these hold NaN, infinity or a minus")
     return np.sort(s)[::-1]
-
-
-def check_share(**shares):
-    """Raise ValueError for the first keyword whose value is no number in (0, 1].
-
-    >>> check_share(threshold=0.9, kept=1)
-    >>> check_share(threshold=1.5)
-    Traceback (most recent call last):
-    ValueError: threshold=1.5 is not a share in (0, 1]
-    """
-    for name, value in shares.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-            raise ValueError(f"{name}={value!r} is not a share in (0, 1]")
 
 
 def energy_shares(singular_values):
@@ -213,49 +200,21 @@ def _events(cards, rule, resource):
     return sorted(steps)
 
 
-def _least(cards, resource):
-    ones = {card.name: int(np.any(card.singular_values)) for card in cards if not card.reason}
-    return {card.name: ones[card.name] for card in cards if settle(card, ones.get(card.name), resource) is not None}
-
-
 def least_kept(cards, resource="parameters"):
     """Return the smallest share of the carded layers' cost that a plan can reach: rank 1 wherever it pays."""
-    return plan_cost(cards, _least(cards, resource), resource) / plan_cost(cards, {}, resource)
+    return plan_cost(cards, least_plan(cards, resource), resource) / plan_cost(cards, {}, resource)
 
 
 def plan_at(cards, kept, rule="energy", resource="parameters"):
     """Return the plan with at most a share `kept` of the carded layers' cost: the rule's threshold turned into a size.
 
-    Components enter in the order of the threshold at which `rule` would take them, until the next one does not fit;
-    then, while the size is more than half a percent under the budget, later ones that still fit. So plans of different rules can be
-    compared at equal size. Raises ValueError where the smallest plan (rank 1 everywhere) is above the budget.
+    Components enter in the order of the threshold at which `rule` would take them (see `layers.grow`). So plans of
+    different rules can be compared at equal size. Raises ValueError where the smallest plan (rank 1 everywhere) is
+    above the budget.
 
     Parameters: `cards` of `layers.survey`; `kept` in (0, 1]; `rule`, one of `RULES`; `resource`, "parameters" or "macs".
     """
-    check_share(kept=kept)
-    budget = kept * plan_cost(cards, {}, resource)
-    free = {card.name: card for card in cards if not card.reason}
-    found = _least(cards, resource)
-    size = plan_cost(cards, found, resource)
-    if size > budget:
-        least = least_kept(cards, resource)
-        raise ValueError(f"kept={kept} of {resource} cannot be reached: rank 1 in every layer keeps {least:.4f}")
-    blocked, closed = False, set()
-    for _, name, step in _events(cards, rule, resource):
-        if blocked and size >= 0.995 * budget:
-            break
-        if name in closed or name not in found:
-            continue
-        card = free[name]
-        before = card.cost(settle(card, found[name], resource), resource)
-        change = card.cost(settle(card, step, resource), resource) - before
-        if size + change > budget:
-            blocked = True
-            closed.add(name)
-            continue
-        found[name] = step
-        size += change
-    return {name: r for name, r in found.items() if settle(free[name], r, resource) is not None}
+    return grow(cards, [(name, step) for _, name, step in _events(cards, rule, resource)], kept, resource)
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,19 @@ class Card:
         return (rows * columns - 1) // (rows + columns)
 
 
+def check_share(**shares):
+    """Raise ValueError for the first keyword whose value is no number in (0, 1].
+
+    >>> check_share(threshold=0.9, kept=1)
+    >>> check_share(threshold=1.5)
+    Traceback (most recent call last):
+    ValueError: threshold=1.5 is not a share in (0, 1]
+    """
+    for name, value in shares.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+            raise ValueError(f"{name}={value!r} is not a share in (0, 1]")
+
+
 def _check_resource(resource):
     if resource not in RESOURCES:
         raise ValueError(f"unknown resource {resource!r}; known: {', '.join(RESOURCES)}")
@@ -188,6 +201,51 @@ def settle(card, rank, resource="parameters"):
     (216, None)
     """
     return None if rank is None or rank > card.break_even(resource) else rank
+
+
+def least_plan(cards, resource="parameters"):
+    """Return the smallest plan: rank 1 wherever it pays, rank 0 for a layer of zeros."""
+    ones = {card.name: int(np.any(card.singular_values)) for card in cards if not card.reason}
+    return {card.name: ones[card.name] for card in cards if settle(card, ones.get(card.name), resource) is not None}
+
+
+def grow(cards, steps, kept, resource="parameters"):
+    """Return the plan with at most a share `kept` of the carded layers' cost, grown from rank 1 everywhere.
+
+    `steps` is a list of (layer name, rank), for each layer with rising ranks: components enter in this order, until
+    the next one does not fit; then, while the size is more than half a percent under the budget, later ones of other
+    layers that still fit. A rank past the break-even rank stands for the dense layer.
+
+    Raises ValueError where `kept` is no share, or the smallest plan is above the budget.
+
+    >>> cards = survey(nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 16)), (64,))
+    >>> grow(cards, [("0", 2), ("1", 2), ("1", 3)], 0.12)
+    {'0': 2, '1': 1}
+    """
+    check_share(kept=kept)
+    total = plan_cost(cards, {}, resource)
+    budget = kept * total
+    free = {card.name: card for card in cards if not card.reason}
+    found = least_plan(cards, resource)
+    size = plan_cost(cards, found, resource)
+    if size > budget:
+        raise ValueError(f"kept={kept} of {resource} cannot be reached: rank 1 in every layer keeps {size / total:.4f}")
+    blocked, closed = False, set()
+    for name, step in steps:
+        if blocked and size >= 0.995 * budget:
+            break
+        if name in closed or name not in found:
+            continue
+        card = free[name]
+        before = card.cost(settle(card, found[name], resource), resource)
+        change = card.cost(settle(card, step, resource), resource) - before
+        if size + change > budget:
+            blocked = True
+            closed.add(name)
+            continue
+        found[name] = step
+        size += change
+    return {name: r for name, r in found.items() if settle(free[name], r, resource) is not None}
 
 
 def apply(model, plan, factors="svd", calibration=None, resource="parameters"):

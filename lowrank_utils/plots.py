@@ -9,10 +9,30 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
-# One colour and one marker for a chooser, the same in every notebook.
-CHOOSERS = ("energy", "entropy", "fixed", "evbmf")
-_COLOURS = dict(zip(CHOOSERS, sns.color_palette("colorblind")))
-_MARKERS = dict(zip(CHOOSERS, ("o", "s", "^", "D")))
+# One colour and one marker for a chooser, the same in every notebook; what rank by the same score share a colour.
+_LOOKS = {
+    "energy": (0, "o"),
+    "entropy": (1, "s"),
+    "fixed": (2, "^"),
+    "evbmf": (3, "D"),
+    "component energy": (0, "o"),
+    "component entropy": (1, "s"),
+    "component output": (4, "v"),
+    "component magnitude": (5, "P"),
+    "component random": (7, "X"),
+    "arsvd, every layer": (2, "^"),
+    "arsvd, classifier dense": (3, "D"),
+    "unit entropy": (1, "s"),
+    "unit entropy, one range": (8, "p"),
+    "unit output": (4, "v"),
+    "unit magnitude": (5, "P"),
+    "unit random": (7, "X"),
+    "both entropy": (0, "o"),
+    "both output": (3, "D"),
+}
+CHOOSERS = tuple(_LOOKS)
+_COLOURS = {name: sns.color_palette("colorblind")[colour] for name, (colour, _) in _LOOKS.items()}
+_MARKERS = {name: marker for name, (_, marker) in _LOOKS.items()}
 _STYLE = {"axes.grid": True, "grid.alpha": 0.4, "figure.dpi": 100, "savefig.dpi": 100, "savefig.bbox": "tight"}
 
 
@@ -102,16 +122,17 @@ def rank_curves(table):
     return figure
 
 
-def frontier(table, metric="accuracy", baseline=None, title="test images", floor=None, panels="factors"):
+def frontier(table, metric="accuracy", baseline=None, title="test images", floor=None, panels="factors", columns=None):
     """Return `metric` against the share of parameters kept: one panel for each value of a column, one line a chooser.
 
-    `table` has the result columns chooser, parameters_kept, target, `metric` and `panels` ("factors" or "scope"). Rows
+    `table` has the result columns chooser, parameters_kept, target, `metric` and `panels` ("factors", "scope" ...). Rows
     of several seeds that aim at one size (column target) are drawn as their mean with a band from the lowest to the
     highest. `baseline`: the dense network's value, drawn as a line. `floor`: where the vertical axis starts; what lies
-    below is cut off.
+    below is cut off. `columns`: panels in a row, all by default.
     """
     names = list(table[panels].unique())
-    figure, axes = _canvas(len(names), width=4.6, sharey=True)
+    columns = columns or len(names)
+    figure, axes = _canvas(columns, -(-len(names) // columns), width=4.6, sharey=True, sharex="col")
     for axis, name in zip(axes, names):
         mine = table[table[panels] == name]
         for chooser in [c for c in CHOOSERS if c in set(mine["chooser"])]:
@@ -129,14 +150,61 @@ def frontier(table, metric="accuracy", baseline=None, title="test images", floor
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         if floor is not None:
             axis.set_ylim(bottom=floor)
-    axes[0].set_ylabel({"accuracy": "accuracy", "f1": "macro F1"}.get(metric, metric))
-    axes[0].legend()
+    for axis in axes[::columns]:
+        axis.set_ylabel({"accuracy": "accuracy", "f1": "macro F1"}.get(metric, metric))
+    for axis in axes[:-columns]:
+        axis.set_xlabel("")
+    shown = [set(table.loc[table[panels] == name, "chooser"]) for name in names]
+    for axis, mine in zip(axes, shown):
+        if axis is axes[0] or mine != shown[0]:
+            axis.legend(fontsize="small" if len(mine) > 4 else None)
+    return figure
+
+
+def histograms(values, bins):
+    """Return the histogram of each entry of `values`, {title: 1-D numbers}, in `bins` bins between its own bounds."""
+    figure, axes = _canvas(len(values), width=2.9, height=2.6)
+    for axis, (title, numbers) in zip(axes, values.items()):
+        axis.hist(np.asarray(numbers), bins=bins, color=_COLOURS["energy"])
+        axis.set(xlabel="activation", yscale="log", ylim=(0.7, 1.5 * len(numbers)))
+        axis.set_title(title, fontsize="small")
+    axes[0].set_ylabel("images")
+    return figure
+
+
+def ranking(table, stays):
+    """Return the score of every component, one panel a layer: the columns of `pruning.rank_components`.
+
+    The grey dashed line is the score itself, the other one what counts once a larger component must not go before a
+    smaller one. `stays`: {layer: rank}, drawn as full dots; a layer that is absent stays whole.
+    """
+    names = list(dict.fromkeys(table.sort_values("component", kind="stable")["layer"]))
+    figure, axes = _canvas(len(names), width=3.6, sharey=True)
+    for axis, name in zip(axes, names):
+        mine = table[table["layer"] == name].sort_values("component")
+        axis.plot(mine["component"], mine["score"], "--", color="gray", label="score")
+        rank = stays.get(name, len(mine))
+        for part, style, label in ((mine[:rank], {}, "stays"), (mine[rank:], {"mfc": "white"}, "dropped")):
+            axis.plot(part["component"], part["key"], "o", color=_COLOURS["entropy"], ms=3.5, mew=0.8, label=label, **style)
+        axis.set(xlabel="component", yscale="log", title=f"{name}: {min(rank, len(mine))} of {len(mine)} stay")
+    axes[0].set_ylabel("score (nats)")
+    axes[-1].legend()
+    return figure
+
+
+def scatter(table, y, xs, labels):
+    """Return column `y` against each column of `xs`, one panel each; `labels` maps columns to axis labels."""
+    figure, axes = _canvas(len(xs), width=3.8, sharey=True)
+    for axis, x in zip(axes, xs):
+        axis.plot(table[x], table[y], "o", color=_COLOURS["energy"], markersize=4, alpha=0.7)
+        axis.set(xlabel=labels[x])
+    axes[0].set_ylabel(labels[y])
     return figure
 
 
 def _line(chooser, alone):
     # energy and entropy often coincide: the one is drawn wide, the other dashed on top of it
     style = {"color": _COLOURS[chooser], "marker": _MARKERS[chooser], "markersize": 5}
-    if chooser == "energy":
+    if chooser.endswith("energy"):
         style |= {"linewidth": 3.5, "markersize": 8, "alpha": 0.7}
-    return style | {"linestyle": "none" if alone else {"entropy": "--"}.get(chooser, "-")}
+    return style | {"linestyle": "none" if alone else {"entropy": "--", "component entropy": "--"}.get(chooser, "-")}

@@ -110,6 +110,31 @@ def latency_ratio(model, other, input_shape, batch=1, threads=1, repeats=30, war
     return middle, low, high
 
 
+def smallest(build, good, low, high=1.0, tolerance=0.005):
+    """Return (share kept, what `build` made of it, evaluations) for the smallest share that was measured to be good.
+
+    Bisection between `low` and `high` until they are within `tolerance`: the answer was measured to be good, and a share
+    at most `tolerance` below was measured not to be (or is `low`, which is not tried). Where nothing below `high` is
+    good the answer is `high`, unmeasured. Accuracy is not always monotone in size, so a smaller share may be good too.
+
+    Parameters: `build`, a function of a share in (0, 1]; `good`, a function of what it returns, such as "loses at most
+    one point on valid images".
+
+    >>> smallest(lambda share: share, lambda share: share >= 0.3, low=0.0)[0]
+    0.30078125
+    """
+    best, evaluations = None, 0
+    while high - low > tolerance:
+        middle = (low + high) / 2
+        built = build(middle)
+        evaluations += 1
+        if good(built):
+            high, best = middle, built
+        else:
+            low = middle
+    return high, build(high) if best is None else best, evaluations
+
+
 def row(model, original, test, threads=1, timed=False, **columns):
     """Return one row of the results table (dict): `model` beside the `original` network it came from.
 
