@@ -4,7 +4,6 @@ A *plan* is a plain dict from layer name to rank; a layer that is absent stays d
 project's one ledger: multiply-accumulates (MACs) for one input, and parameters with biases counted.
 """
 
-import copy
 import logging
 from dataclasses import dataclass
 
@@ -13,10 +12,13 @@ import torch
 from torch import nn
 
 from . import factors as factors_room
+from . import models
+from .sequential import sweep
 
 log = logging.getLogger(__name__)
 
 RESOURCES = ("parameters", "macs")
+SWEEPS = ("sequential", "relu-aware")  # factors that depend on the whole plan: see `sequential.sweep`
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,7 @@ def grow(cards, steps, kept, resource="parameters"):
 def apply(model, plan, factors="svd", calibration=None, resource="parameters"):
     """Return a new model with the planned layers replaced by stock thin ones; `model` is left as it was.
 
-    Parameters: `plan`, ``{layer name: rank}``; `factors`, a method of `factors.METHODS` or the factors themselves,
+    Parameters: `plan`, ``{layer name: rank}``; `factors`, a method of `factors.METHODS`, one of `SWEEPS`, or the factors themselves,
     ``{layer name: factors.Factors}`` as `decompose` returns them; `calibration`, network inputs (N first) for
     methods that need data. A rank that would not be cheaper in `resource` than the layer leaves the layer dense,
     and says so in the log.
@@ -281,23 +283,16 @@ def apply(model, plan, factors="svd", calibration=None, resource="parameters"):
             log.info("%s stays dense: rank %d costs no less than its %d weights", name, rank, rows * columns)
             continue
         chosen[name] = int(rank)
+    if isinstance(factors, str) and factors in SWEEPS:
+        if calibration is None:
+            raise ValueError(f"factors={factors!r} need calibration images; pass calibration=")
+        return sweep(model, {name: max(rank, 1) for name, rank in chosen.items()}, calibration, relu=factors == "relu-aware")
     if isinstance(factors, str):
         factors = decompose(model, list(chosen), factors, calibration)
     missing = [name for name in chosen if name not in factors]
     if missing:
         raise ValueError(f"no factors were given for the planned layers {', '.join(missing)}")
-    return _replace(model, {name: factors[name].layers(rank) for name, rank in chosen.items()})
-
-
-def _replace(model, replacements):
-    if "" in replacements:
-        return replacements[""].train(model.training)
-    # the dense layers that go are mapped onto their replacements, so that deepcopy never copies their weights
-    memo = {id(model.get_submodule(name)): thin for name, thin in replacements.items()}
-    smaller = copy.deepcopy(model, memo)
-    for name, thin in replacements.items():
-        thin.train(model.get_submodule(name).training)
-    return smaller
+    return models.replaced(model, {name: factors[name].layers(rank) for name, rank in chosen.items()})
 
 
 def decompose(model, names, method="svd", calibration=None):
@@ -318,5 +313,5 @@ def decompose(model, names, method="svd", calibration=None):
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from error
     if not names and method not in factors_room.METHODS:
-        raise ValueError(f"unknown factors {method!r}; known: {', '.join(factors_room.METHODS)}")
+        raise ValueError(f"unknown factors {method!r}; known: {', '.join(factors_room.METHODS + SWEEPS)}")
     return found

@@ -1,6 +1,7 @@
 """The networks of the papers, by name, and trained networks as files that say how they were made."""
 
 import contextlib
+import copy
 import json
 import math
 from collections import OrderedDict
@@ -24,8 +25,21 @@ def _dense(input_shape, classes, hidden):
     return nn.Sequential(steps)
 
 
+def _lenet5(input_shape, classes):
+    channels, *sides = input_shape
+    # two rounds of a 5 x 5 convolution and pooling by 2; the first is padded so that 28 x 28 stays 28 x 28
+    after = [((side // 2) - 4) // 2 for side in sides]
+    if len(sides) != 2 or min(after) < 1:
+        raise ValueError(f"lenet5 needs images of at least 12 x 12 pixels, not {tuple(input_shape)}")
+    steps = OrderedDict(conv1=nn.Conv2d(channels, 6, 5, padding=2), relu1=nn.ReLU(), pool1=nn.MaxPool2d(2))
+    steps |= OrderedDict(conv2=nn.Conv2d(6, 16, 5), relu2=nn.ReLU(), pool2=nn.MaxPool2d(2), flatten=nn.Flatten())
+    steps |= OrderedDict(fc1=nn.Linear(16 * math.prod(after), 120), relu3=nn.ReLU())
+    steps |= OrderedDict(fc2=nn.Linear(120, 84), relu4=nn.ReLU(), fc3=nn.Linear(84, classes))
+    return nn.Sequential(steps)
+
+
 # Name to a function of (input_shape, classes): a new network is one line here.
-NETWORKS = {"lenet300": partial(_dense, hidden=(300, 100)), "mlp": partial(_dense, hidden=(1024, 512))}
+NETWORKS = {"lenet300": partial(_dense, hidden=(300, 100)), "mlp": partial(_dense, hidden=(1024, 512)), "lenet5": _lenet5}
 NAMES = tuple(NETWORKS)
 
 
@@ -33,7 +47,8 @@ def build(name, input_shape, classes, seed=0):
     """Return the untrained network `name` (float32, CPU), its first weights drawn from `seed`.
 
     ``"lenet300"``: hidden layers of 300 and 100 units (LeCun et al. 1998). ``"mlp"``: 1024 and 512. Layers
-    are named flatten, fc1, relu1, fc2, relu2, fc3. `input_shape` is (channels, height, width), `classes` the
+    are named flatten, fc1, relu1, fc2, relu2, fc3. ``"lenet5"``: convolutions of 6 and 16 filters of 5 x 5 with ReLU and max
+    pooling, then 120, 84 units (LeCun et al. 1998, with today's activation): conv1, conv2, fc1, fc2, fc3. `input_shape` is (channels, height, width), `classes` the
     number of outputs. PyTorch's global random state is left as it was. Raises ValueError for an unknown name,
     a shape that is not of whole positive numbers, and fewer than 2 classes.
 
@@ -84,6 +99,25 @@ def evaluating(model):
     finally:
         for module, training in modes:
             module.training = training
+
+
+def replaced(model, replacements):
+    """Return a new model with the named modules replaced, ``{name: module}``; `model` is left as it was.
+
+    What is replaced is never copied, and each new module takes the train or eval mode of the old one.
+
+    >>> replaced(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), {"0": nn.Linear(4, 2)})
+    Sequential(
+      (0): Linear(in_features=4, out_features=2, bias=True)
+      (1): ReLU()
+    )
+    """
+    for name, new in replacements.items():
+        new.train(model.get_submodule(name).training)
+    if "" in replacements:
+        return replacements[""]
+    # deepcopy takes these for copied already
+    return copy.deepcopy(model, {id(model.get_submodule(name)): new for name, new in replacements.items()})
 
 
 def save(model, path, metadata, dtype=None):

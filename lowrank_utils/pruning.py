@@ -6,7 +6,6 @@ removed for good, their mean folded into the next bias (`collect`, `rank_units`,
 made of smaller stock layers, never of masks. `both` does units first, components second.
 """
 
-import copy
 import logging
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from torch.nn import functional as F
 from . import factors as factors_room
 from . import layers
 from .arsvd import energy_shares
-from .models import evaluating
+from .models import evaluating, replaced
 
 log = logging.getLogger(__name__)
 
@@ -469,7 +468,7 @@ def remove(model, staying, activations=None, moments=None):
         if name in rows:
             weight, bias = weight[rows[name]], None if bias is None else bias[rows[name]]
         thin[name] = _linear(weight, bias, layer)
-    return copy.deepcopy(model, {id(model.get_submodule(name)): layer for name, layer in thin.items()})
+    return replaced(model, thin)
 
 
 def _without(reader, stay, gone, mean, moments):
@@ -498,7 +497,7 @@ def _linear(weight, bias, like):
         thin.weight.copy_(weight)
         if bias is not None:
             thin.bias.copy_(bias)
-    return thin.train(like.training)
+    return thin
 
 
 def both(model, calibration, kept, units, input_shape, rules=("output", "output"), factors="data-aware", dense=()):

@@ -108,7 +108,8 @@ fingerprint and commit. This page is written from `results.csv` by `python -m lo
 Numbers are means over seeds ± standard deviation, on test images. *Factored* says which layers a rule may cut: every layer, as ARSVD is
 published, or the hidden layers, with the classifier left dense. *Kept* counts all parameters of the network. In the second table the threshold was chosen on
 valid images so that at most one point is lost there; the change on test images stands in brackets. EVBMF has no
-threshold: its size is its own.
+threshold: its size is its own. Entropy pruning drops singular *components* (data-aware factors in the short tables) or hidden *units* (the next
+layer refitted) over the whole network, or units first and components second (*both*).
 
 {tables}
 """
@@ -153,14 +154,56 @@ def summary(folder=None):
     and what was lost, of the dense network's parameters for what is kept.
     """
     everything = gallery(folder=folder)
-    if not (everything["notebook"] == "02_arsvd").any():
-        return {}
-    everything = everything.assign(**{name: 100 * everything[name] for name in ("accuracy", "f1", "parameters_kept")})
-    table = everything[everything["notebook"] == "02_arsvd"].copy()
+    tables = {}
+    for notebook, tell in {"02_arsvd": _adaptive_ranks, "03_entropy_pruning": _entropy_pruning}.items():
+        table = everything[everything["notebook"] == notebook]
+        if len(table):
+            table = _in_points(table)
+            tables |= tell(table, everything)
+    return tables
+
+
+def _in_points(table):
+    # percent, and what was lost against the dense network of the same run
+    names = ("accuracy", "f1", "parameters_kept")
+    table = table.assign(**{name: 100 * table[name] for name in names})
+    dense = table[table["chooser"] == "dense"].set_index(["dataset", "network", "seed"])["accuracy"]
+    lost = dense.reindex(table.set_index(dense.index.names).index).to_numpy() - table["accuracy"]
+    return table.assign(lost=lost)
+
+
+def _entropy_pruning(table, everything):
+    best = {"component": "data-aware", "arsvd,": "data-aware", "both": "data-aware", "unit": "refitted"}
+    choosers = ["component entropy", "component output", "arsvd, classifier dense", "unit entropy", "unit output"]
+    choosers += ["both entropy", "both output"]
+    mine = table[table["factors"] == table["chooser"].str.split().str[0].map(best)]
+    small, equal, spread = [], [], []
+    for key, part in mine.groupby(["dataset", "network"]):
+        by = {name: part[part["chooser"] == name] for name in choosers}
+        drop = [by[name][by[name]["target"] == "drop 0.010"] for name in choosers]
+        small.append([*key, *(f"{_spread(rows['parameters_kept'])} ({-rows['lost'].mean():+.1f})" for rows in drop)])
+        cells = []
+        for name in choosers:
+            sizes = [by[name].loc[by[name]["target"] == f"kept 0.{kept}0", "accuracy"].mean() for kept in (1, 2, 3)]
+            cells.append(" / ".join(f"{value:.1f}" for value in sizes))
+        equal.append([*key, *cells])
+    for key, part in table.groupby(["dataset", "network", "chooser", "factors"]):
+        sizes = [part.loc[part["target"] == f"kept 0.{kept}0", "accuracy"] for kept in (1, 2, 3)]
+        if all(len(values) for values in sizes):
+            spread.append([*key, *(_spread(values) for values in sizes)])
+    where = ["data set", "network"]
+    return {
+        "Entropy pruning: parameters kept at no more than one point lost": _markdown([*where, *choosers], small),
+        "Entropy pruning: accuracy with 10 / 20 / 30 % kept": _markdown([*where, *choosers], equal),
+        "Entropy pruning: accuracy of every ranking, with spread": _markdown(
+            [*where, "ranking", "written as", "10 % kept", "20 % kept", "30 % kept"], spread
+        ),
+    }
+
+
+def _adaptive_ranks(table, everything):
     trained = everything[everything["notebook"] == "01_training"]
-    dense = table[table["chooser"] == "dense"]
-    original = dense.set_index(["dataset", "network", "seed"])["accuracy"]
-    table["lost"] = original.reindex(table.set_index(original.index.names).index).to_numpy() - table["accuracy"]
+    trained = trained.assign(accuracy=100 * trained["accuracy"], f1=100 * trained["f1"])
     by = ["dataset", "network", "scope", "factors"]
 
     sizes = trained.groupby(["dataset", "network"])

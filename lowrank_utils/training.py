@@ -47,6 +47,7 @@ class Recipe:
 RECIPES = {
     "lenet300": Recipe(epochs=12, batch_size=256, learning_rate=3e-3, weight_decay=5e-2),
     "mlp": Recipe(epochs=12, batch_size=256, learning_rate=1e-3, weight_decay=1e-1),
+    "lenet5": Recipe(epochs=12, batch_size=128, learning_rate=6e-3, weight_decay=5e-2),
 }
 SMALL = Recipe(epochs=60, batch_size=32)
 

@@ -1,0 +1,359 @@
+"""The convex solver against CVXPY, hand-made cases, and constraints checked again in numpy."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from lowrank_utils import ddlr
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def random_layer(samples, d_in, d_out, seed=0, relu=True, bias=False, dead=0, rank=None):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((samples, d_in))
+    if rank:
+        x = x[:, :rank] @ rng.standard_normal((rank, d_in))
+    if bias:
+        x[:, -1] = 1
+    u = rng.standard_normal((d_in, d_out)) / np.sqrt(d_in)
+    y = np.maximum(x @ u, 0) if relu else x @ u
+    if dead:  # units that no sample activates: a bias so low that it needs the column of ones
+        u[-1, :dead] = -10 * np.abs(x @ u).max()
+        y = np.maximum(x @ u, 0)
+    return x, y, u
+
+
+def digits_layer(samples, d_out, seed=0, relu=True):
+    """Scikit-learn's digits at 64 pixels (some always dark) with a column of ones, through a random layer."""
+    x = np.column_stack([load_digits().data[:samples] / 16, np.ones(samples)])
+    u = np.random.default_rng(seed).standard_normal((x.shape[1], d_out)) / 8
+    return x, np.maximum(x @ u, 0) if relu else x @ u, u
+
+
+def size(weights, penalty):
+    w = weights.numpy()
+    return np.linalg.norm(w, "nuc") if penalty == "nuclear" else np.abs(w).sum()
+
+
+def assert_feasible(found, x, y, relu=True):
+    """The constraints in numpy float64, and every number of the solution against its weights."""
+    w = found.weights.numpy()
+    on = y > 0 if relu else np.ones(y.shape, dtype=bool)
+    assert np.linalg.norm((x @ w - y)[on]) <= found.epsilon * np.linalg.norm(y) * (1 + 1e-9)
+    assert on.all() or (x @ w)[~on].max() <= 1e-9 * np.abs(y).max()
+    assert found.violation <= 1e-9
+    assert found.objective == pytest.approx(size(found.weights, found.penalty), rel=1e-9)
+    assert 0 <= found.bound <= found.objective
+    assert found.gap == found.objective - found.bound
+    s = np.linalg.svd(w, compute_uv=False)
+    assert found.rank == (s > 1e-6 * s[0]).sum()
+    assert found.nonzeros == (np.abs(w) > 1e-6 * np.abs(w).max()).sum()
+
+
+PROBLEMS = {
+    # name: (layer, epsilon, relu, penalty, solver)
+    "nuclear": (random_layer(20, 6, 5), 0.1, True, "nuclear", "CLARABEL"),
+    "nuclear, bias": (random_layer(20, 6, 5, 1, bias=True), 0.3, True, "nuclear", "CLARABEL"),
+    "nuclear, few samples": (random_layer(6, 10, 5, 2), 0.2, True, "nuclear", "CLARABEL"),
+    "nuclear, no relu": (random_layer(20, 6, 5, 3, relu=False), 0.1, False, "nuclear", "CLARABEL"),
+    "nuclear, no relu, few samples": (
+        random_layer(5, 9, 4, 4, relu=False),
+        0.5,
+        False,
+        "nuclear",
+        "CLARABEL",
+    ),
+    "nuclear, dead units": (
+        random_layer(20, 7, 5, 5, bias=True, dead=2),
+        0.1,
+        True,
+        "nuclear",
+        "CLARABEL",
+    ),
+    "nuclear, small epsilon": (random_layer(15, 6, 5, 6), 0.02, True, "nuclear", "CLARABEL"),
+    "nuclear, large epsilon": (random_layer(15, 6, 5, 7), 0.8, True, "nuclear", "CLARABEL"),
+    "nuclear, rank-deficient": (random_layer(20, 8, 5, 8, rank=4), 0.1, True, "nuclear", "CLARABEL"),
+    "nuclear, larger": (random_layer(40, 16, 10, 9, bias=True), 0.1, True, "nuclear", "SCS"),
+    "nuclear, digits": (digits_layer(30, 8), 0.1, True, "nuclear", "SCS"),
+    "nuclear, digits, many samples": (digits_layer(90, 6), 0.3, True, "nuclear", "SCS"),
+    "nuclear, digits, no relu": (digits_layer(90, 8, relu=False), 0.05, False, "nuclear", "SCS"),
+    "nuclear, one unit": (random_layer(12, 6, 1, 10), 0.2, True, "nuclear", "CLARABEL"),
+    "l1": (random_layer(20, 6, 5), 0.1, True, "l1", "CLARABEL"),
+    "l1, bias": (random_layer(20, 6, 5, 1, bias=True), 0.02, True, "l1", "CLARABEL"),
+    "l1, few samples": (random_layer(6, 10, 5, 2), 0.2, True, "l1", "CLARABEL"),
+    "l1, no relu": (random_layer(20, 6, 5, 3, relu=False), 0.1, False, "l1", "CLARABEL"),
+    "l1, no relu, few samples": (random_layer(5, 9, 4, 4, relu=False), 0.8, False, "l1", "CLARABEL"),
+    "l1, dead units": (random_layer(20, 7, 5, 5, bias=True, dead=2), 0.1, True, "l1", "CLARABEL"),
+    "l1, rank-deficient": (random_layer(20, 8, 5, 8, rank=4), 0.1, True, "l1", "CLARABEL"),
+    "l1, digits": (digits_layer(30, 8), 0.1, True, "l1", "CLARABEL"),
+    "l1, digits, many samples": (digits_layer(90, 6), 0.3, True, "l1", "CLARABEL"),
+    "l1, digits, no relu": (digits_layer(90, 8, relu=False), 0.05, False, "l1", "CLARABEL"),
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_agrees_with_cvxpy(name):
+    (x, y, u), epsilon, relu, penalty, solver = PROBLEMS[name]
+    options = {"eps": 1e-6, "max_iters": 20000} if solver == "SCS" else {}
+    there = ddlr.reference(x, y, epsilon, relu, penalty, solver, **options)
+    assert there.status == "optimal"
+    here = ddlr.solve(x, y, epsilon, relu, penalty, u, tolerance=2e-4, max_iterations=20000)
+    assert here.converged and here.relative_gap <= 2e-4
+    assert_feasible(here, x, y, relu)
+    assert here.objective == pytest.approx(there.objective, rel=1e-3)
+    slack = (
+        1e-4 if solver == "SCS" else 1e-6
+    )  # the reference meets its constraints to its own tolerance only
+    assert here.bound <= there.objective * (1 + slack)
+    blind = ddlr.solve(
+        x, y, epsilon, relu, penalty, tolerance=1e-3, max_iterations=20000
+    )  # no original given
+    assert_feasible(blind, x, y, relu)
+    assert blind.converged and blind.bound <= here.objective and here.bound <= blind.objective
+
+
+def test_two_by_two_by_hand():
+    # inputs I: the weights are the outputs; singular values 3 and 4 shrink evenly by t, 2 t^2 = (eps 5)^2
+    x, y = np.eye(2), np.diag([3.0, 4.0])
+    t = 0.2 * 5 / np.sqrt(2)
+    assert ddlr.solve(x, y, 0.2, tolerance=1e-7).objective == pytest.approx(7 - 2 * t, rel=1e-6)
+    # with the ReLU, entries off the diagonal may be negative at no cost; without it the answer is unique
+    found = ddlr.solve(x, y, 0.2, relu=False, tolerance=1e-7)
+    assert found.objective == pytest.approx(7 - 2 * t, rel=1e-6)
+    assert np.allclose(found.weights, np.diag([3 - t, 4 - t]), atol=1e-3)
+    # at 0.75, all of the 3 and sqrt(3.75^2 - 9) of the 4 fit into the ball: rank 1
+    found = ddlr.solve(x, y, 0.75, relu=False, tolerance=1e-7)
+    assert found.objective == pytest.approx(4 - np.sqrt(3.75**2 - 9), rel=1e-6)
+    assert np.allclose(found.weights, np.diag([0, 4 - np.sqrt(3.75**2 - 9)]), atol=1e-3)
+    # the sign constraint costs: one weight, samples 1 and -2 and outputs 1 and 0 hold for any weight >= 0
+    assert ddlr.solve([[1.0], [-2.0]], [[1.0], [0.0]], 0.25, tolerance=1e-7).objective == pytest.approx(
+        0.75, rel=1e-6
+    )
+
+
+def test_known_violations():
+    x, y = np.eye(2), np.array([[2.0, 0.0], [0.0, 0.0]])
+    found = ddlr.check([[1.0, 0.5], [0.0, -3.0]], x, y, epsilon=0.6)
+    assert (found.error, found.sign, found.violation, found.feasible) == (0.5, 0.25, 0.25, False)
+    assert ddlr.check([[1.0, -0.5], [0.0, -3.0]], x, y, epsilon=0.6).feasible
+    assert ddlr.check([[1.0, -0.5], [0.0, 0.0]], x, y, 0.6, relu=False).error == pytest.approx(
+        np.sqrt(1.25) / 2
+    )
+
+
+@pytest.mark.parametrize("penalty", ddlr.PENALTIES)
+def test_objective_falls_as_epsilon_grows(penalty):
+    x, y, u = digits_layer(60, 8)
+    found = [ddlr.solve(x, y, e, penalty=penalty, original=u) for e in (0.02, 0.1, 0.3, 0.6, 0.9)]
+    assert all(a.bound > b.objective for a, b in zip(found, found[1:]))
+
+
+@pytest.mark.parametrize("penalty", ddlr.PENALTIES)
+def test_bias_keeps_the_answer_truly_sparse(penalty):
+    x, y, u = digits_layer(60, 12)
+    found = ddlr.solve(x, y, 0.3, penalty=penalty, original=u)
+    if penalty == "nuclear":
+        assert found.rank < 12 == np.linalg.matrix_rank(u)
+    else:
+        assert (found.weights == 0).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("samples", [30, 100])
+def test_warm_start_along_a_path_needs_fewer_iterations(samples):
+    x, y, u = digits_layer(samples, 8)
+    options = dict(original=u, tolerance=1e-4)
+    cold = ddlr.solve(x, y, 0.11, **options)
+    warm = ddlr.solve(x, y, 0.11, warm_start=ddlr.solve(x, y, 0.1, **options), **options)
+    assert warm.converged and warm.iterations < cold.iterations
+    assert warm.objective == pytest.approx(cold.objective, rel=1e-4)
+    assert_feasible(warm, x, y)
+
+
+@pytest.mark.parametrize("penalty", ddlr.PENALTIES)
+def test_warm_start_goes_on_where_the_budget_ended(penalty):
+    x, y, u = digits_layer(100, 8)
+    options = dict(penalty=penalty, original=u, tolerance=1e-4)
+    whole = ddlr.solve(x, y, 0.1, **options)
+    part = ddlr.solve(x, y, 0.1, max_iterations=whole.iterations - ddlr.CHECK_EVERY, **options)
+    assert whole.converged and not part.converged
+    rest = ddlr.solve(x, y, 0.1, warm_start=part, **options)
+    assert rest.converged and rest.iterations < whole.iterations / 2
+    assert rest.objective == pytest.approx(whole.objective, rel=1e-4)
+    assert ddlr.solve(x, y, 0.1, warm_start=whole, **options).iterations <= ddlr.CHECK_EVERY
+    assert_feasible(rest, x, y)
+
+
+def test_budget_gives_the_best_certified_answer_so_far():
+    x, y, u = random_layer(60, 24, 16, bias=True)
+    optimum = ddlr.solve(x, y, 0.1, original=u, tolerance=1e-5)
+    for budget in (dict(max_iterations=1), dict(max_iterations=30), dict(max_seconds=1e-9)):
+        found = ddlr.solve(x, y, 0.1, original=u, tolerance=1e-9, **budget)
+        assert not found.converged
+        assert found.iterations <= budget.get("max_iterations", 1)
+        assert_feasible(found, x, y)
+        assert 0 < found.bound <= optimum.objective and optimum.bound <= found.objective
+        assert found.relative_gap > 1e-9
+
+
+def test_history_tells_the_best_so_far():
+    x, y, u = digits_layer(60, 8)
+    found = ddlr.solve(x, y, 0.1, original=u, tolerance=1e-4)
+    history = found.history
+    assert (history["objective"].diff().dropna() <= 0).all() and (
+        history["bound"].diff().dropna() >= 0
+    ).all()
+    assert (history["seconds"].diff().dropna() > 0).all()
+    last = history.iloc[-1]
+    assert last["iteration"] == found.iterations
+    assert last["objective"] == pytest.approx(found.objective, rel=1e-9) and last["bound"] == found.bound
+
+
+@pytest.mark.parametrize("penalty", ddlr.PENALTIES)
+def test_float32_and_float64_agree(penalty):
+    x, y, u = digits_layer(100, 8)
+    double, single = (
+        ddlr.solve(x, y, 0.1, penalty=penalty, original=u, tolerance=1e-4, dtype=d)
+        for d in (torch.float64, torch.float32)
+    )
+    assert single.converged and single.weights.dtype == torch.float64
+    assert_feasible(single, x, y)
+    assert single.objective == pytest.approx(double.objective, rel=1e-4)
+    assert single.bound <= double.objective and double.bound <= single.objective
+    assert not torch.equal(single.weights, double.weights)
+
+
+def test_float32_reaches_gaps_below_its_precision():
+    x, y, u = random_layer(40, 16, 10, bias=True)
+    found = ddlr.solve(x, y, 0.1, original=u, tolerance=1e-9, max_iterations=20000, dtype=torch.float32)
+    assert found.converged and found.relative_gap <= 1e-9
+    assert_feasible(found, x, y)
+
+
+def test_scale_of_inputs_and_outputs_does_not_matter():
+    x, y, u = random_layer(40, 16, 10, bias=True)
+    plain = ddlr.solve(x, y, 0.1, original=u)
+    scaled = ddlr.solve(x * 1e-3, y * 1e4, 0.1, original=u * 1e7)
+    assert scaled.iterations == plain.iterations
+    assert scaled.objective == pytest.approx(plain.objective * 1e7, rel=1e-6)
+
+
+def test_dead_units_get_no_weights_and_change_nothing():
+    x, y, u = digits_layer(60, 6)
+    u[:, 2] = -np.abs(u[:, 2])
+    y = np.maximum(x @ u, 0)
+    assert not y[:, 2].any()
+    rest = [0, 1, 3, 4, 5]
+    with_dead = ddlr.solve(x, y, 0.1, original=u, tolerance=1e-5)
+    without = ddlr.solve(x, y[:, rest], 0.1, original=u[:, rest], tolerance=1e-5)
+    assert not with_dead.weights[:, 2].any()
+    assert with_dead.objective == pytest.approx(without.objective, rel=1e-6)
+
+
+def test_duplicate_samples_change_nothing():
+    x, y, u = digits_layer(40, 6)
+    once = ddlr.solve(x, y, 0.1, original=u, tolerance=1e-5)
+    twice = ddlr.solve(np.vstack([x, x]), np.vstack([y, y]), 0.1, original=u, tolerance=1e-5)
+    assert twice.objective == pytest.approx(once.objective, rel=2e-5)
+
+
+def test_samples_of_zeros_change_nothing():
+    x, y, u = random_layer(30, 8, 5)
+    plain = ddlr.solve(x, y, 0.1, original=u, tolerance=1e-5)
+    padded = ddlr.solve(np.vstack([x, 0 * x]), np.vstack([y, 0 * y]), 0.1, original=u, tolerance=1e-5)
+    assert padded.objective == pytest.approx(plain.objective, rel=2e-5)
+
+
+def test_zero_weights_where_they_are_the_answer():
+    x, y, u = digits_layer(20, 4)
+    for epsilon in (1.0, 3):
+        found = ddlr.solve(x, y, epsilon, original=u)
+        assert not found.weights.any() and found.objective == found.bound == found.rank == 0
+        assert found.converged and "zero weights pass" in found.note
+    found = ddlr.solve(x, 0 * y, 0.1)
+    assert not found.weights.any() and "no unit is active" in found.note
+    assert not ddlr.solve(x, y, 0.5, original=u).note
+
+
+def test_torch_in_and_progress(capsys):
+    x, y, u = (torch.from_numpy(part).float() for part in digits_layer(40, 6))
+    y = torch.relu(x @ u)
+    found = ddlr.solve(x, y, 0.1, original=u, progress=True)
+    assert "gap" in capsys.readouterr().err
+    assert_feasible(found, x.double().numpy(), y.double().numpy())
+    quiet = ddlr.solve(x, y, 0.1, original=u)
+    assert capsys.readouterr().err == "" and torch.equal(quiet.weights, found.weights)
+
+
+def unreachable(relu):
+    """One input, the same for both samples, two outputs: the best weight is their mean."""
+    return [[1.0], [1.0]], [[1.0], [3.0]], relu
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_unreachable_outputs_name_the_smallest_epsilon(relu):
+    x, y, _ = unreachable(relu)
+    smallest = np.sqrt(2 / 10)
+    with pytest.raises(ValueError, match=f"smallest feasible epsilon (found )?is {smallest:.4g}"):
+        ddlr.solve(x, y, 0.9 * smallest, relu)
+    found = ddlr.solve(x, y, 1.001 * smallest, relu)
+    assert found.violation <= 1e-9 and found.objective == pytest.approx(2, rel=0.05)
+
+
+def test_signs_that_make_outputs_unreachable():
+    # samples 1 and 2 with outputs 1 and 0: no positive weight is allowed, and zero has an error of 1
+    with pytest.raises(ValueError, match="no weights were found .* smallest feasible epsilon found is 1"):
+        ddlr.solve([[1.0], [2.0]], [[1.0], [0.0]], 0.5)
+
+
+X, Y, U = random_layer(12, 5, 4)
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        ("epsilon=0 is not a number above 0", dict(epsilon=0)),
+        ("epsilon=-0.1 is not a number above 0", dict(epsilon=-0.1)),
+        ("epsilon=nan is not a number above 0", dict(epsilon=float("nan"))),
+        ("epsilon='0.1' is not a number above 0", dict(epsilon="0.1")),
+        ("epsilon=True is not a number above 0", dict(epsilon=True)),
+        ("inputs hold 11 samples and outputs 12", dict(inputs=X[:11])),
+        (r"inputs must be a matrix that is not empty, not of shape \(12,\)", dict(inputs=X[:, 0])),
+        (r"outputs must be a matrix that is not empty, not of shape \(12, 0\)", dict(outputs=Y[:, :0])),
+        ("inputs must be a matrix of numbers", dict(inputs=[["a"]])),
+        ("inputs hold NaN", dict(inputs=np.where(X > 1, np.nan, X))),
+        ("outputs hold NaN or infinite", dict(outputs=np.where(Y > 1, np.inf, Y))),
+        ("outputs go down to -.* use relu=False", dict(outputs=Y - 1)),
+        ("unknown penalty 'l2'; known: nuclear, l1", dict(penalty="l2")),
+        (r"original has shape \(4, 5\); this layer needs \(5, 4\)", dict(original=U.T)),
+        ("original hold NaN", dict(original=U * np.nan)),
+        (
+            "original is not feasible: relative error 0.5 against epsilon 0.1, sign violation 0 ",
+            dict(original=U / 2),
+        ),
+        ("original is not feasible: .* sign violation [^0]", dict(original=-U)),
+        ("tolerance=0 must be above 0", dict(tolerance=0)),
+        ("max_iterations=-1 must be above 0", dict(max_iterations=-1)),
+        ("dtype torch.float16 is not one of", dict(dtype=torch.float16)),
+    ],
+)
+def test_bad_input_is_named(message, change):
+    arguments = dict(inputs=X, outputs=Y, epsilon=0.1, original=U)
+    ddlr.solve(**arguments)
+    with pytest.raises(ValueError, match=message):
+        ddlr.solve(**{**arguments, **change})
+
+
+def test_warm_start_of_another_layer_is_refused():
+    other = ddlr.solve(X, Y[:, :3], 0.1)
+    with pytest.raises(
+        ValueError, match=r"warm_start has weights of shape \(5, 3\), this layer \(5, 4\)"
+    ):
+        ddlr.solve(X, Y, 0.1, warm_start=other)
