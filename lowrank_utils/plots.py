@@ -29,6 +29,15 @@ _LOOKS = {
     "unit random": (7, "X"),
     "both entropy": (0, "o"),
     "both output": (3, "D"),
+    "DDLR": (5, "P"),
+    "DDLR, cut": (8, "p"),
+    "DDLR, cut, refit": (3, "D"),
+    "Net-Trim, non-zeros": (7, "X"),
+    "Net-Trim, with indices": (6, "*"),
+    "ARSVD": (2, "^"),
+    "data-aware": (0, "o"),
+    "ReLU-aware": (4, "v"),
+    "units, ReLU-aware": (1, "s"),
 }
 CHOOSERS = tuple(_LOOKS)
 _COLOURS = {name: sns.color_palette("colorblind")[colour] for name, (colour, _) in _LOOKS.items()}
@@ -189,6 +198,48 @@ def ranking(table, stays):
         axis.set(xlabel="component", yscale="log", title=f"{name}: {min(rank, len(mine))} of {len(mine)} stay")
     axes[0].set_ylabel("score (nats)")
     axes[-1].legend()
+    return figure
+
+
+def norm_ball():
+    """Return the unit ball of the nuclear norm among symmetric 2 x 2 matrices [[a, b], [b, c]]; matrices of rank 1 in colour.
+
+    Beside it a cut through b = 0: the diagonal matrices, where the nuclear norm is |a| + |c|.
+    """
+    angle = np.linspace(0, 2 * np.pi, 97)
+    # v v^T for unit v: a circle, and its mirror image; each ruling joins v v^T to -w w^T with w at right angles
+    rim = np.stack([np.cos(angle / 2) ** 2, np.cos(angle / 2) * np.sin(angle / 2), np.sin(angle / 2) ** 2])
+    other = -np.stack([rim[2], -rim[1], rim[0]])
+    share = np.linspace(0, 1, 9)[:, None, None]
+    surface = share * rim + (1 - share) * other
+    figure = plt.figure(figsize=(9.2, 4.0), layout="constrained")
+    plt.close(figure)
+    solid = figure.add_subplot(1, 2, 1, projection="3d")
+    solid.plot_surface(*surface.transpose(1, 0, 2), color=_COLOURS["energy"], alpha=0.35, linewidth=0)
+    for circle in (rim, other):
+        solid.plot(*circle, color=_COLOURS["evbmf"], linewidth=3)
+    solid.set(xlabel="a", ylabel="b", zlabel="c", title="nuclear norm at most 1: rank 1 lies on the rims")
+    solid.view_init(18, -60)
+    flat = figure.add_subplot(1, 2, 2)
+    flat.fill([1, 0, -1, 0], [0, 1, 0, -1], color=_COLOURS["energy"], alpha=0.35)
+    flat.plot([1, 0, -1, 0], [0, 1, 0, -1], "o", color=_COLOURS["evbmf"], markersize=8, label="rank 1")
+    flat.set(xlabel="a", ylabel="c", title="b = 0: the diagonal matrices", aspect="equal", xlim=(-1.6, 2.6), ylim=(-1.3, 2.3))
+    # the smallest ball that reaches a disc of allowed matrices touches it near a corner
+    flat.add_patch(plt.Circle((1.9, 0.75), 0.75, color=_COLOURS["entropy"], alpha=0.4, label="allowed by the data"))
+    flat.legend()
+    flat.grid(alpha=0.4)
+    return figure
+
+
+def gap(history, title=""):
+    """Return certified objective and bound against iterations, and the relative gap on a logarithmic axis."""
+    figure, (left, right) = _canvas(2)
+    left.plot(history["iteration"], history["objective"], marker=".", color=_COLOURS["energy"], label="feasible weights")
+    left.plot(history["iteration"], history["bound"], "--", marker=".", color=_COLOURS["evbmf"], label="lower bound")
+    left.set(xlabel="iteration", ylabel="nuclear norm", title=title, ylim=(0, 1.6 * history["objective"].iloc[-1]))
+    left.legend()
+    right.plot(history["iteration"], 1 - history["bound"] / history["objective"], marker=".", color=_COLOURS["energy"])
+    right.set(xlabel="iteration", ylabel="relative gap", yscale="log", title="what is not yet proved")
     return figure
 
 

@@ -1,5 +1,7 @@
 """The convex solver against CVXPY, hand-made cases, and constraints checked again in numpy."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -129,10 +131,10 @@ def test_two_by_two_by_hand():
     found = ddlr.solve(x, y, 0.2, relu=False, tolerance=1e-7)
     assert found.objective == pytest.approx(7 - 2 * t, rel=1e-6)
     assert np.allclose(found.weights, np.diag([3 - t, 4 - t]), atol=1e-3)
-    # at 0.75, all of the 3 and sqrt(3.75^2 - 9) of the 4 fit into the ball: rank 1
-    found = ddlr.solve(x, y, 0.75, relu=False, tolerance=1e-7)
-    assert found.objective == pytest.approx(4 - np.sqrt(3.75**2 - 9), rel=1e-6)
-    assert np.allclose(found.weights, np.diag([0, 4 - np.sqrt(3.75**2 - 9)]), atol=1e-3)
+    # at 0.9, all of the 3 and sqrt(4.5^2 - 9) of the 4 fit into the ball: rank 1
+    found = ddlr.solve(x, y, 0.9, relu=False, tolerance=1e-7)
+    assert found.objective == pytest.approx(4 - np.sqrt(4.5**2 - 9), rel=1e-6)
+    assert np.allclose(found.weights, np.diag([0, 4 - np.sqrt(4.5**2 - 9)]), atol=1e-3)
     # the sign constraint costs: one weight, samples 1 and -2 and outputs 1 and 0 hold for any weight >= 0
     assert ddlr.solve([[1.0], [-2.0]], [[1.0], [0.0]], 0.25, tolerance=1e-7).objective == pytest.approx(
         0.75, rel=1e-6
@@ -153,7 +155,7 @@ def test_known_violations():
 def test_objective_falls_as_epsilon_grows(penalty):
     x, y, u = digits_layer(60, 8)
     found = [ddlr.solve(x, y, e, penalty=penalty, original=u) for e in (0.02, 0.1, 0.3, 0.6, 0.9)]
-    assert all(a.bound > b.objective for a, b in zip(found, found[1:]))
+    assert all(a.bound > b.objective for a, b in pairwise(found))
 
 
 @pytest.mark.parametrize("penalty", ddlr.PENALTIES)
@@ -169,7 +171,7 @@ def test_bias_keeps_the_answer_truly_sparse(penalty):
 @pytest.mark.parametrize("samples", [30, 100])
 def test_warm_start_along_a_path_needs_fewer_iterations(samples):
     x, y, u = digits_layer(samples, 8)
-    options = dict(original=u, tolerance=1e-4)
+    options = {"original": u, "tolerance": 1e-4}
     cold = ddlr.solve(x, y, 0.11, **options)
     warm = ddlr.solve(x, y, 0.11, warm_start=ddlr.solve(x, y, 0.1, **options), **options)
     assert warm.converged and warm.iterations < cold.iterations
@@ -180,7 +182,7 @@ def test_warm_start_along_a_path_needs_fewer_iterations(samples):
 @pytest.mark.parametrize("penalty", ddlr.PENALTIES)
 def test_warm_start_goes_on_where_the_budget_ended(penalty):
     x, y, u = digits_layer(100, 8)
-    options = dict(penalty=penalty, original=u, tolerance=1e-4)
+    options = {"penalty": penalty, "original": u, "tolerance": 1e-4}
     whole = ddlr.solve(x, y, 0.1, **options)
     part = ddlr.solve(x, y, 0.1, max_iterations=whole.iterations - ddlr.CHECK_EVERY, **options)
     assert whole.converged and not part.converged
@@ -194,7 +196,7 @@ def test_warm_start_goes_on_where_the_budget_ended(penalty):
 def test_budget_gives_the_best_certified_answer_so_far():
     x, y, u = random_layer(60, 24, 16, bias=True)
     optimum = ddlr.solve(x, y, 0.1, original=u, tolerance=1e-5)
-    for budget in (dict(max_iterations=1), dict(max_iterations=30), dict(max_seconds=1e-9)):
+    for budget in ({"max_iterations": 1}, {"max_iterations": 30}, {"max_seconds": 1e-9}):
         found = ddlr.solve(x, y, 0.1, original=u, tolerance=1e-9, **budget)
         assert not found.converged
         assert found.iterations <= budget.get("max_iterations", 1)
@@ -319,33 +321,33 @@ X, Y, U = random_layer(12, 5, 4)
 @pytest.mark.parametrize(
     ("message", "change"),
     [
-        ("epsilon=0 is not a number above 0", dict(epsilon=0)),
-        ("epsilon=-0.1 is not a number above 0", dict(epsilon=-0.1)),
-        ("epsilon=nan is not a number above 0", dict(epsilon=float("nan"))),
-        ("epsilon='0.1' is not a number above 0", dict(epsilon="0.1")),
-        ("epsilon=True is not a number above 0", dict(epsilon=True)),
-        ("inputs hold 11 samples and outputs 12", dict(inputs=X[:11])),
-        (r"inputs must be a matrix that is not empty, not of shape \(12,\)", dict(inputs=X[:, 0])),
-        (r"outputs must be a matrix that is not empty, not of shape \(12, 0\)", dict(outputs=Y[:, :0])),
-        ("inputs must be a matrix of numbers", dict(inputs=[["a"]])),
-        ("inputs hold NaN", dict(inputs=np.where(X > 1, np.nan, X))),
-        ("outputs hold NaN or infinite", dict(outputs=np.where(Y > 1, np.inf, Y))),
-        ("outputs go down to -.* use relu=False", dict(outputs=Y - 1)),
-        ("unknown penalty 'l2'; known: nuclear, l1", dict(penalty="l2")),
-        (r"original has shape \(4, 5\); this layer needs \(5, 4\)", dict(original=U.T)),
-        ("original hold NaN", dict(original=U * np.nan)),
+        ("epsilon=0 is not a number above 0", {"epsilon": 0}),
+        ("epsilon=-0.1 is not a number above 0", {"epsilon": -0.1}),
+        ("epsilon=nan is not a number above 0", {"epsilon": float("nan")}),
+        ("epsilon='0.1' is not a number above 0", {"epsilon": "0.1"}),
+        ("epsilon=True is not a number above 0", {"epsilon": True}),
+        ("inputs hold 11 samples and outputs 12", {"inputs": X[:11]}),
+        (r"inputs must be a matrix that is not empty, not of shape \(12,\)", {"inputs": X[:, 0]}),
+        (r"outputs must be a matrix that is not empty, not of shape \(12, 0\)", {"outputs": Y[:, :0]}),
+        ("inputs must be a matrix of numbers", {"inputs": [["a"]]}),
+        ("inputs hold NaN", {"inputs": np.where(X > 1, np.nan, X)}),
+        ("outputs hold NaN or infinite", {"outputs": np.where(Y > 1, np.inf, Y)}),
+        ("outputs go down to -.* use relu=False", {"outputs": Y - 1}),
+        ("unknown penalty 'l2'; known: nuclear, l1", {"penalty": "l2"}),
+        (r"original has shape \(4, 5\); this layer needs \(5, 4\)", {"original": U.T}),
+        ("original hold NaN", {"original": U * np.nan}),
         (
             "original is not feasible: relative error 0.5 against epsilon 0.1, sign violation 0 ",
-            dict(original=U / 2),
+            {"original": U / 2},
         ),
-        ("original is not feasible: .* sign violation [^0]", dict(original=-U)),
-        ("tolerance=0 must be above 0", dict(tolerance=0)),
-        ("max_iterations=-1 must be above 0", dict(max_iterations=-1)),
-        ("dtype torch.float16 is not one of", dict(dtype=torch.float16)),
+        ("original is not feasible: .* sign violation [^0]", {"original": -U}),
+        ("tolerance=0 must be above 0", {"tolerance": 0}),
+        ("max_iterations=-1 must be above 0", {"max_iterations": -1}),
+        ("dtype torch.float16 is not one of", {"dtype": torch.float16}),
     ],
 )
 def test_bad_input_is_named(message, change):
-    arguments = dict(inputs=X, outputs=Y, epsilon=0.1, original=U)
+    arguments = {"inputs": X, "outputs": Y, "epsilon": 0.1, "original": U}
     ddlr.solve(**arguments)
     with pytest.raises(ValueError, match=message):
         ddlr.solve(**{**arguments, **change})
