@@ -206,8 +206,6 @@ def collect(model, names, calibration, batch_size=500):
     """
     if not torch.is_tensor(calibration) or calibration.ndim < 2 or len(calibration) == 0:
         raise ValueError("calibration must be a tensor of at least one input, with the images along its first axis")
-    if not torch.isfinite(calibration).all():
-        raise ValueError("the calibration images hold NaN or infinite values")
     device = next(model.parameters()).device
     dtype = next(model.parameters()).dtype
     found = {name: Moments.empty(model.get_submodule(name).weight.shape[1], device) for name in names}
@@ -221,6 +219,8 @@ def collect(model, names, calibration, batch_size=500):
     try:
         with torch.inference_mode():
             for batch in calibration.split(batch_size):
+                if not torch.isfinite(batch).all():
+                    raise ValueError("the calibration images hold NaN or infinite values")
                 model(batch.to(device, dtype))
     except RuntimeError as error:
         shape = tuple(calibration.shape[1:])

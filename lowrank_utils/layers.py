@@ -6,6 +6,7 @@ project's one ledger: multiply-accumulates (MACs) for one input, and parameters 
 
 import logging
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
@@ -85,7 +86,7 @@ def check_share(**shares):
     ValueError: threshold=1.5 is not a share in (0, 1]
     """
     for name, value in shares.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real) or not 0 < value <= 1:
             raise ValueError(f"{name}={value!r} is not a share in (0, 1]")
 
 

@@ -8,6 +8,7 @@ made of smaller stock layers, never of masks. `both` does units first, component
 
 import logging
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import pandas as pd
@@ -39,6 +40,8 @@ def output_shares(factors, moments):
 
     Parameters: `factors`, a `factors.Factors` of full rank; `moments`, the `factors.Moments` of the inputs.
     """
+    if factors.right.shape[1] != len(moments.mean):
+        raise ValueError(f"moments of {len(moments.mean)} inputs do not fit factors of {factors.right.shape[1]}")
     spread = moments.second_moment if factors.bias is None else moments.covariance
     spread = spread.to(factors.right.device)
     energy = factors.left.square().sum(0) * ((factors.right @ spread) * factors.right).sum(1)
@@ -55,8 +58,8 @@ def rank_components(cards, rule="entropy", factors=None, moments=None, seed=0):
     (score and key 0).
 
     `rule`: ``"entropy"`` -p_i log p_i; ``"energy"`` p_i; ``"output"`` the share of output energy on data
-    (`output_shares`); ``"magnitude"`` s_i, not normalised by layer; ``"random"`` uniform numbers from `seed`.
-    Parameters: `cards` of `layers.survey`; `factors`, ``{name: Factors}`` of `layers.decompose`, and `moments`, ``{name: Moments}``
+    (`output_shares`); ``"magnitude"`` s_i, not normalised by layer; ``"random"`` uniform numbers from `seed`, the largest of a layer for
+    its first component. Parameters: `cards` of `layers.survey`; `factors`, ``{name: Factors}`` of `layers.decompose`, and `moments`, ``{name: Moments}``
     of `factors.collect`, both for ``"output"`` only.
 
     Raises ValueError for an unknown rule, for "output" without factors and moments of every layer, and where no
@@ -72,6 +75,8 @@ def rank_components(cards, rule="entropy", factors=None, moments=None, seed=0):
     if rule not in COMPONENT_RULES:
         raise ValueError(f"unknown rule {rule!r} for components; known: {', '.join(COMPONENT_RULES)}")
     free = [card for card in cards if not card.reason]
+    if any(card.singular_values is None for card in free):
+        raise ValueError("these cards have no spectrum; make them with survey(..., spectra=True)")
     if not free:
         raise ValueError("no layer of this network can be factored: " + "; ".join(f"{c.name}: {c.reason}" for c in cards))
     lacking = [card.name for card in free if card.name not in (factors or {}) or card.name not in (moments or {})]
@@ -84,10 +89,12 @@ def rank_components(cards, rule="entropy", factors=None, moments=None, seed=0):
         p = energy_shares(s)
         if rule == "output":
             score = output_shares(factors[card.name], moments[card.name])
+            if len(score) != len(s):
+                raise ValueError(f"the factors of layer {card.name!r} hold {len(score)} of its {len(s)} components")
         elif rule == "magnitude":
             score = s.copy()
         elif rule == "random":
-            score = generator.random(len(s))
+            score = np.sort(generator.random(len(s)))[::-1]  # sorted: else a long layer would protect itself by chance
         else:
             score = entr(p) if rule == "entropy" else p.copy()
         score[_zero(s, card.shape)] = 0.0
@@ -177,25 +184,32 @@ def hidden_layers(model):
         if node.op == "call_module":
             calls.setdefault(id(modules[node.target]), []).append(node)
     for module in modules.values():
-        if isinstance(getattr(module, "weight", None), torch.Tensor):
+        if isinstance(module._parameters.get("weight"), torch.Tensor):
             owners.setdefault(id(module.weight), set()).add(id(module))
     attributes = {node.target.rsplit(".", 1)[0] for node in graph.nodes if node.op == "get_attr"}
 
     def shared(module):
         return len(calls.get(id(module), ())) != 1 or len(owners[id(module.weight)]) > 1
 
+    def computed(module):  # as by weight_norm: what stands in .weight is made anew at each call
+        return "weight" not in module._parameters
+
     found = []
     for node in graph.nodes:
         if node.op != "call_module" or not isinstance(modules[node.target], nn.Linear):
             continue
         layer, reader, reason = modules[node.target], "", ""
-        if shared(layer):
+        if computed(layer):
+            reason = "its weight is computed from other parameters"
+        elif shared(layer):
             reason = "it is used more than once, or shares its weight"
         elif node.target in attributes:
             reason = "its weight is also read outside of its call"
         else:
             reader, reason = _reader(node, modules)
-            if reader and shared(modules[reader]):
+            if reader and computed(modules[reader]):
+                reader, reason = "", f"the layer that reads it, {reader}, has a weight computed from other parameters"
+            elif reader and shared(modules[reader]):
                 reader, reason = "", f"the layer that reads it, {reader}, is used more than once, or shares its weight"
         found.append(Hidden(node.target, reader, layer.out_features, reason))
     return found
@@ -212,7 +226,7 @@ def _reader(node, modules):
             return "", "its units are the outputs of the network"
         module = modules.get(user.target) if user.op == "call_module" else None
         if isinstance(module, nn.Linear):
-            return user.target, ""
+            return (user.target, "") if user.args else ("", "the layer that reads it is called with a keyword")
         elementwise = (
             isinstance(module, _ELEMENTWISE_MODULES)
             and not (isinstance(module, nn.PReLU) and module.num_parameters > 1)
@@ -243,9 +257,10 @@ class Activations:
 
     @property
     def entropy(self):
-        """H = -sum_b q_b log q_b in nats for each unit, q the histogram as shares; from 0 (constant) to log(bins).
+        """H = -sum_b q_b log q_b in nats for each unit, q the histogram as shares; from 0 to log(bins).
 
-        Source: Luo & Wu 2017, equation 2.
+        With each unit's own range 0 means that the unit was constant over the data; with one range for the layer, that
+        it stayed within one bin. Source: Luo & Wu 2017, equation 2.
         """
         shares = self.histogram.double() / self.count
         return torch.special.entr(shares).sum(1)
@@ -261,14 +276,16 @@ def collect(model, images, bins=32, span="unit", batch_size=500):
     Raises ValueError for fewer than two images, NaN, images of a shape the network cannot take, a wrong `bins` or
     `span`, and a network without hidden units that can go.
     """
-    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 2:
+    if isinstance(bins, bool) or not isinstance(bins, Integral) or bins < 2:
         raise ValueError(f"bins={bins!r} is not a whole number of at least 2")
     if span not in ("unit", "layer"):
         raise ValueError(f"unknown span {span!r}; known: unit, layer")
-    if not torch.is_tensor(images) or images.ndim < 2 or len(images) < 2:
-        raise ValueError("entropy needs a tensor of at least two calibration images: one gives every unit one value")
-    if not torch.isfinite(images).all():
-        raise ValueError("the calibration images hold NaN or infinite values")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r} is not a whole number of at least 1")
+    if not torch.is_tensor(images) or images.ndim < 2:
+        raise ValueError("calibration images must be a tensor with the images along its first axis")
+    if len(images) < 2:
+        raise ValueError("entropy needs at least two calibration images: one gives every unit one value")
     hidden = _removable(model)
     parameter = next(model.parameters())
     seen = {h.name: None for h in hidden}
@@ -281,6 +298,8 @@ def collect(model, images, bins=32, span="unit", batch_size=500):
         try:
             with evaluating(model):
                 for batch in images.split(batch_size):
+                    if not torch.isfinite(batch).all():
+                        raise ValueError("the calibration images hold NaN or infinite values")
                     model(batch.to(parameter.device, parameter.dtype))
         except RuntimeError as error:
             raise ValueError(f"the network cannot take calibration images of shape {tuple(images.shape[1:])}: {error}") from error
@@ -313,7 +332,9 @@ def collect(model, images, bins=32, span="unit", batch_size=500):
 
     def count(name, x):
         low, high = edges[name].unbind(1)
-        width = torch.where(high > low, high - low, torch.ones_like(low))
+        # rounding differs with the size of a batch: a range of a few float32 steps is a constant
+        varies = high - low > 8 * torch.finfo(torch.float32).eps * torch.maximum(low.abs(), high.abs())
+        width = torch.where(varies, high - low, torch.inf)
         place = ((x - low) / width * bins).long().clamp(0, bins - 1)
         units = torch.arange(x.shape[1], device=x.device) * bins
         counts[name] += torch.bincount((place + units).flatten(), minlength=x.shape[1] * bins).view(-1, bins)
@@ -344,7 +365,7 @@ def rank_units(model, activations, rule="entropy", seed=0):
     """
     if rule not in UNIT_RULES:
         raise ValueError(f"unknown rule {rule!r} for units; known: {', '.join(UNIT_RULES)}")
-    generator = np.random.default_rng(seed)
+    generator, parameter = np.random.default_rng(seed), next(model.parameters())
     tables = []
     for h in _removable(model):
         if h.name not in activations or len(activations[h.name].mean) != h.units:
@@ -354,7 +375,7 @@ def rank_units(model, activations, rule="entropy", seed=0):
             if rule == "entropy":
                 score = seen.entropy
             elif rule == "output":
-                score = seen.variance * model.get_submodule(h.reader).weight.double().square().sum(0)
+                score = seen.variance.to(parameter.device) * model.get_submodule(h.reader).weight.double().square().sum(0)
                 score = score / score.sum().clamp(min=torch.finfo(torch.float64).tiny)
             elif rule == "magnitude":
                 score = model.get_submodule(h.name).weight.double().norm(dim=1)
@@ -377,9 +398,12 @@ def plan_units(model, order, kept, input_shape, resource="parameters", floor=1):
     Raises ValueError where the budget is below what `floor` units a layer cost, and says what can be reached.
     """
     layers.check_share(kept=kept)
-    if isinstance(floor, bool) or not isinstance(floor, int) or floor < 1:
+    if isinstance(floor, bool) or not isinstance(floor, Integral) or floor < 1:
         raise ValueError(f"floor={floor!r} is not a whole number of at least 1: a layer without units passes nothing on")
     hidden = {h.name: h for h in _removable(model)}
+    every = [(h.name, unit) for h in hidden.values() for unit in range(h.units)]
+    if sorted(zip(order["layer"], order["unit"])) != sorted(every):
+        raise ValueError("the order does not name every hidden unit of this network once; make it with rank_units")
     cards = {card.name: card for card in layers.survey(model, input_shape, spectra=False)}
     sizes = {name: list(card.shape) for name, card in cards.items()}  # rows, columns as units go
     total = sum(card.cost(None, resource) for card in cards.values())
@@ -451,6 +475,8 @@ def remove(model, staying, activations=None, moments=None):
         if name not in hidden or hidden[name].reason:
             why = hidden[name].reason if name in hidden else "there is no linear layer of this name"
             raise ValueError(f"no unit of layer {name!r} can be removed: {why}")
+        if any(isinstance(u, bool) or not isinstance(u, Integral) for u in units):
+            raise ValueError(f"the units of layer {name!r} that stay must be whole numbers, counted from 0")
         h, units = hidden[name], sorted({int(u) for u in units})
         if not units:
             raise ValueError(f"every unit of layer {name!r} would go; a layer keeps at least one")
@@ -459,8 +485,9 @@ def remove(model, staying, activations=None, moments=None):
         reader = model.get_submodule(h.reader)
         rows[name] = torch.tensor(units, device=reader.weight.device)
         gone = torch.tensor(sorted(set(range(h.units)) - set(units)), dtype=torch.long, device=reader.weight.device)
-        mean = None if activations is None else activations[name].mean
-        inputs[h.reader] = _without(reader, rows[name], gone, mean, None if moments is None else moments[h.reader])
+        mean = _fitting(activations, name, h.units, "activations")
+        about = _fitting(moments, h.reader, h.units, "moments")
+        inputs[h.reader] = _without(reader, rows[name], gone, mean, about)
     thin = {}
     for name in rows.keys() | inputs.keys():
         layer = model.get_submodule(name)
@@ -469,6 +496,14 @@ def remove(model, staying, activations=None, moments=None):
             weight, bias = weight[rows[name]], None if bias is None else bias[rows[name]]
         thin[name] = _linear(weight, bias, layer)
     return replaced(model, thin)
+
+
+def _fitting(found, name, units, what):
+    if found is None:
+        return None
+    if name not in found or len(found[name].mean) != units:
+        raise ValueError(f"the {what} do not fit this network: layer {name!r} needs those of {units} units")
+    return found[name].mean if what == "activations" else found[name]
 
 
 def _without(reader, stay, gone, mean, moments):
@@ -501,7 +536,7 @@ def _linear(weight, bias, like):
 
 
 def both(model, calibration, kept, units, input_shape, rules=("output", "output"), factors="data-aware", dense=()):
-    """Return a new model with `kept` of the parameters: units first, components of what is left second.
+    """Return a new model with at most a share `kept` of the layers' parameters: units first, components of the rest second.
 
     `units` is the share of parameters, from `kept` to 1, that the removal of units leaves (the next layer refitted); the rest of
     the way is gone by dropping singular components. `rules`: one of `UNIT_RULES`, one of `COMPONENT_RULES`; `factors`,

@@ -151,8 +151,6 @@ def sweep(model, plan, calibration, relu=False, refit=True, within=None, iterati
     """
     if not torch.is_tensor(calibration) or calibration.ndim < 2 or len(calibration) == 0:
         raise ValueError("calibration must be a tensor of at least one input, with the images along its first axis")
-    if not torch.isfinite(calibration).all():
-        raise ValueError("the calibration images hold NaN or infinite values")
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
         raise ValueError(f"iterations={iterations!r} is not a whole number of at least 1")
     modules = dict(model.named_modules())
@@ -195,6 +193,8 @@ def _answer(model, small, name, layer, rank, subspace, images, iterations, batch
         seen = _Cross(columns, rows, weight.device)
         with evaluating(model), evaluating(small):
             for batch in images.split(batch_size):
+                if not torch.isfinite(batch).all():
+                    raise ValueError("the calibration images hold NaN or infinite values")
                 batch = batch.to(layer.weight.device, layer.weight.dtype)
                 x = _inputs(small, name, batch)
                 t = _inputs(model, name, batch) @ weight.T + bias
