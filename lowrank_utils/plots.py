@@ -27,8 +27,8 @@ _LOOKS = {
     "unit output": (4, "v"),
     "unit magnitude": (5, "P"),
     "unit random": (7, "X"),
-    "both entropy": (0, "o"),
-    "both output": (3, "D"),
+    "both entropy": (8, "p"),
+    "both output": (9, "*"),
     "DDLR": (5, "P"),
     "DDLR, cut": (8, "p"),
     "DDLR, cut, refit": (3, "D"),
@@ -223,9 +223,11 @@ def norm_ball():
     flat = figure.add_subplot(1, 2, 2)
     flat.fill([1, 0, -1, 0], [0, 1, 0, -1], color=_COLOURS["energy"], alpha=0.35)
     flat.plot([1, 0, -1, 0], [0, 1, 0, -1], "o", color=_COLOURS["evbmf"], markersize=8, label="rank 1")
-    flat.set(xlabel="a", ylabel="c", title="b = 0: the diagonal matrices", aspect="equal", xlim=(-1.6, 2.6), ylim=(-1.3, 2.3))
-    # the smallest ball that reaches a disc of allowed matrices touches it near a corner
-    flat.add_patch(plt.Circle((1.9, 0.75), 0.75, color=_COLOURS["entropy"], alpha=0.4, label="allowed by the data"))
+    flat.set(xlabel="a", ylabel="c", title="b = 0: the diagonal matrices", aspect="equal", xlim=(-1.8, 2.6), ylim=(-1.7, 2.7))
+    # a disc of allowed matrices: the smallest ball that reaches it touches it at a corner
+    flat.plot([1.5, 0, -1.5, 0, 1.5], [0, 1.5, 0, -1.5, 0], "--", color=_COLOURS["energy"], label="ball blown up")
+    flat.add_patch(plt.Circle((1.9, 0.3), 0.5, color=_COLOURS["entropy"], alpha=0.4, label="allowed by the data"))
+    flat.plot([1.5], [0], "*", color="black", markersize=12, label="first touch: rank 1")
     flat.legend()
     flat.grid(alpha=0.4)
     return figure
