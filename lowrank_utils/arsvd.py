@@ -276,6 +276,8 @@ def same_ranks(model, other, input_shape, thresholds=tuple(t / 100 for t in rang
     """
     for mine, theirs in zip(survey(model, input_shape), survey(other, input_shape), strict=True):
         a, b = mine.singular_values, theirs.singular_values
+        if a is None:
+            continue
         if any(rank(a, t, rule) != rank(b, t, rule) for rule in RULES for t in thresholds):
             return False
         if evbmf_rank(a, mine.shape) != evbmf_rank(b, theirs.shape):
