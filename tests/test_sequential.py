@@ -1,0 +1,186 @@
+"""Sequential and ReLU-aware factors: exact where nothing is lost, least squares where something is."""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lowrank_utils import layers, score
+from lowrank_utils.sequential import before_relu, reduced_rank, sweep
+
+
+def mlp(sizes=(12, 9, 7, 4), seed=0, bias=True):
+    torch.manual_seed(seed)
+    steps = []
+    for d_in, d_out in zip(sizes, sizes[1:]):
+        steps += [nn.Linear(d_in, d_out, bias=bias), nn.ReLU()]
+    return nn.Sequential(*steps[:-1])
+
+
+@pytest.fixture
+def x():
+    return torch.randn(300, 12, generator=torch.Generator().manual_seed(1)) @ torch.diag(torch.linspace(0.2, 2, 12))
+
+
+def test_reduced_rank_beats_every_other_matrix_of_that_rank():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 6, generator=generator).double() @ torch.randn(6, 6, generator=generator).double()
+    t = x @ torch.randn(6, 5, generator=generator).double() + 0.5 * torch.randn(200, 5, generator=generator).double()
+    left, right = reduced_rank(x.T @ x / 200, t.T @ x / 200, 2, ridge=0)
+    assert left.shape == (5, 2) and right.shape == (2, 6)
+    best = (t - x @ (left @ right).T).square().sum()
+    # truncating the plain least-squares answer is the usual wrong way
+    plain = torch.linalg.lstsq(x, t).solution.T
+    u, s, vt = torch.linalg.svd(plain)
+    truncated = u[:, :2] @ torch.diag(s[:2]) @ vt[:2]
+    assert best < (t - x @ truncated.T).square().sum()
+    for _ in range(50):
+        other = (left + 0.05 * torch.randn(5, 2, generator=generator).double()) @ (
+            right + 0.05 * torch.randn(2, 6, generator=generator).double()
+        )
+        assert best <= (t - x @ other.T).square().sum()
+
+
+def test_a_singular_covariance_and_constant_inputs_are_normal_input():
+    x = torch.ones(50, 12)
+    model = mlp()
+    small = sweep(model, {"0": 2, "2": 3}, x, relu=True)
+    assert torch.allclose(small(x), model(x), atol=1e-4)
+    thin = torch.randn(300, 3) @ torch.randn(3, 12)  # three directions in twelve
+    small = sweep(model, {"0": 3}, thin)
+    assert torch.allclose(small(thin), model(thin), atol=1e-3)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("relu", [True, False])
+def test_full_rank_changes_nothing(bias, relu, x):
+    model = mlp(bias=bias)
+    small = sweep(model, {"0": 9, "2": 7, "4": 4}, x, relu=relu, iterations=3)
+    assert torch.allclose(small(x), model(x), atol=2e-3)
+    assert score.parameters(small) == 9 * 21 + 7 * 16 + 4 * 11 + (20 if bias else 0)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_sweep_loses_less_than_factors_that_look_at_one_layer_each(bias, x):
+    model = mlp((12, 11, 10, 4), bias=bias)
+    plan = {"0": 3, "2": 3}
+    alone = layers.apply(model, plan, "data-aware", x)
+    swept = sweep(model, plan, x)
+    without = sweep(model, plan, x, refit=False)
+    errors = [(net(x) - model(x)).square().mean().item() for net in (alone, without, swept)]
+    assert errors[2] < errors[1] and errors[2] < 0.9 * errors[0]
+    assert torch.equal(without[4].weight, model[4].weight) and not torch.equal(swept[4].weight, model[4].weight)
+
+
+def test_iterations_lower_the_error_after_the_relu(x):
+    model = mlp((12, 11, 4))
+    errors = []
+    for steps in (1, 3, 30):
+        small = sweep(model, {"0": 3}, x, relu=True, refit=False, iterations=steps)
+        errors.append((small[:2](x) - model[:2](x)).square().mean().item())
+    assert max(errors[1:]) < 0.99 * errors[0]  # momentum: not every step is lower than the one before
+
+
+def test_images_in_batches_give_the_same_answer(x):
+    model = mlp()
+    one, many = (sweep(model, {"0": 3, "2": 3}, x, relu=True, iterations=4, batch_size=size) for size in (1000, 17))
+    assert torch.allclose(one(x), many(x), atol=1e-4)
+
+
+def test_outputs_stay_within_a_given_subspace(x):
+    model = mlp()
+    within = torch.linalg.qr(torch.randn(9, 2).double())[0]
+    small = sweep(model, {"0": 2}, x, within={"0": within})
+    product = small[0].second.weight.double() @ small[0].first.weight.double()
+    assert torch.allclose(within @ (within.T @ product), product, atol=1e-5)
+    for wrong in (within[:, :1], 2 * within, within[:5]):
+        with pytest.raises(ValueError, match="within= of layer '0' is not d_out x rank with orthonormal columns"):
+            sweep(model, {"0": 2}, x, within={"0": wrong})
+
+
+def test_which_layers_a_relu_follows():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c, self.d = (nn.Linear(4, 4) for _ in range(4))
+
+        def forward(self, x):
+            x = F.relu(self.a(x))
+            x = self.b(x).relu()
+            y = self.c(x)
+            return self.d(torch.relu(y) + y)
+
+    assert before_relu(Net()) == {"a", "b"}
+
+
+def test_a_network_that_cannot_be_traced_is_said_and_swept_without_relu(x, caplog):
+    class Control(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(12, 9)
+
+        def forward(self, x):
+            return self.fc(x).relu() if len(x.shape) == 2 and x.sum() < 1e9 else x
+
+    model = Control()
+    with caplog.at_level(logging.WARNING):
+        small = sweep(model, {"fc": 3}, x, relu=True)
+    assert "cannot be traced by torch.fx" in caplog.text
+    assert small.fc.first.weight.shape == (3, 12)
+
+
+def test_apply_takes_both_sweeps_by_name(x):
+    model = mlp((12, 11, 10, 4))
+    plan = {"0": 3, "2": 3}
+    by_name = layers.apply(model, plan, "relu-aware", x)
+    assert torch.allclose(by_name(x), sweep(model, plan, x, relu=True)(x), atol=1e-5)
+    assert torch.allclose(layers.apply(model, plan, "sequential", x)(x), sweep(model, plan, x)(x), atol=1e-5)
+    with pytest.raises(ValueError, match="factors='sequential' need calibration images"):
+        layers.apply(model, plan, "sequential")
+
+
+def test_wrong_requests_are_refused_in_words(x):
+    model = mlp()
+    model.train()
+    for plan, words in (
+        ({"9": 2}, "layer '9' is not in the model"),
+        ({"1": 2}, "layer '1' of type ReLU is not linear"),
+        ({"0": 0}, "rank 0 of layer '0' is not a whole number from 1 to 9"),
+        ({"0": 10}, "rank 10 of layer '0'"),
+        ({"0": 2.0}, "rank 2.0 of layer '0'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            sweep(model, plan, x)
+    spoiled = x.clone()
+    spoiled[7, 3] = torch.inf
+    with pytest.raises(ValueError, match="the calibration images hold NaN or infinite values"):
+        sweep(model, {"0": 2}, spoiled)
+    with pytest.raises(ValueError, match=r"cannot take calibration images of shape \(5,\)"):
+        sweep(model, {"0": 2}, x[:, :5])
+    with pytest.raises(ValueError, match="calibration must be a tensor of at least one input"):
+        sweep(model, {"0": 2}, x[:0])
+    with pytest.raises(ValueError, match="iterations=0 is not a whole number of at least 1"):
+        sweep(model, {"0": 2}, x, relu=True, iterations=0)
+    shared = nn.Linear(6, 6)
+    twice = nn.Sequential(shared, nn.ReLU(), shared)
+    with pytest.raises(ValueError, match="layer '0' is used 2 times in one pass"):
+        sweep(twice, {"0": 2}, torch.randn(9, 6))
+
+    class Idle(nn.Sequential):
+        def forward(self, x):
+            return self[0](x)
+
+    with pytest.raises(ValueError, match="no input reaches layer '1' in a forward pass"):
+        sweep(Idle(nn.Linear(12, 9), nn.Linear(9, 9)), {"1": 2}, x)
+    assert model.training
+
+
+def test_the_model_is_left_as_it_was_and_dropout_is_off(x):
+    model = nn.Sequential(nn.Linear(12, 11), nn.ReLU(), nn.Dropout(0.9), nn.Linear(11, 4))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    one, two = (sweep(model, {"0": 3}, x) for _ in range(2))
+    assert model.training and one.training
+    assert torch.equal(one.eval()(x), two.eval()(x))  # dropout in the sweep would differ from call to call
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
