@@ -61,8 +61,8 @@ def layer_data(model, name, images, outputs_of=None, batch_size=1000):
     return x, y.clamp(min=0) if relu else y, relu
 
 
-def _matrix(layer):
-    # d_in x d_out, the bias as the last row
+def matrix(layer):
+    """Return the weights of a linear layer as the solver takes them: d_in x d_out, the bias as a last row (float64)."""
     weight = layer.weight.detach().double().T
     return weight if layer.bias is None else torch.cat([weight, layer.bias.detach().double()[None]])
 
@@ -104,7 +104,7 @@ def solve(model, calibration, epsilon, penalty="nuclear", cascade=False, warm_st
     if not cascade:
 
         def alone(name):
-            return answer(name, *layer_data(model, name, calibration), _matrix(model.get_submodule(name)))
+            return answer(name, *layer_data(model, name, calibration), matrix(model.get_submodule(name)))
 
         with ThreadPoolExecutor(workers) as pool:
             return dict(zip(names, pool.map(alone, names)))
@@ -112,20 +112,20 @@ def solve(model, calibration, epsilon, penalty="nuclear", cascade=False, warm_st
     for name in names:
         data = layer_data(small, name, calibration, outputs_of=model)
         # the layer's own weights are feasible on the original inputs; behind a changed layer they may not be
-        found[name] = answer(name, *data, None if found else _matrix(model.get_submodule(name)))
+        found[name] = answer(name, *data, None if found else matrix(model.get_submodule(name)))
         small = replaced(small, {name: _dense(model.get_submodule(name), found[name].weights)})
     return found
 
 
-def _dense(layer, matrix):
+def _dense(layer, weights):
     thin = nn.utils.skip_init(
         nn.Linear, layer.in_features, layer.out_features, layer.bias is not None,
         device=layer.weight.device, dtype=layer.weight.dtype,
     )  # fmt: skip
     with torch.no_grad():
-        thin.weight.copy_(matrix[: layer.in_features].T)
+        thin.weight.copy_(weights[: layer.in_features].T)
         if layer.bias is not None:
-            thin.bias.copy_(matrix[-1])
+            thin.bias.copy_(weights[-1])
     return thin
 
 
@@ -208,10 +208,10 @@ def sparse(model, solutions, cut=ddlr.RANK_TOLERANCE):
     """Return a new model with the layers of Net-Trim answers, weights below `cut` of the largest set to zero; dense storage."""
     new = {}
     for name, solution in solutions.items():
-        layer, matrix = model.get_submodule(name), solution.weights.clone()
-        weight = matrix[: layer.in_features]
+        layer, weights = model.get_submodule(name), solution.weights.clone()
+        weight = weights[: layer.in_features]
         weight[weight.abs() <= cut * weight.abs().max()] = 0
-        new[name] = _dense(layer, matrix)
+        new[name] = _dense(layer, weights)
     return replaced(model, new)
 
 
@@ -253,7 +253,7 @@ def constraints(model, compressed, calibration, epsilon):
 
 def _product(layer):
     if isinstance(layer, nn.Linear):
-        return _matrix(layer)
+        return matrix(layer)
     first, second = layer
     weight = second.weight.detach().double() @ first.weight.detach().double()
     return weight.T if second.bias is None else torch.cat([weight.T, second.bias.detach().double()[None]])

@@ -109,7 +109,8 @@ Numbers are means over seeds ± standard deviation, on test images. *Factored* s
 published, or the hidden layers, with the classifier left dense. *Kept* counts all parameters of the network. In the second table the threshold was chosen on
 valid images so that at most one point is lost there; the change on test images stands in brackets. EVBMF has no
 threshold: its size is its own. Entropy pruning drops singular *components* (data-aware factors in the short tables) or hidden *units* (the next
-layer refitted) over the whole network, or units first and components second (*both*).
+layer refitted) over the whole network, or units first and components second (*both*). DDLR and Net-Trim have the sizes that epsilon gives them: a
+number is the best on valid images among those that are not larger, "-" where none is that small. The classifier is left dense but for *DDLR*, which is as posed.
 
 {tables}
 """
@@ -155,7 +156,7 @@ def summary(folder=None):
     """
     everything = gallery(folder=folder)
     tables = {}
-    for notebook, tell in {"02_arsvd": _adaptive_ranks, "03_entropy_pruning": _entropy_pruning}.items():
+    for notebook, tell in {"02_arsvd": _adaptive_ranks, "03_entropy_pruning": _entropy_pruning, "04_ddlr": _ddlr}.items():
         table = everything[everything["notebook"] == notebook]
         if len(table):
             table = _in_points(table)
@@ -198,6 +199,27 @@ def _entropy_pruning(table, everything):
         "Entropy pruning: accuracy of every ranking, with spread": _markdown(
             [*where, "ranking", "written as", "10 % kept", "20 % kept", "30 % kept"], spread
         ),
+    }
+
+
+def _ddlr(table, everything):
+    choosers = ["DDLR", "DDLR, cut", "DDLR, cut, refit", "Net-Trim, non-zeros", "Net-Trim, with indices"]
+    choosers += ["ARSVD", "data-aware", "ReLU-aware", "units, ReLU-aware"]
+    equal, spread = [], []
+    for key, part in table.groupby(["dataset", "network"]):
+        cells = []
+        for name in choosers:
+            mine = part[part["chooser"] == name]
+            # a method that reached the size on some seeds only would be compared on other networks
+            sizes = [mine.loc[mine["target"] == f"kept 0.{kept}", "accuracy"] for kept in ("05", "10", "20")]
+            whole = part["seed"].nunique()
+            cells.append(" / ".join(f"{v.mean():.1f}" if len(v) == whole else "-" for v in sizes))
+            spread.append([*key, name, *(_spread(v) if len(v) == whole else "-" for v in sizes)])
+        equal.append([*key, *cells])
+    where = ["data set", "network"]
+    return {
+        "DDLR and Net-Trim: accuracy with 5 / 10 / 20 % kept": _markdown([*where, *choosers], equal),
+        "DDLR and Net-Trim: accuracy, with spread": _markdown([*where, "method", "5 % kept", "10 % kept", "20 % kept"], spread),
     }
 
 

@@ -42,7 +42,7 @@ def outputs(notebook):
 
 
 def test_the_notebooks_are_there():
-    assert {"01_training", "02_arsvd"} <= {path.stem for path in NOTEBOOKS}
+    assert {"01_training", "02_arsvd", "03_entropy_pruning", "04_ddlr"} <= {path.stem for path in NOTEBOOKS}
     assert [p.name for p in NOTEBOOKS] == [p.name for p in sorted(paths.SOLUTIONS.glob("*.ipynb"))]
 
 
@@ -70,6 +70,14 @@ def test_nothing_of_one_machine_or_one_run_is_kept(path):
     ]
     assert not [c for c in notebook.cells if "execution" in c.metadata], "timings: run make notebooks"
     assert not [i for i, o in outputs(notebook) if o.get("name") == "stderr"], "stderr: run make notebooks"
+
+
+@each(ALL)
+def test_nothing_waits_to_be_written_or_published(path):
+    notebook = read(path)
+    for cell in notebook.cells:
+        assert not re.search(r"\b(TODO|TAKE|READ\d*|RUNTIME)\b", cell.source), cell.source
+    assert "no gallery rows" not in str(notebook.cells), "the gallery has no rows for the default run"
 
 
 @each(ALL)
