@@ -19,7 +19,7 @@ from .sequential import sweep
 log = logging.getLogger(__name__)
 
 RESOURCES = ("parameters", "macs")
-SWEEPS = ("sequential", "relu-aware")  # factors that depend on the whole plan: see `sequential.sweep`
+SWEEPS = ("sequential", "relu-aware", "fisher-weighted")  # factors that depend on the whole plan: see `sequential.sweep`
 
 
 @dataclass(frozen=True)
@@ -287,7 +287,8 @@ def apply(model, plan, factors="svd", calibration=None, resource="parameters"):
     if isinstance(factors, str) and factors in SWEEPS:
         if calibration is None:
             raise ValueError(f"factors={factors!r} need calibration images; pass calibration=")
-        return sweep(model, {name: max(rank, 1) for name, rank in chosen.items()}, calibration, relu=factors == "relu-aware")
+        options = {"relu-aware": {"relu": True}, "fisher-weighted": {"weighted": True}}.get(factors, {})
+        return sweep(model, {name: max(rank, 1) for name, rank in chosen.items()}, calibration, **options)
     if isinstance(factors, str):
         factors = decompose(model, list(chosen), factors, calibration)
     missing = [name for name in chosen if name not in factors]

@@ -37,7 +37,8 @@ _LOOKS = {
     "ARSVD": (2, "^"),
     "data-aware": (0, "o"),
     "ReLU-aware": (4, "v"),
-    "units, ReLU-aware": (1, "s"),
+    "Fisher-weighted": (8, "p"),
+    "units first": (1, "s"),
 }
 CHOOSERS = tuple(_LOOKS)
 _COLOURS = {name: sns.color_palette("colorblind")[colour] for name, (colour, _) in _LOOKS.items()}

@@ -204,7 +204,7 @@ def _entropy_pruning(table, everything):
 
 def _ddlr(table, everything):
     choosers = ["DDLR", "DDLR, cut", "DDLR, cut, refit", "Net-Trim, non-zeros", "Net-Trim, with indices"]
-    choosers += ["ARSVD", "data-aware", "ReLU-aware", "units, ReLU-aware"]
+    choosers += ["ARSVD", "data-aware", "ReLU-aware", "Fisher-weighted", "units first"]
     equal, spread = [], []
     for key, part in table.groupby(["dataset", "network"]):
         cells = []

@@ -5,6 +5,7 @@ far, T its outputs in the original network; the layer becomes the best one of it
 """
 
 import logging
+from numbers import Integral
 
 import torch
 from torch import fx, nn
@@ -20,12 +21,14 @@ class _Reached(Exception):
     """Ends a forward pass at the layer that was wanted."""
 
 
-def reduced_rank(covariance, cross, rank=None, ridge=1e-6):
+def reduced_rank(covariance, cross, rank=None, ridge=1e-6, metric=None, start=None):
     """Return (left, right) of the rank-r matrix W that minimises E|t - W x|^2, or (None, W) for `rank` None.
 
-    With C the covariance of x (d x d), B the cross covariance of t and x (o x d), W* = B (C + ridge)^-1 and U_r the top r
-    eigenvectors of W* C W*^T, the answer is U_r U_r^T W*: left = U_r (o x r), right = U_r^T W* (r x d). The ridge is a share
-    of the mean variance; with it a singular C is normal input.
+    With a `metric` M (o x o, positive definite) it minimises E (t - W x)^T M (t - W x): the same for M^(1/2) t, and back.
+
+    With C the covariance of x (d x d), B the cross covariance of t and x (o x d), W* = W_0 + (B - W_0 C)(C + ridge)^-1 and U_r the
+    top r eigenvectors of W* C W*^T, the answer is U_r U_r^T W*: left = U_r (o x r), right = U_r^T W* (r x d). The ridge is a share
+    of the mean variance; with it a singular C is normal input, and in directions that x never takes W* is `start` W_0 (default: zero).
 
     Source: reduced-rank regression, Izenman 1975.
 
@@ -36,12 +39,60 @@ def reduced_rank(covariance, cross, rank=None, ridge=1e-6):
     """
     scale = covariance.diagonal().mean()
     damped = covariance + (ridge * scale if scale else 1.0) * torch.eye(len(covariance)).to(covariance)
-    best = torch.linalg.solve(damped, cross.T).T
+    start = torch.zeros_like(cross) if start is None else start
+    best = start + torch.linalg.solve(damped, (cross - start @ covariance).T).T
     if rank is None:
         return None, best
+    back = None
+    if metric is not None:
+        values, vectors = torch.linalg.eigh(metric)
+        root = values.clamp(min=1e-12 * values[-1]).sqrt()
+        best, back = (vectors * root) @ (vectors.T @ best), (vectors / root) @ vectors.T
     outputs = best @ damped @ best.T
     vectors = torch.linalg.eigh((outputs + outputs.T) / 2)[1].flip(1)[:, :rank]
-    return vectors, vectors.T @ best
+    return (vectors if back is None else back @ vectors), vectors.T @ best
+
+
+def fisher(model, names, images, batch_size=500):
+    """Return ``{layer: matrix}`` (d_out x d_out, float64): how much the network's answer feels errors in a layer's outputs.
+
+    The Fisher information of the predicted distribution with respect to the layer's outputs t, E_x E_{y ~ p(y|x)} [g g^T] with
+    g = d log p(y|x) / dt: a small error e changes the distribution by e^T F e / 2 (Kullback-Leibler divergence, to
+    second order). No labels are used. One backward pass for each class and batch; the model runs in eval mode.
+
+    Source: Amari 1998; as a metric for layers, Martens & Grosse 2015.
+
+    >>> layer = nn.Linear(3, 2)
+    >>> found = fisher(nn.Sequential(layer), ["0"], torch.zeros(1, 3))["0"]  # p (1 - p) times [[1, -1], [-1, 1]]
+    >>> p = layer.bias.softmax(0)[0].item()
+    >>> bool(torch.allclose(found, p * (1 - p) * torch.tensor([[1.0, -1], [-1, 1]]).double(), atol=1e-6))
+    True
+    """
+    caught, hooks = {}, []
+    for name in names:
+        layer = model.get_submodule(name)
+        hooks.append(layer.register_forward_hook(lambda module, inputs, out, name=name: caught.__setitem__(name, out)))
+    first = next(model.parameters())
+    found = {name: 0.0 for name in names}
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.enable_grad():
+            for batch in images.split(batch_size):
+                logs = model(batch.to(first.device, first.dtype)).log_softmax(1)
+                for k in range(logs.shape[1]):
+                    slopes = torch.autograd.grad(logs[:, k].sum(), [caught[name] for name in names], retain_graph=True)
+                    share = logs[:, k].detach().double().exp()
+                    for name, slope in zip(names, slopes):
+                        rows = slope.flatten(0, -2).double()
+                        weight = share.repeat_interleave(len(rows) // len(share))
+                        found[name] = found[name] + rows.T @ (weight[:, None] * rows)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    return {name: value / len(images) for name, value in found.items()}
 
 
 def before_relu(model):
@@ -130,7 +181,7 @@ class _Cross:
         self.count = total
 
 
-def sweep(model, plan, calibration, relu=False, refit=True, within=None, iterations=10, batch_size=1000):
+def sweep(model, plan, calibration, relu=False, refit=True, within=None, weighted=False, iterations=10, batch_size=1000):
     """Return a new model with the planned layers replaced by thin ones, found layer after layer on calibration images.
 
     Each planned layer becomes the rank-r answer to min E|T - W X - b|^2 (`reduced_rank`), X its inputs in the network as
@@ -138,7 +189,8 @@ def sweep(model, plan, calibration, relu=False, refit=True, within=None, iterati
     target is T where it is positive and min(current, 0) elsewhere; the problem is solved again `iterations` times with
     momentum (a majorise-minimise scheme; each step lowers the error after the ReLU but for the momentum). ``refit=True``: linear layers
     that stay dense get the full-rank answer, which costs no parameters. ``within``: {layer: orthonormal columns, d_out x rank} holds
-    the outputs of a layer in a subspace that was chosen elsewhere, and only refits the rest.
+    the outputs of a layer in a subspace that was chosen elsewhere, and only refits the rest. ``weighted=True``: errors count as much as the network's
+    answer feels them, in the metric 0.7 F / mean(diag F) + 0.3 I with F of `fisher`; with ``relu=True`` the iteration is then a heuristic.
 
     Memory does not depend on the number of images: each pass keeps one d_in x d_in and one d_out x d_in matrix.
     The model runs in eval mode. Parameters: `plan`, ``{layer: rank}`` of linear layers; `calibration`, network inputs (N first).
@@ -159,7 +211,7 @@ def sweep(model, plan, calibration, relu=False, refit=True, within=None, iterati
             what = "is not in the model" if name not in modules else f"of type {type(modules[name]).__name__} is not linear"
             raise ValueError(f"layer {name!r} {what}; sequential factors need linear layers")
         full = min(modules[name].weight.shape)
-        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= full:
+        if isinstance(rank, bool) or not isinstance(rank, Integral) or not 1 <= rank <= full:
             raise ValueError(f"rank {rank!r} of layer {name!r} is not a whole number from 1 to {full}")
     for name, subspace in (within or {}).items():
         fits = name in plan and subspace.shape == (modules[name].out_features, plan[name])
@@ -172,6 +224,11 @@ def sweep(model, plan, calibration, relu=False, refit=True, within=None, iterati
     unmet = [name for name in plan if name not in order]
     if unmet:
         raise ValueError(f"no input reaches layer {unmet[0]!r} in a forward pass")
+    metrics = {}
+    if weighted and plan:
+        for name, found in fisher(model, list(plan), calibration).items():
+            scale = found.diagonal().mean()
+            metrics[name] = (0.7 / scale if scale else 0.0) * found + 0.3 * torch.eye(len(found)).to(found)
     small = replaced(model, {})
     changed = False
     for name in order:
@@ -179,13 +236,14 @@ def sweep(model, plan, calibration, relu=False, refit=True, within=None, iterati
             continue  # nothing was lost yet
         layer = model.get_submodule(name)
         steps = iterations if name in relus else 1
-        thin = _answer(model, small, name, layer, plan.get(name), (within or {}).get(name), calibration, steps, batch_size)
+        held = (within or {}).get(name), metrics.get(name)
+        thin = _answer(model, small, name, layer, plan.get(name), held, calibration, steps, batch_size)
         small = replaced(small, {name: thin})
         changed = True
     return small
 
 
-def _answer(model, small, name, layer, rank, subspace, images, iterations, batch_size):
+def _answer(model, small, name, layer, rank, held, images, iterations, batch_size):
     weight, bias = layer.weight.detach().double(), 0.0 if layer.bias is None else layer.bias.detach().double()
     rows, columns = weight.shape
     found, before, xx = None, None, None
@@ -205,7 +263,7 @@ def _answer(model, small, name, layer, rank, subspace, images, iterations, batch
                     t = torch.where(t > 0, t, current.clamp(max=0))
                 seen.update(x, t, covariance=xx is None)
         xx = seen.xx / seen.count if xx is None else xx
-        left, right = _fit(layer, xx, seen, rank, subspace)
+        left, right = _fit(layer, xx, seen, rank, *held)
         whole = right if left is None else left @ right
         shift = seen.t - whole @ seen.x if layer.bias is not None else torch.zeros(rows).to(weight)
         before, found = found, (whole, shift)
@@ -222,11 +280,11 @@ def _answer(model, small, name, layer, rank, subspace, images, iterations, batch
     return dense
 
 
-def _fit(layer, xx, seen, rank, subspace):
+def _fit(layer, xx, seen, rank, subspace, metric):
     cross = seen.tx / seen.count
     if layer.bias is None:  # nothing takes the means: second moments instead
         xx, cross = xx + torch.outer(seen.x, seen.x), cross + torch.outer(seen.t, seen.x)
     if subspace is None:
-        return reduced_rank(xx, cross, rank)
+        return reduced_rank(xx, cross, rank, metric=metric, start=layer.weight.detach().to(xx))
     left = subspace.to(xx)
-    return left, left.T @ reduced_rank(xx, cross)[1]
+    return left, left.T @ reduced_rank(xx, cross, start=layer.weight.detach().to(xx))[1]

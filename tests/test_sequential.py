@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lowrank_utils import layers, score
-from lowrank_utils.sequential import before_relu, reduced_rank, sweep
+from lowrank_utils.sequential import before_relu, fisher, reduced_rank, sweep
 
 
 def mlp(sizes=(12, 9, 7, 4), seed=0, bias=True):
@@ -59,6 +59,8 @@ def test_full_rank_changes_nothing(bias, relu, x):
     model = mlp(bias=bias)
     small = sweep(model, {"0": 9, "2": 7, "4": 4}, x, relu=relu, iterations=3)
     assert torch.allclose(small(x), model(x), atol=2e-3)
+    thin = sweep(model, {"0": 9, "2": 7, "4": 4}, x * (torch.arange(12) > 3), relu=relu, iterations=3)
+    assert torch.allclose(thin(x), model(x), atol=2e-3)  # also in directions that the calibration data never took
     assert score.parameters(small) == 9 * 21 + 7 * 16 + 4 * 11 + (20 if bias else 0)
 
 
@@ -184,3 +186,42 @@ def test_the_model_is_left_as_it_was_and_dropout_is_off(x):
     assert model.training and one.training
     assert torch.equal(one.eval()(x), two.eval()(x))  # dropout in the sweep would differ from call to call
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_metric_moves_the_error_where_it_counts_less():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 6, generator=generator).double()
+    t = x @ torch.randn(6, 5, generator=generator).double()
+    metric = torch.diag(torch.tensor([100.0, 1, 1, 1, 1])).double()
+    plain, weighted = (reduced_rank(x.T @ x / 200, t.T @ x / 200, 2, 0, m) for m in (None, metric))
+    errors = [(t - x @ (left @ right).T).square().mean(0) for left, right in (plain, weighted)]
+    assert errors[1][0] < 0.1 * errors[0][0] and errors[1].sum() > errors[0].sum()
+    assert (errors[1] * metric.diagonal()).sum() < (errors[0] * metric.diagonal()).sum()
+    same = reduced_rank(x.T @ x / 200, t.T @ x / 200, 2, 0, 3 * torch.eye(5).double())
+    assert torch.allclose(same[0] @ same[1], plain[0] @ plain[1], atol=1e-9)
+
+
+def test_the_fisher_information_predicts_the_change_of_the_answer(x):
+    model = mlp((12, 9, 4)).double()
+    found = fisher(model, ["0"], x.double(), batch_size=77)["0"]
+    assert torch.allclose(found, found.T) and torch.linalg.eigvalsh(found)[0] > -1e-12
+    generator = torch.Generator().manual_seed(2)
+    error = 1e-3 * torch.randn(9, generator=generator).double()
+    with torch.no_grad():
+        before, after = (model[2](torch.relu(model[0](x.double()) + e)).log_softmax(1) for e in (0.0, error))
+        divergence = (before.exp() * (before - after)).sum(1).mean()
+    assert float(divergence) == pytest.approx(float(error @ found @ error) / 2, rel=0.05)
+    assert model.training
+
+
+def test_weighted_factors_change_the_answer_less(x):
+    model = mlp((12, 11, 10, 4), seed=4)
+    model[4].weight.data *= 4  # answers that are sure of themselves
+    plan = {"0": 3, "2": 2}
+    with torch.no_grad():
+        before = model(x).log_softmax(1)
+        plain, weighted = (
+            (before.exp() * (before - layers.apply(model, plan, way, x)(x).log_softmax(1))).sum(1).mean()
+            for way in ("sequential", "fisher-weighted")
+        )
+    assert weighted < plain
