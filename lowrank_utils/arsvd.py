@@ -6,6 +6,7 @@ reaches t; one threshold serves all layers.
 """
 
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import pandas as pd
@@ -182,7 +183,8 @@ def ranks(cards, threshold=None, rule="energy", resource="parameters"):
                 "why": why,
             }
         )
-    return pd.DataFrame(rows).astype({"rank": "Int64"})
+    columns = ["layer", "shape", "full_rank", "break_even", "rank", "kept_as", "why"]
+    return pd.DataFrame(rows, columns=columns).astype({"rank": "Int64"})
 
 
 def _events(cards, rule, resource):
@@ -195,14 +197,19 @@ def _events(cards, rule, resource):
         level = levels(card.singular_values, rule)
         if not level[-1]:
             continue
-        for r in range(1, min(card.break_even(resource) + 1, card.full_rank)):
+        # components of zero would be bought for nothing
+        real = int((card.singular_values > card.singular_values.max() * max(card.shape) * np.finfo(np.float32).eps).sum())
+        for r in range(1, min(card.break_even(resource) + 1, real)):
             steps.append((level[r - 1], card.name, r + 1))
     return sorted(steps)
 
 
 def least_kept(cards, resource="parameters"):
     """Return the smallest share of the carded layers' cost that a plan can reach: rank 1 wherever it pays."""
-    return plan_cost(cards, least_plan(cards, resource), resource) / plan_cost(cards, {}, resource)
+    total = plan_cost(cards, {}, resource)
+    if not total:
+        raise ValueError(f"these {len(cards)} cards hold no {resource}, so there is no share of them")
+    return plan_cost(cards, least_plan(cards, resource), resource) / total
 
 
 def plan_at(cards, kept, rule="energy", resource="parameters"):
@@ -242,7 +249,7 @@ def adaptive(cards, accuracy, drop=0.01, rule="energy", resource="parameters"):
     the dense network first; `drop` as a share, 0.01 is one point; `rule`, one of `RULES`.
     Raises ValueError for a negative drop.
     """
-    if not 0 <= drop < 1:
+    if isinstance(drop, bool) or not isinstance(drop, Real) or not 0 <= drop < 1:
         raise ValueError(f"drop {drop!r} is not a share in [0, 1); 0.01 is one point")
     candidates = sorted(
         {float(v) for card in cards if not card.reason for v in levels(card.singular_values, rule) if v > 0} | {1.0}
@@ -253,12 +260,14 @@ def adaptive(cards, accuracy, drop=0.01, rule="energy", resource="parameters"):
     def measure(threshold):
         found = plan(cards, threshold, rule, resource)
         value = accuracy(found)
+        if not np.isfinite(value):
+            raise ValueError(f"the accuracy of the plan at threshold {threshold:.4g} is {value}, not a number to compare by")
         within = bool(value >= dense - drop - 1e-9)
         rows.append({"threshold": threshold, "accuracy": value, "cost": plan_cost(cards, found, resource), "within": within})
         return within, found, value
 
     low, high = -1, len(candidates) - 1
-    best = (1.0, plan(cards, 1.0, rule, resource), dense)
+    best = (1.0, {}, dense)  # where no plan passes, the dense network is the answer
     while high - low > 1:
         middle = (low + high) // 2
         within, found, value = measure(candidates[middle])

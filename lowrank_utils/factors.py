@@ -1,6 +1,6 @@
 """The numbers that go into the thin layers: a weight matrix W (d_out x d_in) written as left @ right.
 
-Two factorizers so far, both with nested ranks (the factors of rank r are the first r columns and rows of the
+Two factorizers for a layer on its own, both with nested ranks (the factors of rank r are the first r columns and rows of the
 factors of full rank, so that one decomposition serves every rank):
 
 - ``"svd"``: the truncated singular value decomposition, the best W_r for the weights themselves;
@@ -9,9 +9,12 @@ factors of full rank, so that one decomposition serves every rank):
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import nn
+
+from .models import evaluating
 
 METHODS = ("svd", "data-aware")
 
@@ -95,7 +98,7 @@ class Factors:
         """
         if rank == 0 and not self.right.count_nonzero():
             rank = 1
-        if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= self.full_rank:
+        if not isinstance(rank, Integral) or isinstance(rank, bool) or not 1 <= rank <= self.full_rank:
             raise ValueError(f"rank {rank!r} is not a whole number from 1 to {self.full_rank}, the full rank")
         left, right, bias = self.left[:, :rank], self.right[:rank], self.bias
         if self.mean is not None:
@@ -208,16 +211,18 @@ def collect(model, names, calibration, batch_size=500):
         raise ValueError("calibration must be a tensor of at least one input, with the images along its first axis")
     device = next(model.parameters()).device
     dtype = next(model.parameters()).dtype
+    modules = dict(model.named_modules())
+    for name in names:
+        if not isinstance(modules.get(name), nn.Linear):
+            raise ValueError(f"there is no linear layer {name!r} in this network whose inputs could be collected")
     found = {name: Moments.empty(model.get_submodule(name).weight.shape[1], device) for name in names}
 
     def watch(name):
         return lambda module, inputs: found[name].update(inputs[0].reshape(-1, inputs[0].shape[-1]))
 
     hooks = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
-    was_training = model.training
-    model.eval()
     try:
-        with torch.inference_mode():
+        with evaluating(model):
             for batch in calibration.split(batch_size):
                 if not torch.isfinite(batch).all():
                     raise ValueError("the calibration images hold NaN or infinite values")
@@ -228,5 +233,7 @@ def collect(model, names, calibration, batch_size=500):
     finally:
         for hook in hooks:
             hook.remove()
-        model.train(was_training)
+    unmet = [name for name in names if not found[name].count]
+    if unmet:
+        raise ValueError(f"no input reaches layer {unmet[0]!r} in a forward pass, so there is nothing to calibrate it with")
     return found

@@ -24,7 +24,7 @@ _POSITIVE = (lambda v: v > 0, "more than 0")
 LIMITS = {
     "threshold": _SHARE,
     "kept": _SHARE,
-    "drop": (lambda v: 0 <= v <= 1, "a share from 0 to 1"),
+    "drop": (lambda v: 0 <= v < 1, "a share, at least 0 and below 1"),
     "epsilon": _POSITIVE,
     "learning_rate": _POSITIVE,
     "epochs": _POSITIVE,

@@ -115,22 +115,21 @@ def survey(model, input_shape, spectra=True, dense=()):
     if absent:
         raise ValueError(f"dense= names a layer that the model does not have: {', '.join(sorted(absent))}")
     uses = _count_uses(model, input_shape)
-    owners = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        weight = getattr(module, "weight", None)
-        if torch.is_tensor(weight):
-            owners.setdefault(id(weight), []).append(name)
+    owners = _owners(model)
+    counted = set()
     cards = []
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if not torch.is_tensor(weight) or weight.ndim < 2:
             continue
         positions = uses.get(name, 0)
-        linear = isinstance(module, nn.Linear)
+        linear = type(module) is nn.Linear  # a subclass may compute something else
         reason = ""
-        if not linear:
+        if "weight" not in module._parameters:
+            reason = "its weight is computed from other parameters"
+        elif not linear:
             reason = f"a layer of type {type(module).__name__} is not factored"
-        elif len(owners[id(weight)]) > 1:
+        elif len(owners.get(id(weight), ())) > 1:
             reason = "its weight is shared with " + ", ".join(n for n in owners[id(weight)] if n != name)
         elif name in dense:
             reason = "left dense on request"
@@ -141,7 +140,7 @@ def survey(model, input_shape, spectra=True, dense=()):
         values = None
         if spectra and linear:
             values = torch.linalg.svdvals(weight.detach().double()).cpu().numpy()
-        bias = getattr(module, "bias", None) is not None
+        bias = torch.is_tensor(getattr(module, "bias", None))
         cards.append(
             Card(
                 name=name,
@@ -149,13 +148,23 @@ def survey(model, input_shape, spectra=True, dense=()):
                 shape=(weight.shape[0], weight[0].numel()),
                 bias=bias,
                 positions=positions,
-                parameters=weight.numel() + (module.bias.numel() if bias else 0),
+                parameters=weight.numel() * (id(weight) not in counted) + (module.bias.numel() if bias else 0),
                 macs=weight.numel() * positions,
                 singular_values=values,
                 reason=reason,
             )
         )
+        counted.add(id(weight))  # a shared weight is stored once, and counts where it is met first
     return cards
+
+
+def _owners(model):
+    found = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        weight = module._parameters.get("weight")
+        if weight is not None:
+            found.setdefault(id(weight), []).append(name)
+    return found
 
 
 def _count_uses(model, input_shape):
@@ -174,17 +183,14 @@ def _count_uses(model, input_shape):
             hooks.append(module.register_forward_hook(watch(name)))
     first = next(model.parameters(), None)
     device, dtype = (first.device, first.dtype) if first is not None else ("cpu", torch.float32)
-    was_training = model.training
-    model.eval()
     try:
-        with torch.inference_mode():
+        with models.evaluating(model):
             model(torch.zeros(1, *input_shape, device=device, dtype=dtype))
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"the network cannot take one input of shape {tuple(input_shape)}: {error}") from error
     finally:
         for hook in hooks:
             hook.remove()
-        model.train(was_training)
     return uses
 
 
@@ -203,7 +209,7 @@ def settle(card, rank, resource="parameters"):
     >>> settle(card, 216), settle(card, 217)
     (216, None)
     """
-    return None if rank is None or rank > card.break_even(resource) else rank
+    return None if rank is None or max(rank, 1) > card.break_even(resource) else rank
 
 
 def least_plan(cards, resource="parameters"):
@@ -233,18 +239,17 @@ def grow(cards, steps, kept, resource="parameters"):
     size = plan_cost(cards, found, resource)
     if size > budget:
         raise ValueError(f"kept={kept} of {resource} cannot be reached: rank 1 in every layer keeps {size / total:.4f}")
-    blocked, closed = False, set()
+    blocked = False
     for name, step in steps:
         if blocked and size >= 0.995 * budget:
             break
-        if name in closed or name not in found:
+        if name not in found:
             continue
         card = free[name]
         before = card.cost(settle(card, found[name], resource), resource)
         change = card.cost(settle(card, step, resource), resource) - before
         if size + change > budget:
-            blocked = True
-            closed.add(name)
+            blocked = True  # and later steps of this layer cost more still
             continue
         found[name] = step
         size += change
@@ -269,14 +274,16 @@ def apply(model, plan, factors="svd", calibration=None, resource="parameters"):
     )
     """
     _check_resource(resource)
-    modules = dict(model.named_modules())
+    modules, owners = dict(model.named_modules()), _owners(model)
     chosen = {}
     for name, rank in plan.items():
         if name not in modules:
             raise ValueError(f"the plan names a layer {name!r} that the model does not have")
         layer = modules[name]
-        if not isinstance(layer, nn.Linear):
+        if type(layer) is not nn.Linear:
             raise ValueError(f"layer {name!r} of type {type(layer).__name__} cannot be factored")
+        if len(owners.get(id(layer._parameters.get("weight")), ())) > 1:
+            raise ValueError(f"layer {name!r} shares its weight with another, so it cannot be factored alone")
         rows, columns = layer.weight.shape
         if not isinstance(rank, (int, np.integer)) or isinstance(rank, bool) or not 0 <= rank <= min(rows, columns):
             raise ValueError(f"rank {rank!r} of layer {name!r} is not a whole number from 1 to {min(rows, columns)}")
@@ -294,6 +301,10 @@ def apply(model, plan, factors="svd", calibration=None, resource="parameters"):
     missing = [name for name in chosen if name not in factors]
     if missing:
         raise ValueError(f"no factors were given for the planned layers {', '.join(missing)}")
+    for name in chosen:
+        wanted, held = tuple(modules[name].weight.shape), (factors[name].left.shape[0], factors[name].right.shape[1])
+        if wanted != held:
+            raise ValueError(f"layer {name!r} has weights of shape {wanted}, its factors make {held}")
     return models.replaced(model, {name: factors[name].layers(rank) for name, rank in chosen.items()})
 
 

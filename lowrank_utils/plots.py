@@ -140,6 +140,9 @@ def frontier(table, metric="accuracy", baseline=None, title="test images", floor
     highest. `baseline`: the dense network's value, drawn as a line. `floor`: where the vertical axis starts; what lies
     below is cut off. `columns`: panels in a row, all by default.
     """
+    unknown = sorted(set(table["chooser"]) - set(CHOOSERS))
+    if unknown:
+        raise ValueError(f"no colour is set for {unknown[0]!r}; known: {', '.join(CHOOSERS)}")
     names = list(table[panels].unique())
     columns = columns or len(names)
     figure, axes = _canvas(columns, -(-len(names) // columns), width=4.6, sharey=True, sharex="col")

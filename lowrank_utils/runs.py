@@ -339,8 +339,11 @@ def find_run(name, folder=None):
 def read_run(place):
     """Return the content of a run's run.json; raises RunError where it is damaged."""
     try:
-        return json.loads((Path(place) / "run.json").read_text())
-    except ValueError:
+        record = json.loads((Path(place) / "run.json").read_text())
+        if not {"status", "request", "jobs"} <= set(record):
+            raise ValueError("not a run's record")
+        return record
+    except (ValueError, TypeError):
         raise RunError(f"{Path(place) / 'run.json'} is damaged; remove the run folder") from None
 
 

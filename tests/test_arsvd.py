@@ -205,3 +205,63 @@ def test_same_ranks_sees_a_change_of_one_component():
     s[3] *= 1.5
     other[0].weight.data = u * s @ vt
     assert not arsvd.same_ranks(model, other, (60,))
+
+
+def test_components_of_zero_are_never_bought():
+    model = nn.Sequential(nn.Linear(60, 40))
+    model[0].weight.data = torch.randn(40, 3) @ torch.randn(3, 60)
+    cards = layers.survey(model, (60,))
+    for kept in (0.5, 1.0):
+        assert arsvd.plan_at(cards, kept) == {"0": 3}
+
+
+def test_where_no_plan_passes_the_dense_network_is_the_answer():
+    model = nn.Sequential(nn.Linear(60, 40))
+    model[0].weight.data = torch.randn(40, 3) @ torch.randn(3, 60)
+    cards = layers.survey(model, (60,))
+    search = arsvd.adaptive(cards, lambda plan: 1.0 if plan == {} else 0.2)
+    assert search.plan == {} and search.accuracy == 1.0
+    with pytest.raises(ValueError, match="is nan, not a number to compare by"):
+        arsvd.adaptive(cards, lambda plan: float("nan") if plan else 1.0)
+    with pytest.raises(ValueError, match="drop '0.01' is not a share"):
+        arsvd.adaptive(cards, lambda plan: 1.0, drop="0.01")
+
+
+def test_a_network_without_cards_is_said():
+    assert arsvd.plan([], 0.9) == {}
+    with pytest.raises(ValueError, match="these 0 cards hold no parameters"):
+        arsvd.least_kept([])
+
+
+def test_thresholds_that_rounding_lifts_still_count_as_reached():
+    assert arsvd.rank([1.0] * 10, 0.1 + 0.2, "fixed") == 3
+
+
+def test_evbmf_follows_the_published_free_energy_near_its_threshold():
+    # theorem 2 of Nakajima et al. 2013 on a fine grid of the noise variance, signals as strong as the noise edge
+    rng = np.random.default_rng(0)
+    small, large = 20, 40
+    alpha = small / large
+    tau_bar = 2.5129 * np.sqrt(alpha)
+    x_bar = (1 + tau_bar) * (1 + alpha / tau_bar)
+
+    def free_energy(variance, squares):
+        total = 0.0
+        for value in squares / (large * variance):
+            total += value - np.log(value)
+            if value > x_bar:
+                half = value - (1 + alpha)
+                tau = (half + np.sqrt(half**2 - 4 * alpha)) / 2
+                total += np.log(tau + 1) + alpha * np.log(tau / alpha + 1) - tau
+        return total
+
+    differing = 0
+    for _ in range(20):
+        signal = rng.normal(size=(small, 4)) @ rng.normal(size=(4, large)) * rng.uniform(0.3, 0.9)
+        s = np.linalg.svd(signal + rng.normal(size=(small, large)), compute_uv=False)
+        tail = int(np.ceil(small / (1 + alpha))) - 1
+        low = max(s[tail] ** 2 / (large * x_bar), (s[tail:] ** 2).mean() / large)
+        grid = np.geomspace(low, (s**2).sum() / (small * large), 4000)
+        best = grid[np.argmin([free_energy(v, s**2) for v in grid])]
+        differing += arsvd.evbmf_rank(s, (small, large)) != int((s**2 > large * best * x_bar).sum())
+    assert differing == 0

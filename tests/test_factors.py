@@ -152,3 +152,44 @@ def test_other_bad_input_is_refused_in_words():
         factors.collect(model, ["0"], torch.zeros(0, 6))
     with pytest.raises(ValueError, match="NaN or infinite activations"):
         factors.Moments.empty(2).update(torch.tensor([[1.0, float("inf")]]))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_data_aware_residual_is_the_sum_of_dropped_eigenvalues(bias):
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 6, bias=bias).double()
+    x = torch.randn(50, 8).double() @ torch.randn(8, 8).double() + 3  # a mean that matters
+    moments = factors.Moments.empty(8)
+    moments.update(x)
+    spread = torch.cov(x.T, correction=0) if bias else x.T @ x / 50
+    dropped = torch.linalg.eigvalsh(layer.weight @ spread @ layer.weight.T)[:4].sum()
+    small = factors.decompose(layer, "data-aware", moments).layers(2)
+    with torch.no_grad():
+        assert torch.allclose((small(x) - layer(x)).square().sum(1).mean(), dropped, rtol=1e-5)
+
+
+def test_directions_that_the_data_never_take_are_kept_longest_first():
+    layer = nn.Linear(4, 4, bias=False).double()
+    layer.weight.data = torch.diag(torch.tensor([1.0, 5.0, 3.0, 2.0])).double()
+    moments = factors.Moments.empty(4)
+    moments.update(torch.tensor([[1.0, 0, 0, 0], [-1.0, 0, 0, 0]]))  # the first input alone
+    found = factors.decompose(layer, "data-aware", moments)
+    order = [int((found.left[:, i : i + 1] @ found.right[i : i + 1]).abs().sum(0).argmax()) for i in range(4)]
+    assert order == [0, 1, 2, 3]
+
+
+def test_collecting_runs_without_dropout_and_names_what_it_cannot_watch():
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 2)).train()
+    x = torch.ones(40, 5)
+    seen = factors.collect(model, ["1"], x)["1"]
+    assert torch.equal(seen.mean, torch.ones(5).double()) and seen.covariance.abs().max() == 0
+    for name in ("2", "9"):
+        with pytest.raises(ValueError, match=f"there is no linear layer '{name}' in this network"):
+            factors.collect(model, [name], x)
+
+    class First(nn.Sequential):
+        def forward(self, x):
+            return self[1](x)
+
+    with pytest.raises(ValueError, match="no input reaches layer '3' in a forward pass"):
+        factors.collect(First(*model), ["3"], x)

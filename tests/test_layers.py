@@ -145,3 +145,56 @@ def test_bad_input_is_refused_in_words():
     model.fc2.weight.data[0, 0] = float("inf")
     with pytest.raises(ValueError, match="'fc2' holds NaN or infinite weights"):
         layers.survey(model, (30,))
+
+
+def test_computed_weights_and_subclasses_are_named_and_left():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(20, 20)), Doubled(20, 20), nn.Linear(20, 9))
+    reasons = [card.reason for card in layers.survey(model, (20,))]
+    assert reasons == ["its weight is computed from other parameters", "a layer of type Doubled is not factored", ""]
+    with pytest.raises(ValueError, match="layer '1' of type Doubled cannot be factored"):
+        layers.apply(model, {"1": 2})
+
+
+def test_tied_weights_count_once_and_are_not_untied():
+    tied = nn.Sequential(nn.Linear(20, 20, bias=False), nn.ReLU(), nn.Linear(20, 20, bias=False))
+    tied[2].weight = tied[0].weight
+    assert layers.plan_cost(layers.survey(tied, (20,)), {}) == 400 == sum(p.numel() for p in tied.parameters())
+    with pytest.raises(ValueError, match="layer '0' shares its weight with another"):
+        layers.apply(tied, {"0": 3})
+
+
+def test_a_zero_layer_that_one_component_would_not_pay_for_stays_dense():
+    model = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 1))
+    model[2].weight.data.zero_()
+    cards = layers.survey(model, (30,))
+    assert layers.settle(cards[1], 0) is None
+    for plan in ({"2": 0}, {"0": 3, "2": 0}):
+        built = layers.apply(model, plan)
+        assert layers.plan_cost(cards, plan) == sum(p.numel() for p in built.parameters())
+
+
+def test_frozen_modules_are_put_back_as_they_were():
+    model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)).train()
+    model[1].eval()
+    layers.survey(model, (6,))
+    layers.decompose(model, ["0"], "data-aware", torch.randn(9, 6))
+    assert model.training and model[0].training and not model[1].training
+
+
+def test_factors_of_another_layer_are_refused():
+    model = nn.Sequential(nn.Linear(8, 8))
+    other = layers.decompose(nn.Sequential(nn.Linear(8, 9)), ["0"])
+    with pytest.raises(ValueError, match=r"layer '0' has weights of shape \(8, 8\), its factors make \(9, 8\)"):
+        layers.apply(model, {"0": 2}, other)
+    assert layers.apply(model, {"0": np.int64(2)})[0].first.weight.shape == (2, 8)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_cost_of_a_plan_without_biases(bias):
+    model = nn.Sequential(nn.Linear(30, 20, bias=bias), nn.ReLU(), nn.Linear(20, 12, bias=bias))
+    built = layers.apply(model, {"0": 4})
+    assert layers.plan_cost(layers.survey(model, (30,)), {"0": 4}) == sum(p.numel() for p in built.parameters())
