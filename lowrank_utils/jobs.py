@@ -135,6 +135,8 @@ def typed(name, kind, value):
         fits = kind not in ("str", "bool")
     if not fits:
         raise ValueError(f"{name}={value!r} is not {'an' if kind == 'int' else 'a'} {kind}")
+    if name == "device" and kind == "str" and not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", value):
+        raise ValueError(f"device={value!r} is not known; known: auto, cpu, cuda, cuda:1 ...")
     if name in LIMITS and kind in ("int", "float") and not LIMITS[name][0](value):
         raise ValueError(f"{name}={value!r} is out of range: it must be {LIMITS[name][1]}")
     return value

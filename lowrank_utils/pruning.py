@@ -332,8 +332,8 @@ def collect(model, images, bins=32, span="unit", batch_size=500):
 
     def count(name, x):
         low, high = edges[name].unbind(1)
-        # rounding differs with the size of a batch: a range of a few float32 steps is a constant
-        varies = high - low > 8 * torch.finfo(torch.float32).eps * torch.maximum(low.abs(), high.abs())
+        # rounding differs with the size of a batch: a range of a few float32 steps of the layer's values is a constant
+        varies = high - low > 8 * torch.finfo(torch.float32).eps * torch.maximum(low.abs(), high.abs()).max()
         width = torch.where(varies, high - low, torch.inf)
         place = ((x - low) / width * bins).long().clamp(0, bins - 1)
         units = torch.arange(x.shape[1], device=x.device) * bins

@@ -452,3 +452,20 @@ def test_refresh_drops_timings_and_stderr(project):
     with pytest.raises(runs.NotebookFailed, match="01_first.ipynb failed: ZeroDivisionError"):
         runs.refresh(project.first)
     assert project.first.read_bytes() == before
+
+
+def test_a_readable_but_incomplete_record_is_damaged(project):
+    place = project.runs / "20200101-000000"
+    place.mkdir(parents=True)
+    for content in ("{}", "[]", '{"status": "failed"}', "{"):
+        (place / "run.json").write_text(content)
+        with pytest.raises(runs.RunError, match="is damaged; remove the run folder"):
+            runs.is_complete(place)
+
+
+def test_a_wrong_device_is_refused_before_any_work():
+    from lowrank_utils import jobs
+
+    assert jobs.typed("device", "str", "cuda:1") == "cuda:1"
+    with pytest.raises(ValueError, match="device='gpu' is not known; known: auto, cpu, cuda"):
+        jobs.typed("device", "str", "gpu")

@@ -173,3 +173,19 @@ def test_row_refuses_weights_that_are_no_numbers(case):
         thin[1].weight[0, 0] = float("nan")
     with pytest.raises(ValueError, match="1.weight holds NaN or infinite values"):
         score.row(thin, dense, test)
+
+
+def test_the_smallest_good_size_was_measured():
+    tried = []
+
+    def build(share):
+        tried.append(share)
+        return share
+
+    share, built, evaluations = score.smallest(build, lambda built: built >= 0.3, low=0.0, tolerance=0.01)
+    assert built == share and 0.3 <= share < 0.31 and evaluations == len(tried) == 7
+    assert any(0 < share - other <= 0.01 for other in tried if other < 0.3)
+
+
+def test_where_no_smaller_size_is_good_the_largest_is_built():
+    assert score.smallest(lambda share: share, lambda built: False, low=0.0, tolerance=0.1) == (1.0, 1.0, 4)
