@@ -205,3 +205,12 @@ def test_every_published_checkpoint_loads_and_scores_as_it_says():
         assert models.published(told["dataset"], told["network"], told["seed"]) == path
         assert {"data_fingerprint", "recipe", "versions", "scores", "threads", "dtype"} <= told.keys()
         assert 0 < told["scores"]["test"]["accuracy"] < 1
+
+
+def test_lenet5_has_the_published_layers():
+    network = models.build("lenet5", (1, 28, 28), 10)
+    assert sum(p.numel() for p in network.parameters()) == 61706  # LeCun et al. 1998, with full connections in conv2
+    assert network(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    assert models.build("lenet5", (3, 32, 32), 100)(torch.zeros(1, 3, 32, 32)).shape == (1, 100)
+    with pytest.raises(ValueError, match=r"lenet5 needs images of at least 12 x 12 pixels, not \(1, 8, 8\)"):
+        models.build("lenet5", (1, 8, 8), 10)
