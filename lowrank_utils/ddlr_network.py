@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from . import ddlr, layers
-from .models import evaluating, replaced
+from .models import evaluating, linear, replaced
 from .sequential import before_relu, sweep
 
 
@@ -113,20 +113,14 @@ def solve(model, calibration, epsilon, penalty="nuclear", cascade=False, warm_st
         data = layer_data(small, name, calibration, outputs_of=model)
         # the layer's own weights are feasible on the original inputs; behind a changed layer they may not be
         found[name] = answer(name, *data, None if found else matrix(model.get_submodule(name)))
-        small = replaced(small, {name: _dense(model.get_submodule(name), found[name].weights)})
+        small = replaced(small, {name: dense(model.get_submodule(name), found[name].weights)})
     return found
 
 
-def _dense(layer, weights):
-    thin = nn.utils.skip_init(
-        nn.Linear, layer.in_features, layer.out_features, layer.bias is not None,
-        device=layer.weight.device, dtype=layer.weight.dtype,
-    )  # fmt: skip
-    with torch.no_grad():
-        thin.weight.copy_(weights[: layer.in_features].T)
-        if layer.bias is not None:
-            thin.bias.copy_(weights[-1])
-    return thin
+def dense(layer, weights):
+    """Return a linear layer like `layer` with solver weights (d_in x d_out, the bias as a last row)."""
+    bias = None if layer.bias is None else weights[-1]
+    return linear(weights[: layer.in_features].T, bias, layer)
 
 
 def reweighted(inputs, outputs, epsilon, relu=True, original=None, rounds=2, damping=0.05, start=None, **options):
@@ -211,7 +205,7 @@ def sparse(model, solutions, cut=ddlr.RANK_TOLERANCE):
         layer, weights = model.get_submodule(name), solution.weights.clone()
         weight = weights[: layer.in_features]
         weight[weight.abs() <= cut * weight.abs().max()] = 0
-        new[name] = _dense(layer, weights)
+        new[name] = dense(layer, weights)
     return replaced(model, new)
 
 

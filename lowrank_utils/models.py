@@ -120,6 +120,18 @@ def replaced(model, replacements):
     return copy.deepcopy(model, {id(model.get_submodule(name)): new for name, new in replacements.items()})
 
 
+def linear(weight, bias, like):
+    """Return an ``nn.Linear`` of `weight` (d_out x d_in) and `bias` (d_out, or None), with the type and device of the layer `like`."""
+    layer = nn.utils.skip_init(
+        nn.Linear, weight.shape[1], weight.shape[0], bias is not None, device=like.weight.device, dtype=like.weight.dtype
+    )
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+    return layer
+
+
 def save(model, path, metadata, dtype=None):
     """Write `model` to `path` as safetensors, whole or not at all, `metadata` (JSON values) in its header.
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from . import factors as factors_room
 from . import layers
 from .arsvd import energy_shares
-from .models import evaluating, replaced
+from .models import evaluating, linear, replaced
 
 log = logging.getLogger(__name__)
 
@@ -494,7 +494,7 @@ def remove(model, staying, activations=None, moments=None):
         weight, bias = inputs.get(name, (layer.weight.detach(), None if layer.bias is None else layer.bias.detach()))
         if name in rows:
             weight, bias = weight[rows[name]], None if bias is None else bias[rows[name]]
-        thin[name] = _linear(weight, bias, layer)
+        thin[name] = linear(weight, bias, layer)
     return replaced(model, thin)
 
 
@@ -522,17 +522,6 @@ def _without(reader, stay, gone, mean, moments):
         if bias is not None or extra.count_nonzero():
             bias = extra if bias is None else bias + extra
     return kept, bias
-
-
-def _linear(weight, bias, like):
-    thin = nn.utils.skip_init(
-        nn.Linear, weight.shape[1], weight.shape[0], bias is not None, device=like.weight.device, dtype=like.weight.dtype
-    )
-    with torch.no_grad():
-        thin.weight.copy_(weight)
-        if bias is not None:
-            thin.bias.copy_(bias)
-    return thin
 
 
 def both(model, calibration, kept, units, input_shape, rules=("output", "output"), factors="data-aware", dense=()):

@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from .factors import Factors
-from .models import evaluating, replaced
+from .models import evaluating, linear, replaced
 
 log = logging.getLogger(__name__)
 
@@ -270,14 +270,7 @@ def _answer(model, small, name, layer, rank, held, images, iterations, batch_siz
     shift = None if layer.bias is None else shift
     if left is not None:
         return Factors(left, right, shift, dtype=layer.weight.dtype).layers(rank)
-    dense = nn.utils.skip_init(
-        nn.Linear, columns, rows, shift is not None, device=layer.weight.device, dtype=layer.weight.dtype
-    )
-    with torch.no_grad():
-        dense.weight.copy_(whole)
-        if shift is not None:
-            dense.bias.copy_(shift)
-    return dense
+    return linear(whole, shift, layer)
 
 
 def _fit(layer, xx, seen, rank, subspace, metric):

@@ -45,7 +45,7 @@ def test_every_layer_keeps_its_constraints_and_is_certified(solved, x):
     assert list(solved) == ["0", "2", "4"]
     for found in solved.values():
         assert found.converged and found.violation <= ddlr.FEASIBLE and 0 < found.bound <= found.objective
-    whole = {name: dn._dense(model.get_submodule(name), s.weights) for name, s in solved.items()}
+    whole = {name: dn.dense(model.get_submodule(name), s.weights) for name, s in solved.items()}
     from lowrank_utils.models import replaced
 
     table = dn.constraints(model, replaced(model, whole), x, 0.3)
@@ -75,12 +75,12 @@ def test_the_cascade_aims_at_the_original_outputs(x):
     found = dn.solve(model, x, 0.3, cascade=True, tolerance=1e-3)
     from lowrank_utils.models import replaced
 
-    small = replaced(model, {name: dn._dense(model.get_submodule(name), s.weights) for name, s in found.items()})
+    small = replaced(model, {name: dn.dense(model.get_submodule(name), s.weights) for name, s in found.items()})
     with torch.no_grad():
         error = float((small(x) - model(x)).norm() / model(x).norm())
     assert error <= found["4"].epsilon + 1e-4  # the last layer answers for all that came before
     alone = dn.solve(model, x, 0.3, tolerance=1e-3)
-    beside = replaced(model, {name: dn._dense(model.get_submodule(name), s.weights) for name, s in alone.items()})
+    beside = replaced(model, {name: dn.dense(model.get_submodule(name), s.weights) for name, s in alone.items()})
     with torch.no_grad():
         assert error < float((beside(x) - model(x)).norm() / model(x).norm())
 
