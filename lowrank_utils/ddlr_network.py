@@ -102,12 +102,10 @@ def solve(model, calibration, epsilon, penalty="nuclear", cascade=False, warm_st
             raise ValueError(f"layer {name!r}: {error}") from error
 
     if not cascade:
-
-        def alone(name):
-            return answer(name, *layer_data(model, name, calibration), matrix(model.get_submodule(name)))
-
+        # the network itself runs in this thread only: hooks would catch what another thread sends through it
+        data = [(name, *layer_data(model, name, calibration), matrix(model.get_submodule(name))) for name in names]
         with ThreadPoolExecutor(workers) as pool:
-            return dict(zip(names, pool.map(alone, names)))
+            return dict(zip(names, pool.map(lambda one: answer(*one), data)))
     small, found = replaced(model, {}), {}
     for name in names:
         data = layer_data(small, name, calibration, outputs_of=model)
