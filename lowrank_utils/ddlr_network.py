@@ -93,7 +93,7 @@ def solve(model, calibration, epsilon, penalty="nuclear", cascade=False, warm_st
             return ddlr.solve(x, y, wanted[name], relu, penalty, original, warm_start=start, **options)
         except ddlr.Infeasible as error:
             if not cascade:
-                raise
+                raise ddlr.Infeasible(f"layer {name!r}: {error}", error.smallest) from error
             raised = 1.05 * error.smallest
             found = ddlr.solve(x, y, raised, relu, penalty, warm_start=start, **options)
             note = f"epsilon {wanted[name]:g} was out of reach in the cascade and raised to {raised:.4g}"
