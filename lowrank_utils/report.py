@@ -175,7 +175,8 @@ def _in_points(table):
 
 def _entropy_pruning(table, everything):
     best = {"component": "data-aware", "arsvd,": "data-aware", "both": "data-aware", "unit": "refitted"}
-    choosers = ["component entropy", "component output", "arsvd, classifier dense", "unit entropy", "unit output"]
+    choosers = ["component entropy", "component output", "arsvd, classifier dense"]
+    choosers += ["unit entropy", "unit random", "unit output"]
     choosers += ["both entropy", "both output"]
     mine = table[table["factors"] == table["chooser"].str.split().str[0].map(best)]
     small, equal, spread = [], [], []
