@@ -35,6 +35,18 @@ runs.save(output_folder, [{"chooser": "toy", "accuracy": threshold / 3}], files=
 """
 
 
+def mlp(sizes=(12, 9, 7, 4), seed=0, bias=True):
+    """A small network of linear layers with ReLU between them, named 0, 2, 4 ..."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(seed)
+    steps = []
+    for d_in, d_out in zip(sizes, sizes[1:]):
+        steps += [nn.Linear(d_in, d_out, bias=bias), nn.ReLU()]
+    return nn.Sequential(*steps[:-1])
+
+
 def write_notebook(path, *cells, parameters=PARAMETERS):
     """Write a notebook of the given code cells behind a cell tagged parameters."""
     new = nbformat.v4

@@ -1,5 +1,6 @@
 """DDLR over whole networks: constraints that truly hold, steps that say when they leave them, honest sizes."""
 
+import conftest
 import pytest
 import torch
 from torch import nn
@@ -8,12 +9,8 @@ from lowrank_utils import ddlr, layers, score
 from lowrank_utils import ddlr_network as dn
 
 
-def mlp(sizes=(10, 8, 6, 3), seed=0, bias=True):
-    torch.manual_seed(seed)
-    steps = []
-    for d_in, d_out in zip(sizes, sizes[1:]):
-        steps += [nn.Linear(d_in, d_out, bias=bias), nn.ReLU()]
-    return nn.Sequential(*steps[:-1])
+def mlp(sizes=(10, 8, 6, 3), **options):
+    return conftest.mlp(sizes, **options)
 
 
 @pytest.fixture(scope="module")

@@ -8,20 +8,13 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
 from lowrank_utils import data, factors, layers, pruning, score
-
-
-def mlp(sizes=(12, 9, 7, 4), seed=0, bias=True):
-    torch.manual_seed(seed)
-    steps = []
-    for d_in, d_out in zip(sizes, sizes[1:]):
-        steps += [nn.Linear(d_in, d_out, bias=bias), nn.ReLU()]
-    return nn.Sequential(*steps[:-1])
 
 
 @pytest.fixture(scope="module")

@@ -4,19 +4,12 @@ import logging
 
 import pytest
 import torch
+from conftest import mlp
 from torch import nn
 from torch.nn import functional as F
 
 from lowrank_utils import layers, score
 from lowrank_utils.sequential import before_relu, fisher, reduced_rank, sweep
-
-
-def mlp(sizes=(12, 9, 7, 4), seed=0, bias=True):
-    torch.manual_seed(seed)
-    steps = []
-    for d_in, d_out in zip(sizes, sizes[1:]):
-        steps += [nn.Linear(d_in, d_out, bias=bias), nn.ReLU()]
-    return nn.Sequential(*steps[:-1])
 
 
 @pytest.fixture
