@@ -157,7 +157,8 @@ def plan(cards, threshold=None, rule="energy", resource="parameters"):
     """
     table = ranks(cards, threshold, rule, resource)
     paying = table[table["kept_as"] == "factors"]
-    return {name: int(value) for name, value in zip(paying["layer"], paying["rank"])}
+    named = {card.name: card for card in cards}
+    return {name: named[name].entry(int(value)) for name, value in zip(paying["layer"], paying["rank"])}
 
 
 def ranks(cards, threshold=None, rule="energy", resource="parameters"):
@@ -167,7 +168,7 @@ def ranks(cards, threshold=None, rule="energy", resource="parameters"):
         found, why = None, card.reason
         if not why:
             if rule == "evbmf":
-                found = max(evbmf_rank(card.singular_values, card.shape), int(np.any(card.singular_values)))
+                found = max(evbmf_rank(card.singular_values, card.matrix_shape), int(np.any(card.singular_values)))
             else:
                 found = rank(card.singular_values, threshold, rule)
             if settle(card, found, resource) is None:
@@ -175,7 +176,7 @@ def ranks(cards, threshold=None, rule="energy", resource="parameters"):
         rows.append(
             {
                 "layer": card.name,
-                "shape": f"{card.shape[0]} x {card.shape[1]}",
+                "shape": f"{card.matrix_shape[0]} x {card.matrix_shape[1]}",
                 "full_rank": card.full_rank,
                 "break_even": card.break_even(resource),
                 "rank": found,
@@ -289,6 +290,6 @@ def same_ranks(model, other, input_shape, thresholds=tuple(t / 100 for t in rang
             continue
         if any(rank(a, t, rule) != rank(b, t, rule) for rule in RULES for t in thresholds):
             return False
-        if evbmf_rank(a, mine.shape) != evbmf_rank(b, theirs.shape):
+        if evbmf_rank(a, mine.matrix_shape) != evbmf_rank(b, theirs.matrix_shape):
             return False
     return True

@@ -1,19 +1,22 @@
 """The numbers that go into the thin layers: a weight matrix W (d_out x d_in) written as left @ right.
 
-Two factorizers for a layer on its own, both with nested ranks (the factors of rank r are the first r columns and rows of the
-factors of full rank, so that one decomposition serves every rank):
+A convolution is a matrix too, in one of the ways of `schemes`. Two factorizers for a layer on its own; one
+decomposition serves every rank:
 
 - ``"svd"``: the truncated singular value decomposition, the best W_r for the weights themselves;
-- ``"data-aware"``: the best W_r for the layer's outputs on calibration data, no training, no matrix inverse.
+- ``"data-aware"``: the best W_r for the layer's outputs on calibration data, no training, no matrix inverse. In the
+  spatial and input schemes
+  of a convolution the first factor meets shifted copies of one input, and there is no closed form: `schemes.low_rank`
+  alternates.
 """
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from numbers import Integral
 
 import torch
 from torch import nn
 
+from . import schemes
 from .models import evaluating
 
 METHODS = ("svd", "data-aware")
@@ -24,7 +27,8 @@ class Moments:
     """Mean and covariance of vectors that arrive in batches; memory does not grow with their number.
 
     ``count`` vectors seen, ``mean`` (d), ``scatter`` (d x d, sum of centred outer products), all float64
-    (Chan, Golub & LeVeque 1979 for joining batches).
+    (Chan, Golub & LeVeque 1979 for joining batches). With a first axis of groups for the patches of a grouped
+    convolution.
 
     >>> x = torch.arange(12.0).reshape(6, 2)
     >>> seen = Moments.empty(2)
@@ -39,25 +43,29 @@ class Moments:
     scatter: torch.Tensor
 
     @classmethod
-    def empty(cls, size, device="cpu"):
-        """Return moments of no vectors yet, of length `size`."""
-        zeros = torch.zeros(size, dtype=torch.float64, device=device)
-        return cls(0, zeros, torch.zeros(size, size, dtype=torch.float64, device=device))
+    def empty(cls, size, device="cpu", groups=1):
+        """Return moments of no vectors yet, of length `size`, for `groups` kinds of vectors (1: no first axis)."""
+        first = () if groups == 1 else (groups,)
+        zeros = torch.zeros(*first, size, dtype=torch.float64, device=device)
+        return cls(0, zeros, torch.zeros(*first, size, size, dtype=torch.float64, device=device))
 
-    def update(self, vectors):
-        """Add `vectors` (n x d) in place; raises ValueError where they hold NaN or infinity."""
-        x = vectors.detach().to(self.mean.device, torch.float64)
+    def update(self, vectors, dtype=torch.float64):
+        """Add `vectors` (n x d, or groups x n x d) in place, their products taken in `dtype`.
+
+        Raises ValueError where they hold NaN or infinity.
+        """
+        x = vectors.detach().to(self.mean.device, dtype)
         if not torch.isfinite(x).all():
             raise ValueError("the calibration data make NaN or infinite activations; check images and weights")
-        if len(x) == 0:
+        if x.shape[-2] == 0:
             return
-        mean = x.mean(0)
+        mean = x.mean(-2, keepdim=True)
         centred = x - mean
-        total = self.count + len(x)
-        delta = mean - self.mean
-        self.scatter.addmm_(centred.T, centred)
-        self.scatter.addr_(delta, delta, alpha=self.count * len(x) / total)
-        self.mean = self.mean + delta * (len(x) / total)
+        total = self.count + x.shape[-2]
+        delta = mean.squeeze(-2).double() - self.mean
+        share = self.count * x.shape[-2] / total
+        self.scatter += (centred.mT @ centred).double() + share * delta[..., :, None] * delta[..., None, :]
+        self.mean = self.mean + delta * (x.shape[-2] / total)
         self.count = total
 
     @property
@@ -68,7 +76,7 @@ class Moments:
     @property
     def second_moment(self):
         """Mean outer product without centring (d x d), for layers that have no bias to take the mean."""
-        return self.covariance + torch.outer(self.mean, self.mean)
+        return self.covariance + self.mean[..., :, None] * self.mean[..., None, :]
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,10 @@ class Factors:
     """W ~ left @ right at every rank: ``left`` (d_out x k), ``right`` (k x d_in), float64, best columns first.
 
     ``shift`` (d_out) and ``mean`` (d_in) are set by data-aware factors of a layer with a bias: at rank r the
-    bias is b + W mean - left_r right_r mean, so that the mean output is kept exactly.
+    bias is b + W mean - left_r right_r mean, so that the mean output is kept exactly. For a convolution ``layer`` is
+    it, ``scheme`` says which matrix is meant (rows and columns of `schemes.to_matrix`), ``mean`` is of patches, and
+    grouped ones have a first axis of groups. ``spread``, the covariance of patches, is set where each rank has an
+    answer of its own.
     """
 
     left: torch.Tensor
@@ -85,11 +96,14 @@ class Factors:
     mean: torch.Tensor | None = None
     shift: torch.Tensor | None = None
     dtype: torch.dtype = torch.float32
+    layer: nn.Module | None = None
+    scheme: str | None = None
+    spread: torch.Tensor | None = None
 
     @property
     def full_rank(self):
-        """The largest rank these factors hold: min(d_out, d_in)."""
-        return self.left.shape[1]
+        """The largest rank these factors hold: min(rows, columns) of the matrix."""
+        return self.left.shape[-1]
 
     def truncate(self, rank):
         """Return (left, right, bias) of `rank`, 1 <= rank <= full_rank, in float64.
@@ -100,44 +114,62 @@ class Factors:
             rank = 1
         if not isinstance(rank, Integral) or isinstance(rank, bool) or not 1 <= rank <= self.full_rank:
             raise ValueError(f"rank {rank!r} is not a whole number from 1 to {self.full_rank}, the full rank")
-        left, right, bias = self.left[:, :rank], self.right[:rank], self.bias
+        left, right, bias = self.left[..., :rank], self.right[..., :rank, :], self.bias
+        if self.spread is not None and rank < self.full_rank:
+            left, right = self._alternate(rank)
         if self.mean is not None:
-            bias = bias + self.shift - left @ (right @ self.mean)
+            if self.scheme in (None, "channel") and self.mean.ndim == 1:
+                kept = left @ (right @ self.mean)
+            else:
+                whole = schemes.from_matrix(
+                    self.layer, self.scheme, (left @ right).reshape(schemes.groups(self.layer), left.shape[-2], -1)
+                )
+                kept = (whole @ self.mean.reshape(len(whole), -1, 1)).flatten()
+            bias = (0.0 if bias is None else bias) + self.shift - kept
         return left, right, bias
 
+    def _alternate(self, rank):
+        count, offsets = schemes.groups(self.layer), schemes.shared(self.layer, self.scheme)
+        place = schemes.in_order(self.layer, self.scheme).to(self.left.device)
+        whole = (self.left @ self.right).reshape(count, self.left.shape[-2], -1)
+        whole = schemes.from_matrix(self.layer, self.scheme, whole)[..., place]
+        spread = self.spread.reshape(count, len(place), len(place))[:, place][:, :, place]
+        pairs = [schemes.low_rank(w, c, offsets, rank) for w, c in zip(whole, spread)]
+        left, right = (torch.stack(parts) for parts in zip(*pairs))
+        return (left[0], right[0]) if count == 1 else (left, right)
+
     def layers(self, rank):
-        """Return ``nn.Sequential(first, second)`` of stock linear layers, d_in -> rank -> d_out.
+        """Return ``nn.Sequential(first, second)`` of stock layers: d_in -> rank -> d_out, or the two convolutions of the scheme.
 
         >>> small = factorize(nn.Linear(8, 5), rank=2)
         >>> [tuple(p.shape) for p in small.parameters()]
         [(2, 8), (5, 2), (5,)]
         """
         left, right, bias = self.truncate(rank)
-        first = nn.utils.skip_init(nn.Linear, right.shape[1], right.shape[0], bias=False, dtype=self.dtype)
-        second = nn.utils.skip_init(
-            nn.Linear, right.shape[0], left.shape[0], bias=bias is not None, dtype=self.dtype
-        )
-        with torch.no_grad():
-            first.weight.copy_(right)
-            second.weight.copy_(left)
-            if bias is not None:
-                second.bias.copy_(bias)
-        return nn.Sequential(OrderedDict(first=first, second=second)).to(left.device)
+        layer = self.layer
+        if layer is None:
+            layer = nn.Linear(right.shape[1], left.shape[0], device="meta")
+            layer = nn.utils.skip_init(
+                nn.Linear, layer.in_features, layer.out_features, dtype=self.dtype, device=left.device
+            )
+        return schemes.thin(layer, self.scheme, left, right, bias)
 
 
-def decompose(layer, method="svd", moments=None):
-    """Return the `Factors` of a linear layer, good for every rank.
+def decompose(layer, method="svd", moments=None, scheme=None, centred=None):
+    """Return the `Factors` of a linear layer or convolution, good for every rank.
 
     ``"svd"`` (Eckart & Young 1936): W_r = U_r diag(s_r) V_r^T minimises ||W - W_r||_F.
 
-    ``"data-aware"``: minimises ||(W - W_r)(X - mean)||_F over the calibration inputs X. With C the covariance
-    of X and U_r the top r eigenvectors of W C W^T, W_r = U_r U_r^T W; the squared residual is the sum of the
-    dropped eigenvalues. No inverse of C is taken, so C may be singular. A layer without bias uses the second
-    moment in place of the covariance. Directions that the data never excite are ordered by a ridge of 1e-8 of
-    the mean variance.
+    ``"data-aware"``: minimises ||(W - W_r)(X - mean)||_F over the calibration inputs X (the patches of a convolution).
+    With C the covariance of X and U_r the top r eigenvectors of W C W^T, W_r = U_r U_r^T W; the squared residual is the
+    sum of the dropped eigenvalues. No inverse of C is taken, so C may be singular. A layer without bias uses the second
+    moment instead, as nothing can take the mean, unless `centred` is true: then the factors have a bias, for the caller
+    to put into the batch norm that follows. C gets a ridge of 1e-8 of its mean diagonal: directions that the data never
+    take are then kept longest first.
 
-    Parameters: `layer`, an ``nn.Linear``; `method`, one of `METHODS`; `moments`, the `Moments` of the layer's
-    inputs (length d_in), needed by ``"data-aware"``.
+    Parameters: `layer`, an ``nn.Linear`` or ``nn.Conv2d``; `method`, one of `METHODS`; `moments`, the `Moments` of the
+    layer's inputs (length d_in, or I kh kw of a patch), needed by ``"data-aware"``; `scheme`, one of `schemes.NAMES`
+    for a convolution, None for the usual one.
 
     Raises ValueError for another kind of layer, an unknown method, missing or misshapen moments, NaN weights.
 
@@ -145,65 +177,72 @@ def decompose(layer, method="svd", moments=None):
     >>> factors.full_rank
     4
     """
-    if not isinstance(layer, nn.Linear):
-        raise ValueError(f"a layer of type {type(layer).__name__} cannot be factored here; nn.Linear can")
     if method not in METHODS:
         raise ValueError(f"unknown factors {method!r}; known: {', '.join(METHODS)}")
-    weight = layer.weight.detach().double()
+    scheme = schemes.check(layer, scheme)
+    matrix = schemes.to_matrix(layer, scheme)
     bias = None if layer.bias is None else layer.bias.detach().double()
-    if not torch.isfinite(weight).all() or (bias is not None and not torch.isfinite(bias).all()):
+    if not torch.isfinite(matrix).all() or (bias is not None and not torch.isfinite(bias).all()):
         raise ValueError("the weights hold NaN or infinite values; a spectrum needs finite ones")
+    count = len(matrix)
+
+    def ungrouped(*parts):
+        return [part[0] if count == 1 else part for part in parts]
+
+    kind = {"dtype": layer.weight.dtype, "layer": layer, "scheme": scheme}
     if method == "svd":
-        u, s, vt = torch.linalg.svd(weight, full_matrices=False)
+        u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
         root = s.sqrt()  # shared evenly: both thin layers get weights of one scale, good for fine-tuning
-        return Factors(u * root, root[:, None] * vt, bias, dtype=layer.weight.dtype)
+        return Factors(*ungrouped(u * root[:, None, :], root[..., None] * vt), bias, **kind)
 
     if moments is None or moments.count == 0:
         raise ValueError("data-aware factors need calibration images; none were given")
-    if moments.mean.shape != (weight.shape[1],):
-        raise ValueError(
-            f"moments of length {moments.mean.shape[0]} do not fit a layer with {weight.shape[1]} inputs"
-        )
-    spread = moments.second_moment if bias is None else moments.covariance
-    spread = spread.to(weight.device)
-    ridge = 1e-8 * spread.diagonal().mean()
-    if ridge == 0:  # one image, or constant inputs: nothing to weight by
-        ridge = torch.ones((), dtype=torch.float64, device=weight.device)
+    size = layer.weight[0].numel()
+    if moments.mean.shape != ((size,) if count == 1 else (count, size)):
+        raise ValueError(f"moments of length {moments.mean.shape[-1]} do not fit a layer with {size} inputs")
+    centred = bias is not None if centred is None else centred
+    spread = (moments.covariance if centred else moments.second_moment).to(matrix.device).reshape(count, size, size)
+    ridge = 1e-8 * spread.diagonal(dim1=1, dim2=2).mean(1)
+    ridge = torch.where(ridge > 0, ridge, 1.0)  # one image, or constant inputs: nothing to weight by
+    about = {}
+    if centred:
+        weight, mean = layer.weight.detach().double().reshape(count, -1, size), moments.mean.to(matrix.device)
+        about = {"mean": mean, "shift": (weight @ mean.reshape(count, size, 1)).flatten()}
+    if schemes.shared(layer, scheme) > 1:
+        u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+        spread = spread + ridge[:, None, None] * torch.eye(size).to(spread)
+        return Factors(*ungrouped(u * s[:, None, :], vt), bias, **about, **kind, spread=spread)
     # In an orthonormal basis of the column space of W: full rank is then exact whatever the eigenvectors.
-    basis, reduced = torch.linalg.qr(weight)
-    outputs = reduced @ spread @ reduced.T + ridge * (reduced @ reduced.T)
-    _, vectors = torch.linalg.eigh((outputs + outputs.T) / 2)
-    vectors = vectors.flip(1)  # eigh sorts upwards
-    left, right = basis @ vectors, vectors.T @ reduced
-    if bias is None:
-        return Factors(left, right, None, dtype=layer.weight.dtype)
-    mean = moments.mean.to(weight.device)
-    return Factors(left, right, bias, mean, weight @ mean, layer.weight.dtype)
+    basis, reduced = torch.linalg.qr(matrix)
+    outputs = reduced @ spread @ reduced.mT + ridge[:, None, None] * (reduced @ reduced.mT)
+    _, vectors = torch.linalg.eigh((outputs + outputs.mT) / 2)
+    vectors = vectors.flip(2)  # eigh sorts upwards
+    return Factors(*ungrouped(basis @ vectors, vectors.mT @ reduced), bias, **about, **kind)
 
 
 def factorize(layer, rank, scheme=None, method="svd", moments=None):
     """Return `layer` as stock thin layers of `rank`: ``nn.Sequential(first, second)``.
 
     Shapes: a linear layer d_in -> d_out becomes d_in -> rank (no bias), rank -> d_out, at a cost of
-    rank (d_in + d_out) weights. `scheme` is None for linear layers. See `decompose` for `method` and `moments`.
+    rank (d_in + d_out) weights; a convolution the two of its `scheme` (see `schemes`). See `decompose` for `method` and
+    `moments`.
 
-    Raises ValueError for a rank outside 1..min(d_in, d_out), an unknown scheme, and as `decompose`.
+    Raises ValueError for a rank outside 1 to full rank, a scheme that the layer does not have, and as `decompose`.
 
     >>> layer = nn.Linear(6, 4)
     >>> x = torch.randn(3, 6)
     >>> bool(torch.allclose(factorize(layer, 4)(x), layer(x), atol=1e-5))
     True
     """
-    if scheme is not None:
-        raise ValueError(f"scheme {scheme!r} is not one of a linear layer, which has only scheme=None")
-    return decompose(layer, method, moments).layers(rank)
+    return decompose(layer, method, moments, scheme).layers(rank)
 
 
 def collect(model, names, calibration, batch_size=500):
-    """Return ``{name: Moments}`` of the inputs of the named linear layers while `model` sees `calibration`.
+    """Return ``{name: Moments}`` of the inputs of the named layers while `model` sees `calibration`.
 
     `calibration` is a tensor of network inputs (N first) and is fed in batches; what is kept is one d_in x d_in
-    matrix a layer, whatever N. The model runs in eval mode and is put back as it was.
+    matrix a layer, whatever N. For a convolution the vectors are its patches (I kh kw numbers, one for each output
+    position). The model runs in eval mode and is put back as it was.
 
     Raises ValueError for an empty or non-finite `calibration`, or images of a shape the network cannot take.
     """
@@ -213,12 +252,23 @@ def collect(model, names, calibration, batch_size=500):
     dtype = next(model.parameters()).dtype
     modules = dict(model.named_modules())
     for name in names:
-        if not isinstance(modules.get(name), nn.Linear):
-            raise ValueError(f"there is no linear layer {name!r} in this network whose inputs could be collected")
-    found = {name: Moments.empty(model.get_submodule(name).weight.shape[1], device) for name in names}
+        if name not in modules or not schemes.allowed(modules[name]):
+            raise ValueError(
+                f"there is no layer {name!r} in this network that is linear or a convolution, whose inputs could be collected"
+            )
+    found = {
+        name: Moments.empty(modules[name].weight[0].numel(), device, schemes.groups(modules[name])) for name in names
+    }
 
     def watch(name):
-        return lambda module, inputs: found[name].update(inputs[0].reshape(-1, inputs[0].shape[-1]))
+        def hook(module, inputs):
+            if isinstance(module, nn.Linear):
+                return found[name].update(schemes.patches(module, inputs[0])[0])
+            for some in inputs[0].split(schemes.images_at_once(module, inputs[0])):
+                seen = schemes.patches(module, some)
+                found[name].update(seen[0] if len(seen) == 1 else seen, seen.dtype)
+
+        return hook
 
     hooks = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
     try:
@@ -235,5 +285,7 @@ def collect(model, names, calibration, batch_size=500):
             hook.remove()
     unmet = [name for name in names if not found[name].count]
     if unmet:
-        raise ValueError(f"no input reaches layer {unmet[0]!r} in a forward pass, so there is nothing to calibrate it with")
+        raise ValueError(
+            f"no input reaches layer {unmet[0]!r} in a forward pass, so there is nothing to calibrate it with"
+        )
     return found

@@ -136,8 +136,8 @@ def test_other_bad_input_is_refused_in_words():
         factors.decompose(layer, "data-aware")
     with pytest.raises(ValueError, match="moments of length 5 do not fit a layer with 6 inputs"):
         factors.decompose(layer, "data-aware", seen(torch.randn(4, 5)))
-    with pytest.raises(ValueError, match="type Conv2d cannot be factored"):
-        factors.decompose(nn.Conv2d(1, 1, 3))
+    with pytest.raises(ValueError, match="a depthwise convolution: each channel is one small kernel, so it cannot be factored"):
+        factors.decompose(nn.Conv2d(3, 3, 3, groups=3))
     with pytest.raises(ValueError, match="scheme 'spatial'"):
         factors.factorize(layer, 2, scheme="spatial")
     layer.weight.data[0, 0] = float("nan")
@@ -155,7 +155,7 @@ def test_other_bad_input_is_refused_in_words():
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_data_aware_residual_is_the_sum_of_dropped_eigenvalues(bias):
+def test_the_residual_of_a_layer_with_a_mean_is_the_sum_of_dropped_eigenvalues(bias):
     torch.manual_seed(0)
     layer = nn.Linear(8, 6, bias=bias).double()
     x = torch.randn(50, 8).double() @ torch.randn(8, 8).double() + 3  # a mean that matters
@@ -184,7 +184,7 @@ def test_collecting_runs_without_dropout_and_names_what_it_cannot_watch():
     seen = factors.collect(model, ["1"], x)["1"]
     assert torch.equal(seen.mean, torch.ones(5).double()) and seen.covariance.abs().max() == 0
     for name in ("2", "9"):
-        with pytest.raises(ValueError, match=f"there is no linear layer '{name}' in this network"):
+        with pytest.raises(ValueError, match=f"there is no layer '{name}' in this network that is linear or a convolution"):
             factors.collect(model, [name], x)
 
     class First(nn.Sequential):

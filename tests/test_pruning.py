@@ -1,9 +1,11 @@
 """Entropy pruning: rankings against hand-made cases, removal that changes nothing where nothing is lost."""
 
+import copy
 import logging
 import subprocess
 import sys
 import time
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -142,8 +144,8 @@ def test_wrong_component_requests_are_refused_in_words():
     for wrong in (1.5, 0, -1, "half", True):
         with pytest.raises(ValueError, match="is not a share in"):
             pruning.plan(cards, wrong)
-    with pytest.raises(ValueError, match="no layer of this network can be factored: 0: a layer of type Conv2d"):
-        pruning.plan(layers.survey(nn.Sequential(nn.Conv2d(1, 2, 3)), (1, 8, 8)), 0.5)
+    with pytest.raises(ValueError, match="no layer of this network can be factored: 0: a layer of type Conv1d"):
+        pruning.plan(layers.survey(nn.Sequential(nn.Conv1d(1, 2, 3)), (1, 8)), 0.5)
 
 
 # ---- activations
@@ -260,8 +262,8 @@ def test_what_cannot_be_traced_or_is_not_element_wise_is_said():
         pruning.hidden_layers(Control())
     soft = nn.Sequential(nn.Linear(4, 4), nn.Softmax(1), nn.Linear(4, 2))
     assert pruning.hidden_layers(soft)[0].reason == "its output goes through Softmax, which is not element-wise"
-    with pytest.raises(ValueError, match="it has no linear layer"):
-        pruning.collect(nn.Sequential(nn.Conv2d(1, 2, 3)), torch.randn(4, 1, 8, 8))
+    with pytest.raises(ValueError, match="it has no linear layer and no convolution"):
+        pruning.collect(nn.Sequential(nn.BatchNorm2d(1)), torch.randn(4, 1, 8, 8))
 
 
 # ---- rankings and plans of units
@@ -603,3 +605,451 @@ def test_both_heeds_each_of_its_arguments():
         assert [p.shape for p in one.parameters()] != [p.shape for p in two.parameters()]
     dense = pruning.both(model, x, 0.2, 0.5, shape, ("output", "magnitude"), dense=("fc3",))
     assert isinstance(dense.fc3, nn.Linear) and not isinstance(parts[1].fc3, nn.Linear)
+
+
+# ---- channels of convolutions
+
+
+class Written(nn.Module):
+    """A network written as its forward function, `run(self, x)`, over the modules given by name."""
+
+    def __init__(self, run, **modules):
+        super().__init__()
+        self.run = run
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+class Block(nn.Module):
+    """A residual block: the channels between its two convolutions are its own, all others belong to the sum."""
+
+    def __init__(self, channels=6, inner=5):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, inner, 3, padding=1, bias=False), nn.BatchNorm2d(inner)
+        self.conv2, self.bn2 = nn.Conv2d(inner, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        return torch.relu(x + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+
+
+def settled(model, seed=0):
+    """`model` in eval mode, its batch norms as if they had seen something."""
+    torch.manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            if module.affine:
+                module.weight.data.uniform_(0.5, 1.5)
+                module.bias.data.normal_(0, 0.3)
+            if module.track_running_stats:
+                module.running_mean.normal_(0, 0.3)
+                module.running_var.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def convnet(padding=1, bias=True, norm=True, seed=0):
+    """conv1 (7), bn1, relu1, conv2 (5), bn2, relu2, pool, flatten, fc on images of 3 x 8 x 8."""
+    torch.manual_seed(seed)
+    steps = {"conv1": nn.Conv2d(3, 7, 3, padding=padding, bias=bias), "bn1": nn.BatchNorm2d(7), "relu1": nn.ReLU()}
+    steps |= {"conv2": nn.Conv2d(7, 5, 3, padding=padding, bias=bias), "bn2": nn.BatchNorm2d(5), "relu2": nn.ReLU()}
+    steps |= {"pool": nn.MaxPool2d(2), "flatten": nn.Flatten(), "fc": nn.Linear(5 * (4 if padding else 2) ** 2, 4)}
+    return settled(nn.Sequential(OrderedDict((k, v) for k, v in steps.items() if norm or not k.startswith("bn"))))
+
+
+def silenced(model, staying, behind, x):
+    """What `model` makes of x when the channels that do not stay are zero behind the module that `behind` names."""
+    model, hooks = copy.deepcopy(model), []
+    for name, units in staying.items():
+        mask = torch.zeros(model.get_submodule(name).weight.shape[0])
+        mask[list(units)] = 1
+
+        def silence(module, inputs, y, mask=mask):
+            return y * mask.to(y).view(-1, *[1] * (y.ndim - 2))
+
+        hooks.append(model.get_submodule(behind[name]).register_forward_hook(silence))
+    with torch.inference_mode():
+        return model(x)
+
+
+def seen_by(model, name, x):
+    """What the layer `name` reads."""
+    seen = []
+    hook = model.get_submodule(name).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.inference_mode():
+        model(x)
+    hook.remove()
+    return seen[0]
+
+
+def patches(model, name, x):
+    """The patches that a zero-padded convolution reads, one a row, in the order of its weights."""
+    layer = model.get_submodule(name)
+    columns = F.unfold(seen_by(model, name, x), layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    return columns.movedim(1, -1).flatten(0, 1).double()
+
+
+def moments_of(rows):
+    moments = factors.Moments.empty(rows.shape[1])
+    moments.update(rows)
+    return moments
+
+
+def norm_parameters(model):
+    return sum(score.parameters(m) for m in model.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)))
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_a_removed_channel_is_one_that_was_always_zero(padding, mode):
+    model, x = convnet(padding), torch.randn(6, 3, 8, 8)
+    model.train(mode == "train")
+    staying = {"conv1": [0, 2, 3, 6], "conv2": [1, 4]}
+    small = pruning.remove(model, staying)
+    wanted = silenced(model, staying, {"conv1": "relu1", "conv2": "pool"}, x)
+    with torch.inference_mode():
+        assert torch.allclose(small(x), wanted, atol=1e-5)
+    assert small.conv1.weight.shape == (4, 3, 3, 3) and small.conv2.weight.shape == (2, 4, 3, 3)
+    assert small.bn1.num_features == 4 and small.bn2.running_var.shape == (2,)
+    assert small.fc.weight.shape == (4, 2 * (16 if padding else 4))
+    assert {type(m) for m in small} == {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Linear}
+    assert all(m.training == (mode == "train") for m in small)
+
+
+POOLED = {
+    "flatten": lambda m, x: torch.flatten(F.max_pool2d(m.conv(x).relu(), 2), 1),
+    "flatten method": lambda m, x: F.avg_pool2d(torch.relu(m.conv(x)), kernel_size=2).flatten(start_dim=1),
+    "view": lambda m, x: F.relu(m.pool(m.conv(x)), inplace=True).view(x.size(0), -1),
+    "view of the shape": lambda m, x: (lambda y: y.view(y.shape[0], -1))(m.pool(m.conv(x))),
+    "reshape": lambda m, x: (lambda y: y.reshape((y.size()[0], -1)))(F.max_pool2d(m.conv(x), 2, return_indices=False)),
+    "unpacked": lambda m, x: (lambda y: torch.reshape(y, (y.size(0), -1)))(torch.max_pool2d(m.conv(x), 2)),
+    "norm behind it": lambda m, x: torch.relu(m.norm(F.adaptive_avg_pool2d(F.dropout2d(m.conv(x), 0), 4).flatten(1))),
+    "padded": lambda m, x: F.pad(F.adaptive_max_pool2d(m.conv(x) * 0.5, (2, 4)), (0, 0, 1, 1)).flatten(1),
+}
+
+
+@pytest.mark.parametrize("way", POOLED)
+def test_every_way_to_pool_and_flatten_finds_the_columns_of_a_channel(way):
+    torch.manual_seed(0)
+    modules = {"conv": nn.Conv2d(3, 6, 3, padding=1), "pool": nn.AvgPool2d(2), "norm": nn.BatchNorm1d(96)}
+    model = settled(Written(lambda m, x: m.fc(POOLED[way](m, x)), **modules, fc=nn.Linear(96, 4)))
+    (found, _) = pruning.hidden_layers(model)
+    assert (found.reader, found.span, found.along) == ("fc", 16, ("norm",) if "norm" in way else ())
+    x, stay = torch.randn(5, 3, 8, 8), [1, 2, 5]
+    small = pruning.remove(model, {"conv": stay})
+    cut = copy.deepcopy(model)
+    cut.fc.weight.data.view(4, 6, 16)[:, [0, 3, 4]] = 0
+    with torch.inference_mode():
+        assert torch.allclose(small(x), cut(x), atol=1e-5)
+
+
+def test_a_mean_over_height_and_width_leaves_one_column_a_channel():
+    def whole(m, x):
+        return m.fc(torch.mean(m.conv(x), [2, 3]))
+
+    def kept(m, x):
+        return m.fc(m.conv(x).mean((-2, -1), keepdim=True).flatten(1))
+
+    for run in (whole, kept):
+        model = Written(run, conv=nn.Conv2d(3, 6, 3), fc=nn.Linear(6, 2))
+        assert pruning.hidden_layers(model)[0] == pruning.Hidden("conv", "fc", 6)
+
+
+REFUSED = {
+    "goes through view, which": lambda m, x: m.fc(m.conv(x).view(-1, 96)),
+    "goes through reshape, which": lambda m, x: m.fc(m.conv(x).reshape(x.size(0), 96)),
+    "goes through flatten, which": lambda m, x: m.fc(m.conv(x).flatten(2)),
+    "goes through pad, which": lambda m, x: m.fc(F.pad(m.conv(x), (0, 0, 0, 0, 1, 1)).flatten(1)),
+    "goes through softmax, which": lambda m, x: m.fc(F.softmax(m.conv(x), 1).flatten(1)),
+    "PReLU, which is not known to treat each channel alone": lambda m, x: m.fc(m.prelu(m.conv(x)).flatten(1)),
+    "goes through GroupNorm, which": lambda m, x: m.fc(m.group(m.conv(x)).flatten(1)),
+    "the layer that reads it, fc, does so along another axis": lambda m, x: m.fc(m.conv(x)),
+    "goes to more than one place": lambda m, x: (lambda y: m.fc(y.view(y.size(0), y.size(1) * 16)))(m.conv(x)),
+    "is added to another": lambda m, x: (lambda y: y + m.two(x))(m.conv(x)),
+    "is multiplied with another": lambda m, x: m.conv(x).mul(m.two(x)),
+    "is joined with others by concatenation": lambda m, x: torch.cat([m.conv(x), m.two(x)], 1),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_channels_that_cannot_be_followed_stay_and_it_is_said_why(reason):
+    modules = {"conv": nn.Conv2d(3, 6, 3), "two": nn.Conv2d(3, 6, 3), "prelu": nn.PReLU(6), "group": nn.GroupNorm(2, 6)}
+    model = Written(REFUSED[reason], **modules, fc=nn.Linear(96, 4))
+    found = pruning.hidden_layers(model)[0]
+    assert reason in found.reason and found.reader == ""
+
+
+def test_only_the_inner_channels_of_residual_blocks_can_go():
+    model = settled(nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), Block(), Block(), nn.Flatten(), nn.Linear(6 * 64, 4)))
+    found = {h.name: h for h in pruning.hidden_layers(model)}
+    assert [name for name, h in found.items() if not h.reason] == ["1.conv1", "2.conv1"]
+    assert found["1.conv1"] == pruning.Hidden("1.conv1", "1.conv2", 5, "", 9, ("1.bn1",), "1.bn2")
+    assert found["0"].reason == "its output goes to more than one place"
+    assert found["1.conv2"].reason == "its output is added to another, and its units are tied to those of the other"
+    x, staying = torch.randn(4, 3, 8, 8), {"1.conv1": [0, 3], "2.conv1": [1, 2, 4]}
+    cut = copy.deepcopy(model)
+    cut[1].conv2.weight.data[:, [1, 2, 4]] = 0
+    cut[2].conv2.weight.data[:, [0, 3]] = 0
+    with torch.inference_mode():
+        assert torch.allclose(pruning.remove(model, staying)(x), cut(x), atol=1e-5)
+    with pytest.raises(ValueError, match="no unit of layer '1.conv2' can be removed: its output is added to another"):
+        pruning.remove(model, {"1.conv2": [0]})
+
+
+def test_in_resnet18_the_first_convolution_of_every_block_can_go():
+    from torchvision.models import resnet18
+
+    found = [h for h in pruning.hidden_layers(resnet18()) if not h.reason]
+    assert [h.name for h in found] == [f"layer{i}.{j}.conv1" for i in (1, 2, 3, 4) for j in (0, 1)]
+    assert all(h.reader == h.absorber.replace("bn2", "conv2") and h.span == 9 for h in found)
+
+
+def test_grouped_convolutions_keep_their_channels_and_depthwise_ones_follow():
+    grouped = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    reasons = [h.reason for h in pruning.hidden_layers(grouped)]
+    assert reasons[0] == "its output goes through a grouped convolution, 2 (groups=2)"
+    assert reasons[1] == "it is a grouped convolution (groups=2)"
+    steps = [nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU6()]
+    steps += [nn.Conv2d(8, 8, 3, 2, 1, groups=8), nn.BatchNorm2d(8), nn.ReLU6()]
+    model = settled(nn.Sequential(*steps, nn.Conv2d(8, 4, 1), nn.Flatten(), nn.Linear(64, 3)))
+    found = pruning.hidden_layers(model)
+    assert (found[0].reader, found[0].along) == ("6", ("1", "3", "4"))
+    assert found[1].reason == "it is a grouped convolution (groups=8)"
+    x, staying = torch.randn(4, 3, 8, 8), {"0": [1, 5, 6]}
+    small = pruning.remove(model, staying)
+    assert small[3].groups == small[3].in_channels == 3 and small[3].stride == (2, 2)
+    with torch.inference_mode():
+        assert torch.allclose(small(x), silenced(model, staying, {"0": "5"}, x), atol=1e-5)
+
+
+def test_batch_norms_of_every_kind_are_cut():
+    steps = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, eps=0.1, affine=False), nn.BatchNorm2d(6, track_running_stats=False)]
+    steps += [nn.BatchNorm2d(6, momentum=None), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 2)]
+    model = settled(nn.Sequential(*steps)).double()
+    staying, x = {"0": [0, 4, 5], "4": [1, 2]}, torch.randn(7, 3, 8, 8).double()
+    small = pruning.remove(model, staying)
+    cut = copy.deepcopy(model)
+    cut[4].weight.data[:, [1, 2, 3]] = 0
+    cut[7].weight.data.view(2, 4, 16)[:, [0, 3]] = 0
+    with torch.inference_mode():
+        assert torch.allclose(small(x), cut(x))
+    assert small[1].eps == 0.1 and small[1].weight is None and small[2].running_mean is None
+    assert small[3].momentum is None and small[6].num_features == 32 and small[6].weight.dtype == torch.float64
+    linear = settled(nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2)))
+    rows, staying = torch.randn(9, 6), {"0": [1, 3]}
+    with torch.inference_mode():
+        small = pruning.remove(linear, staying)
+        assert torch.allclose(small(rows), silenced(linear, staying, {"0": "2"}, rows), atol=1e-6)
+    twice = nn.BatchNorm2d(6)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), twice, nn.Conv2d(6, 6, 3), twice, nn.Conv2d(6, 2, 1))
+    reason = pruning.hidden_layers(model)[0].reason
+    assert reason == "the batch norm after it, 1, is used more than once, or shares its weight"
+    sequences = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
+    with pytest.raises(ValueError, match="layer '2' reads sequences"):
+        pruning.collect(sequences, torch.randn(4, 5, 6))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"stride": 2, "padding": 1}, {"dilation": 2, "padding": "same"}, {"padding": 2, "padding_mode": "circular"}],
+)
+def test_geometry_and_type_are_kept(options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, (3, 5), **options), nn.GELU(), nn.Conv2d(6, 4, 3, **options)).double().eval()
+    x = torch.randn(2, 3, 16, 16).double()
+    small = pruning.remove(model, {"0": [5, 0]})
+    with torch.inference_mode():
+        assert torch.allclose(small(x), silenced(model, {"0": [0, 5]}, {"0": "1"}, x))
+    for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode"):
+        assert all(getattr(model[i], name) == getattr(small[i], name) for i in (0, 2))
+
+
+# ---- what channels say over data
+
+
+def test_values_of_a_channel_are_those_at_all_positions_of_all_images():
+    model, x = convnet(), torch.randn(50, 3, 8, 8)
+    seen = pruning.collect(model, x, bins=16)
+    for name, reader, channels in (("conv1", "conv2", 7), ("conv2", "fc", 5)):
+        read, found = seen_by(model, reader, x), seen[name]
+        values = read.view(50, channels, -1).movedim(1, -1).flatten(0, 1).double().numpy()
+        assert found.count == len(values) and found.mean.shape == (channels,)
+        assert np.allclose(found.mean, values.mean(0)) and np.allclose(found.variance, values.var(0))
+        assert np.allclose(found.low, values.min(0)) and np.allclose(found.high, values.max(0))
+        for unit in range(channels):
+            counts = np.histogram(values[:, unit], 16)[0]
+            assert np.abs(found.histogram[unit].numpy() - counts).sum() <= 4
+    read = seen_by(model, "fc", x).double()
+    assert torch.allclose(seen["conv2"].column_mean.flatten(), read.mean(0))
+    assert torch.allclose(seen["conv2"].column_variance.flatten(), read.var(0, correction=0))
+    split = pruning.collect(model, x, bins=16, batch_size=7)
+    assert torch.allclose(split["conv2"].variance, seen["conv2"].variance)
+    assert (split["conv1"].histogram - seen["conv1"].histogram).abs().sum() <= 4
+
+
+def test_channels_are_ranked_as_the_formulas_say():
+    model, x = convnet(), torch.randn(50, 3, 8, 8)
+    seen = pruning.collect(model, x)
+    assert all(len(pruning.rank_units(model, seen, rule)) == 12 for rule in pruning.UNIT_RULES)
+    found = pruning.rank_units(model, seen, "output").set_index(["layer", "unit"])["score"]
+    read = [seen_by(model, name, x).double() for name in ("conv2", "fc")]
+    gains = read[0].var((0, 2, 3), correction=0) * model.conv2.weight.detach().double().square().sum((0, 2, 3))
+    assert np.allclose(found["conv1"].sort_index(), gains / gains.sum())
+    gains = (read[1].var(0, correction=0) * model.fc.weight.detach().double().square().sum(0)).view(5, 16).sum(1)
+    assert np.allclose(found["conv2"].sort_index(), gains / gains.sum())
+    norms = model.conv2.weight.detach().double().square().sum((1, 2, 3)).sqrt()
+    found = pruning.rank_units(model, seen, "magnitude").set_index(["layer", "unit"])["score"]
+    assert np.allclose(found["conv2"].sort_index(), norms / norms.mean())
+
+
+@pytest.mark.parametrize("resource", layers.RESOURCES)
+@pytest.mark.parametrize("kept", [0.7, 0.3])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_plans_of_channels_cost_what_the_smaller_network_costs(resource, kept, padding):
+    wide = [nn.Conv2d(4, 12, 1), nn.BatchNorm2d(12), nn.Conv2d(12, 12, 3, groups=12), nn.ReLU(), nn.Conv2d(12, 3, 1)]
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), Block(4, 9), nn.Sequential(*wide), convnet(padding))
+    shape = (3, 10, 10)
+
+    def cost(net):
+        return score.parameters(net) - norm_parameters(net) if resource == "parameters" else score.macs(net, shape)
+
+    order = pruning.rank_units(model, pruning.collect(model, torch.randn(20, *shape)), "random")
+    assert set(order["layer"]) == {"1.conv1", "2.0", "2.4", "3.conv1", "3.conv2"}
+    plan = pruning.plan_units(model, order, kept, shape, resource)
+    small = pruning.remove(model, plan)
+    cards = layers.survey(small, shape, spectra=False)
+    assert cost(small) == sum(card.cost(None, resource) for card in cards) <= kept * cost(model)
+    assert norm_parameters(small) < norm_parameters(model)
+    name, unit = [(n, u) for n, u in zip(order["layer"], order["unit"]) if u not in plan[n]][-1]
+    assert cost(pruning.remove(model, plan | {name: [*plan[name], unit]})) > kept * cost(model)
+    least = {name: [0] for name in plan}
+    share = cost(pruning.remove(model, least)) / cost(model)
+    with pytest.raises(ValueError, match=f"1 unit in every hidden layer keeps {share:.4f}"):
+        pruning.plan_units(model, order, share * 0.99, shape, resource)
+    plan = pruning.plan_units(model, order, share, shape, resource)
+    assert all(len(units) == 1 for units in plan.values())
+
+
+# ---- folding and refitting of channels
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_channel_of_zeros_goes_without_a_trace_at_the_border_too(bias):
+    model, x = convnet(1, bias), torch.randn(30, 3, 8, 8)
+    with torch.no_grad():
+        model.bn1.weight[2], model.bn1.bias[2] = 0, -1
+    staying = {"conv1": [0, 1, 3, 4, 5, 6]}
+    refit = {"conv2": moments_of(patches(model, "conv2", x))}
+    for how in ({"activations": pruning.collect(model, x)}, {"moments": refit}, {}):
+        small = pruning.remove(model, staying, **how)
+        with torch.inference_mode():
+            assert torch.allclose(small(x), model(x), atol=1e-4)
+        assert (small.conv2.bias is None) == (not bias)
+
+
+def test_a_constant_channel_folds_exactly_but_at_a_border_of_zeros():
+    staying, x = {"conv1": [0, 1, 3, 4, 5, 6]}, torch.randn(30, 3, 8, 8)
+    for padding in (0, 1):
+        model = convnet(padding)[:4]  # ends with conv2
+        with torch.no_grad():
+            model.bn1.weight[2], model.bn1.bias[2] = 0, 2
+            wanted = model(x)
+            folded = pruning.remove(model, staying, pruning.collect(model, x))(x) - wanted
+            moments = {"conv2": moments_of(patches(model, "conv2", x))}
+            refitted = pruning.remove(model, staying, moments=moments)(x) - wanted
+        inside = slice(padding, 8 - padding)
+        assert folded[..., inside, inside].abs().max() < 1e-5
+        assert (folded.abs().max() > 0.1) == (padding == 1)
+        assert (refitted.abs().max() > 0.1) == (padding == 1)
+        assert refitted.square().mean() < 0.5 * folded.square().mean() or padding == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "dilation": 2}, {"padding": "same", "padding_mode": "reflect"}])
+def test_folding_keeps_the_mean_output_where_no_zeros_pad(options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3, **options))
+    x = torch.rand(40, 3, 12, 12) * torch.linspace(0, 1, 12)  # positions differ
+    plain, folded = (pruning.remove(model, {"0": [2, 5]}, seen) for seen in (None, pruning.collect(model, x)))
+    with torch.inference_mode():
+        wanted = model(x)
+        assert torch.allclose(folded(x).mean((0, 2, 3)), wanted.mean((0, 2, 3)), atol=1e-5)
+        assert (folded(x) - wanted).square().mean() < (plain(x) - wanted).square().mean()
+
+
+def test_means_are_folded_column_by_column_after_a_flatten():
+    model = convnet()
+    x = torch.randn(1, 3, 8, 8).expand(5, 3, 8, 8)  # every position is constant over the images, none equals another
+    seen = pruning.collect(model, x)
+    with torch.inference_mode():
+        assert torch.allclose(pruning.remove(model, {"conv2": [3]}, seen)(x), model(x), atol=1e-5)
+
+
+def test_a_batch_norm_behind_the_reader_takes_what_is_folded():
+    model, x = convnet(0, bias=False), torch.randn(40, 3, 8, 8)
+    assert [h.absorber for h in pruning.hidden_layers(model)] == ["bn2", "", ""]
+    seen, staying = pruning.collect(model, x), {"conv1": [0, 2, 5], "conv2": [0, 1, 3]}
+    small = pruning.remove(model, staying, seen)
+    assert small.conv2.bias is None
+    rise = (model.conv2.weight.double().flatten(2) * seen["conv1"].column_mean)[:, [1, 3, 4, 6]].sum((1, 2))
+    assert torch.allclose(small.bn2.running_mean.double(), (model.bn2.running_mean - rise)[[0, 1, 3]], atol=1e-6)
+    plain = pruning.remove(model[:4], {"conv1": [0, 2, 5]}, seen)  # no batch norm behind
+    with torch.inference_mode():
+        assert torch.allclose(model.bn2(plain(x))[:, [0, 1, 3]], small[:5](x), atol=1e-5)
+        small.train(), model.train()  # where the batch decides the mean, the fold makes no difference
+        assert torch.allclose(model.bn2(plain.train()(x))[:, [0, 1, 3]], small[:5](x), atol=1e-4)
+
+
+@pytest.mark.parametrize("bias,norm", [(True, True), (False, True), (False, False)])
+def test_refitting_a_convolution_is_the_least_squares_answer(bias, norm):
+    model, x = convnet(1, bias, norm), torch.randn(30, 3, 8, 8)
+    rows = patches(model, "conv2", x)
+    stay = [0, 2, 3, 6]
+    small = pruning.remove(model, {"conv1": stay}, moments={"conv2": moments_of(rows)})
+    with torch.inference_mode():
+        wanted = model.conv2(seen_by(model, "conv2", x)).movedim(1, -1).flatten(0, 2).double()
+        found = small.conv2(seen_by(small, "conv2", x)).movedim(1, -1).flatten(0, 2).double()
+        if norm:
+            found = found - small.bn2.running_mean
+            wanted = wanted - model.bn2.running_mean
+    kept = rows.view(len(rows), 7, 9)[:, stay].flatten(1)
+    a = torch.cat([kept, torch.ones(len(kept), 1)], 1) if bias or norm else kept
+    assert torch.allclose(found, a @ torch.linalg.lstsq(a, wanted, driver="gelsd").solution, atol=1e-4)
+    assert (small.conv2.bias is None) == (not bias)
+    with pytest.raises(ValueError, match="layer 'conv2' needs those of 7 units of 9 columns each"):
+        pruning.remove(model, {"conv1": stay}, moments={"conv2": moments_of(rows[:, :7])})
+
+
+def test_refitting_a_linear_layer_after_a_flatten():
+    model, x = convnet(0), torch.randn(200, 3, 8, 8)
+    rows = seen_by(model, "fc", x).double()
+    small = pruning.remove(model, {"conv2": [1, 2, 4]}, moments=factors.collect(model, ["fc"], x))
+    a = torch.cat([rows.view(200, 5, 4)[:, [1, 2, 4]].flatten(1), torch.ones(200, 1)], 1)
+    with torch.inference_mode():
+        best = a @ torch.linalg.lstsq(a, model(x).double(), driver="gelsd").solution
+        assert torch.allclose(small(x).double(), best, atol=1e-4)
+
+
+CHANNEL_MEMORY = """
+import resource, torch
+from torch import nn
+from lowrank_utils import pruning
+torch.set_num_threads(1)
+steps = [nn.Conv2d(3, 32, 3, padding=1)]
+for _ in range(3):
+    steps += [nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1)]
+model = nn.Sequential(*steps)
+images = torch.rand(2, 3, 32, 32)
+pruning.collect(model, images)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for count in (150, 450):
+    pruning.collect(model, images[:1].expand(count, 3, 32, 32))
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def test_peak_memory_of_channels_does_not_grow_with_the_images():
+    done = subprocess.run([sys.executable, "-c", CHANNEL_MEMORY], capture_output=True, text=True, check=True)
+    few, many = map(float, done.stdout.split())
+    # one layer's activations of 450 images would be 56 MiB in float32, and several of them are held at once
+    assert many < few + 20 < 170

@@ -141,7 +141,7 @@ def test_wrong_requests_are_refused_in_words(x):
     model.train()
     for plan, words in (
         ({"9": 2}, "layer '9' is not in the model"),
-        ({"1": 2}, "layer '1' of type ReLU is not linear"),
+        ({"1": 2}, "layer '1': a layer of type ReLU is not factored"),
         ({"0": 0}, "rank 0 of layer '0' is not a whole number from 1 to 9"),
         ({"0": 10}, "rank 10 of layer '0'"),
         ({"0": 2.0}, "rank 2.0 of layer '0'"),
@@ -218,3 +218,85 @@ def test_weighted_factors_change_the_answer_less(x):
             for way in ("sequential", "fisher-weighted")
         )
     assert weighted < plain
+
+
+def relu_error(small, model, x):
+    with torch.no_grad():
+        return float((F.relu(small[0](x)) - F.relu(model[0](x))).square().mean())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_momentum_gets_further_in_as_many_steps(seed):
+    x = torch.randn(400, 20, generator=torch.Generator().manual_seed(seed))
+    model = mlp((20, 16, 4), seed)
+    model[0].bias.data -= 0.5
+    small = sweep(model, {"0": 4}, x, relu=True, refit=False, iterations=10)
+    assert relu_error(small, model, x) < 0.98 * plain_majorisation(model, x, 4, 10)
+
+
+def plain_majorisation(model, x, rank, steps):
+    with torch.no_grad():
+        t, found = model[0](x).double(), None
+        x, mean = x.double(), x.double().mean(0)
+        centred = x - mean
+        for _ in range(steps):
+            goal = t if found is None else torch.where(t > 0, t, (x @ found[0].T + found[1]).clamp(max=0))
+            cross = (goal - goal.mean(0)).T @ centred / len(x)
+            left, right = reduced_rank(centred.T @ centred / len(x), cross, rank, start=model[0].weight.double())
+            found = left @ right, goal.mean(0) - left @ right @ mean
+        return float((F.relu(x @ found[0].T + found[1]) - F.relu(t)).square().mean())
+
+
+def test_more_iterations_never_end_far_above_fewer(x):
+    for seed in range(4):
+        model = mlp((12, 11, 4), seed)
+        errors = [relu_error(sweep(model, {"0": 3}, x, relu=True, refit=False, iterations=n), model, x) for n in (1, 10, 40)]
+        assert errors[1] <= errors[0] and errors[2] <= 1.02 * errors[1]
+
+
+def test_a_layer_without_bias_is_fitted_to_second_moments():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 8, generator=generator) + 2  # a mean that nothing can take
+    model = nn.Sequential(nn.Linear(8, 6, bias=False), nn.Linear(6, 3, bias=False))
+    small = sweep(model, {"0": 2}, x)
+    with torch.no_grad():
+        target, seen = model(x).double(), small[0](x).double()
+        best = torch.linalg.pinv(seen, rtol=1e-4) @ target
+        assert torch.allclose(seen @ small[1].weight.double().T, seen @ best, atol=1e-2)
+        u = torch.linalg.svd((x @ model[0].weight.T).double().T, full_matrices=False)[0][:, :2]
+        y = (x @ model[0].weight.T).double()
+        assert torch.allclose(small[0](x).double(), y @ u @ u.T, atol=1e-3)
+
+
+def test_within_a_subspace_the_metric_and_the_refit_count(x):
+    model = mlp()
+    within = torch.linalg.qr(torch.randn(9, 2, generator=torch.Generator().manual_seed(0)).double())[0]
+    plain, weighted = (sweep(model, {"0": 2}, x, within={"0": within}, weighted=w)[0] for w in (False, True))
+    assert not torch.allclose(plain(x), weighted(x), atol=1e-3)
+    metric = fisher(model, ["0"], x)["0"]
+    metric = 0.7 * metric / metric.diagonal().mean() + 0.3 * torch.eye(9).double()
+
+    def felt(small):
+        with torch.no_grad():
+            gone = (small(x) - model[0](x)).double()
+        return float(((gone @ metric) * gone).sum(1).mean())
+
+    assert felt(weighted) < felt(plain)
+    by_hand = within @ torch.linalg.solve(within.T @ metric @ within, within.T @ metric) @ model[0].weight.double()
+    assert torch.allclose(weighted.second.weight.double() @ weighted.first.weight.double(), by_hand, atol=1e-3)
+
+
+def test_the_fisher_information_of_a_frozen_network_and_in_draws():
+    model = mlp()
+    x = torch.randn(400, 12, generator=torch.Generator().manual_seed(0))
+    exact = fisher(model, ["0", "4"], x)
+    frozen = fisher(mlp().requires_grad_(False), ["0", "4"], x)
+    drawn = fisher(model, ["0", "4"], x, draws=3)  # of four classes
+    for name in exact:
+        assert torch.allclose(exact[name], frozen[name])
+        assert 0 < (drawn[name] - exact[name]).norm() < 0.2 * exact[name].norm()
+    for images, words in [(x[:0], "at least one image"), (torch.full_like(x, torch.nan), "NaN or infinite")]:
+        with pytest.raises(ValueError, match=words):
+            fisher(model, ["0"], images)
+    with pytest.raises(ValueError, match="there is no layer '9'"):
+        fisher(model, ["9"], x)

@@ -1,0 +1,337 @@
+"""Whole networks with convolutions, batch norms and shortcuts: plans, costs, factors of every kind, and what is left alone."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from lowrank_utils import arsvd, factors, layers, pruning, sequential
+from lowrank_utils.sequential import followed_by, sweep
+
+
+class Block(nn.Module):
+    def __init__(self, d_in, d_out, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(d_in, d_out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(d_out)
+        self.conv2 = nn.Conv2d(d_out, d_out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(d_out)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut = nn.Sequential()
+        if stride > 1 or d_in != d_out:
+            self.shortcut = nn.Sequential(nn.Conv2d(d_in, d_out, 1, stride, bias=False), nn.BatchNorm2d(d_out))
+
+    def forward(self, x):
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        y += self.shortcut(x)
+        return self.relu(y)
+
+
+class Residual(nn.Module):
+    """Two blocks of 12 and 16 channels, with running statistics that are not the first ones."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv1 = nn.Conv2d(3, 12, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(12)
+        self.block1, self.block2 = Block(12, 12, 1), Block(12, 16, 2)
+        self.linear = nn.Linear(16, 5)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.3, 1.5)
+                nn.init.normal_(module.bias, 0, 0.3)
+        self.train()(images(200, seed))
+        self.eval()
+
+    def forward(self, x):
+        x = self.block2(self.block1(F.relu(self.bn1(self.conv1(x)))))
+        return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def images(count=100, seed=0):
+    return torch.randn(count, 3, 10, 10, generator=torch.Generator().manual_seed(seed)).cumsum(2).cumsum(3) / 5
+
+
+@pytest.fixture(scope="module")
+def net():
+    return Residual()
+
+
+def counted(model):
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model(torch.zeros(1, 3, 10, 10))
+    return counter.get_total_flops() // 2
+
+
+def weights(model):
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    return sum(p.numel() for p in model.parameters()) - sum(p.numel() for m in norms for p in m.parameters())
+
+
+def error(small, net, x):
+    with torch.inference_mode():
+        return float((small(x) - net(x)).square().mean())
+
+
+@pytest.mark.parametrize("scheme", ["spatial", "channel", "input"])
+@pytest.mark.parametrize("rule", [*arsvd.RULES, "evbmf"])
+def test_every_rule_plans_convolutions_and_the_ledger_holds(net, scheme, rule):
+    cards = layers.survey(net, (3, 10, 10), dense=("conv1", "linear"), scheme=scheme)
+    assert [c.scheme for c in cards if not c.reason].count(scheme) == 4 + (
+        scheme == "channel"
+    )  # the 1 x 1 shortcut has its own
+    for resource in layers.RESOURCES:
+        if rule == "evbmf":
+            plan = arsvd.plan(cards, rule=rule, resource=resource)
+        else:
+            plan = arsvd.plan_at(cards, 0.5, rule, resource)
+            total = layers.plan_cost(cards, {}, resource)
+            assert 0.4 * total < layers.plan_cost(cards, plan, resource) <= 0.5 * total
+        small = layers.apply(net, plan, resource=resource)
+        assert layers.plan_cost(cards, plan, "parameters") == weights(small)
+        assert layers.plan_cost(cards, plan, "macs") == counted(small)
+
+
+@pytest.mark.parametrize("rule", pruning.COMPONENT_RULES)
+def test_components_of_convolutions_are_ranked_over_the_network(net, rule):
+    cards = layers.survey(net, (3, 10, 10), dense=("conv1", "linear"))
+    names = [card.name for card in cards if not card.reason]
+    bases = layers.decompose(net, names, "data-aware", images())
+    moments = factors.collect(net, names, images())
+    plan = pruning.plan(cards, 0.4, rule, "macs", factors=bases, moments=moments)
+    assert 0.3 < layers.plan_cost(cards, plan, "macs") / layers.plan_cost(cards, {}, "macs") <= 0.4
+    assert counted(layers.apply(net, plan, bases, resource="macs")) == layers.plan_cost(cards, plan, "macs")
+
+
+def test_units_first_and_components_second_also_in_a_residual_network(net):
+    small = pruning.both(net, images(), 0.5, 0.8, (3, 10, 10), dense=("conv1", "linear"))
+    assert weights(small) <= 0.5 * weights(net)
+    assert error(small, net, images(seed=1)) < error(nn.Sequential(net, nn.Linear(5, 5)), net, images(seed=1))
+
+
+FULL = {
+    "block1.conv1": ("spatial", 36),
+    "block1.conv2": ("input", 12),
+    "block2.conv1": ("channel", 16),
+    "block2.shortcut.0": 12,
+}
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_sweep_at_full_rank_changes_nothing(net, relu, weighted):
+    small = sweep(net, FULL, images(), relu=relu, weighted=weighted, iterations=2)
+    fresh = images(seed=1)
+    assert torch.allclose(small(fresh), net(fresh), atol=1e-3)
+    assert isinstance(small.block1.conv1, nn.Sequential) and small.block1.conv1.second.bias is None
+
+
+PLAN = {
+    "block1.conv1": 6,
+    "block1.conv2": ("channel", 4),
+    "block2.conv1": ("input", 5),
+    "block2.conv2": 6,
+    "block2.shortcut.0": 3,
+}
+
+
+def test_each_kind_of_factors_loses_less_than_the_one_before(net):
+    x, fresh = images(300), images(300, seed=1)
+    kinds = ("svd", "data-aware", "sequential")
+    losses = [error(layers.apply(net, PLAN, kind, x, "macs"), net, fresh) for kind in kinds]
+    assert losses[1] < 0.5 * losses[0] and losses[2] < 0.8 * losses[1]
+
+
+def test_the_shortcut_takes_part_of_the_target(net, monkeypatch):
+    x, fresh, plan = images(300), images(300, seed=1), {"conv1": ("channel", 5)}  # what the shortcut carries is damaged
+
+    def after_the_first_block(model):
+        return nn.Sequential(model.conv1, model.bn1, nn.ReLU(), model.block1)
+
+    def lost():
+        return error(after_the_first_block(sweep(net, plan, x)), after_the_first_block(net), fresh)
+
+    swept = lost()
+    blind = sequential.Followed
+    monkeypatch.setattr(sequential, "followed_by", lambda *a: {k: blind(v.norm) for k, v in followed_by(*a).items()})
+    assert swept < 0.8 * lost()
+
+
+def test_the_scale_of_the_batch_norm_weighs_the_errors(net):
+    loud = Residual()
+    with torch.no_grad():
+        loud.block1.bn1.weight[:6] = 0.01
+    x, fresh = images(300), images(300, seed=1)
+    swept = sweep(loud, {"block1.conv1": 4}, x, refit=False)
+    plain = {
+        "block1.conv1": factors.decompose(
+            loud.block1.conv1, "data-aware", factors.collect(loud, ["block1.conv1"], x)["block1.conv1"]
+        )
+    }
+    assert error(swept, loud, fresh) < 0.5 * error(layers.apply(loud, {"block1.conv1": 4}, plain), loud, fresh)
+
+
+def test_what_follows_each_layer(net):
+    found = followed_by(net)
+    assert list(found) == [
+        "conv1",
+        "block1.conv1",
+        "block1.conv2",
+        "block2.conv1",
+        "block2.conv2",
+        "block2.shortcut.0",
+        "linear",
+    ]
+    assert [f.norm for f in found.values()] == [
+        "bn1",
+        "block1.bn1",
+        "block1.bn2",
+        "block2.bn1",
+        "block2.bn2",
+        "block2.shortcut.1",
+        None,
+    ]
+    assert [f.other is not None for f in found.values()] == [False, False, True, False, True, True, False]
+    assert [f.relu for f in found.values()] == [True] * 6 + [False]
+
+
+def test_the_same_answer_from_kept_and_from_recomputed_activations(net):
+    x = images(90)
+    answers = [sweep(net, PLAN, x, memory=m, batch_size=30)(x) for m in (0, 3e5, 1e9)]
+    assert torch.equal(answers[0], answers[1]) and torch.equal(answers[0], answers[2])
+    assert torch.allclose(sweep(net, PLAN, x, batch_size=13)(x), answers[0], atol=2e-3)
+
+
+def test_a_bias_that_has_no_place_goes_into_the_batch_norm(net):
+    for kind in ("data-aware", "sequential"):
+        small = layers.apply(net, {"block1.conv1": 3}, kind, images(), "macs")
+        assert small.block1.conv1.second.bias is None
+        assert not torch.equal(small.block1.bn1.running_mean, net.block1.bn1.running_mean)
+        assert torch.equal(small.block1.bn1.weight, net.block1.bn1.weight)
+    caught = {}
+    for model in (net, small):
+        hook = model.block1.bn1.register_forward_hook(
+            lambda module, inputs, out, m=model: caught.__setitem__(m, out.clone())
+        )
+        model(images())
+        hook.remove()
+    assert torch.allclose(caught[net].mean((0, 2, 3)), caught[small].mean((0, 2, 3)), atol=1e-3)
+
+
+def test_grouped_convolutions_are_swept_and_depthwise_ones_refitted():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(4, 12, 3, 1, 1, groups=2),
+        nn.ReLU(),
+        nn.Conv2d(12, 12, 3, 1, 1, groups=12),
+        nn.ReLU(),
+        nn.Conv2d(12, 6, 3, 2),
+    ).eval()
+    x, fresh = torch.randn(2, 200, 4, 9, 9).cumsum(3)
+    plan = {"0": ("channel", 2)}
+    swept, left = sweep(model, plan, x), sweep(model, plan, x, refit=False)
+    alone = layers.apply(model, plan, "data-aware", x)
+    assert error(swept, model, fresh) < 0.9 * error(left, model, fresh) < error(alone, model, fresh)
+    assert not torch.equal(swept[2].weight, model[2].weight) and swept[2].groups == 12
+    full = sweep(model, {"0": ("spatial", 6), "4": ("input", 12)}, x)
+    assert torch.allclose(full(fresh), model(fresh), atol=1e-3)
+
+
+class Deciding(nn.Module):
+    """Control flow that torch.fx cannot follow."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        if x.sum() > 0:
+            x = 2 * x
+        return self.b(x).mean((2, 3))
+
+
+def test_a_network_with_control_flow_is_swept_with_layer_targets_and_says_so(caplog):
+    model, x = Deciding(), images(200)
+    with caplog.at_level(logging.WARNING):
+        small = sweep(model, {"a": 3, "b": 6}, x)
+    assert "cannot be traced by torch.fx" in caplog.text and "its own outputs as target" in caplog.text
+    assert error(small, model, x) < error(layers.apply(model, {"a": 3, "b": 6}, "data-aware", x), model, x)
+    assert followed_by(model) == {}
+
+
+def test_bad_input_is_refused_in_words(net):
+    for plan, words in [
+        (
+            {"block1.conv1": ("tucker", 3)},
+            "layer 'block1.conv1': scheme 'tucker' is not one of this layer, which has spatial, channel, input",
+        ),
+        ({"block1.conv1": ("spatial", 37)}, "rank 37 of layer 'block1.conv1' is not a whole number from 1 to 36"),
+        ({"block1.conv1": ("spatial", 3, 4)}, "is no entry of a plan"),
+        ({"block2.shortcut.0": ("spatial", 3)}, "which has channel"),
+        ({"bn1": 3}, "layer 'bn1' of type BatchNorm2d cannot be factored"),
+        ({"conv9": 3}, "a layer 'conv9' that the model does not have"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            layers.apply(net, plan)
+    with pytest.raises(ValueError, match="unknown scheme 'tucker'; known: spatial, channel, input"):
+        layers.survey(net, (3, 10, 10), scheme="tucker")
+    with pytest.raises(ValueError, match="scheme= names a layer that the model does not have: conv9"):
+        layers.survey(net, (3, 10, 10), scheme={"conv9": "channel"})
+    x = images(20)
+    for kind in ("data-aware", "sequential"):
+        with pytest.raises(ValueError, match=r"cannot take calibration images of shape \(2, 10, 10\)"):
+            layers.apply(net, PLAN, kind, x[:, :2])
+        with pytest.raises(ValueError, match="calibration images hold NaN"):
+            layers.apply(net, PLAN, kind, torch.full_like(x, torch.nan))
+        with pytest.raises(ValueError, match="at least one input"):
+            layers.apply(net, PLAN, kind, x[:0])
+        one = layers.apply(net, PLAN, kind, x[:1], "macs")  # one image is many patches
+        assert torch.isfinite(one(x)).all()
+    with pytest.raises(ValueError, match="weights are torch.float16; sequential factors need float32 or float64"):
+        layers.apply(Residual().half(), PLAN, "sequential", x)
+    bases = layers.decompose(net, {"block1.conv1": "channel"})
+    with pytest.raises(
+        ValueError, match="the plan wants layer 'block1.conv1' in scheme 'spatial', its factors are in 'channel'"
+    ):
+        layers.apply(net, {"block1.conv1": 3}, bases)
+    with pytest.raises(ValueError, match="take no option iterations; those of a sweep do"):
+        layers.apply(net, {"block1.conv1": 3}, "svd", iterations=3)
+    twice = nn.Sequential(net.block1, net.block1)
+    with pytest.raises(ValueError, match="layer '0.conv1' is used 2 times in one pass"):
+        sweep(twice, {"0.conv1": 3}, torch.randn(4, 12, 10, 10))
+    half = layers.apply(Residual().half(), {"block1.conv1": ("spatial", 3)})
+    assert half.block1.conv1.first.weight.dtype == torch.float16
+
+
+def test_a_network_without_a_layer_to_factor():
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.ReLU())
+    cards = layers.survey(model, (3, 10, 10))
+    assert [c.reason for c in cards] == ["a depthwise convolution: each channel is one small kernel"]
+    assert layers.plan_cost(cards, {}) == 30 and arsvd.plan(cards, 0.9) == {}
+    for kind in ("svd", "data-aware", "sequential"):
+        assert torch.equal(layers.apply(model, {}, kind, images())(images()), model(images()))
+
+
+def test_a_model_in_training_mode_is_used_in_eval_mode_and_put_back(net):
+    model = Residual().train()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    small = layers.apply(model, PLAN, "sequential", images(), "macs")
+    assert model.training and small.training and small.block1.conv1.first.training
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
+    assert torch.equal(small.eval()(images()), layers.apply(Residual(), PLAN, "sequential", images(), "macs")(images()))
+
+
+def test_stored_macs_of_other_layers_are_counted_by_torch():
+    model = nn.Sequential(nn.ConvTranspose2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    cards = layers.survey(model, (3, 10, 10))
+    assert cards[0].reason == "a layer of type ConvTranspose2d is not factored"
+    assert sum(card.macs for card in cards) == counted(model)
+    assert np.all([card.parameters for card in cards] == np.array([3 * 4 * 9 + 4, 4 * 2 * 9 + 2]))
