@@ -16,6 +16,7 @@ reach, both in float64 whatever the iterations were computed in.
 import math
 import time
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 
 import cvxpy
 import numpy as np
@@ -30,14 +31,19 @@ CHECK_EVERY = 20  # iterations between certificates
 PATIENCE = 1.2  # times the iterations so far until the penalty may change again
 PATIENT_CHECKS = 10  # certificates without a gap smaller by a tenth, after which something else is tried
 MEMORY = 5  # steps that Anderson acceleration looks back
+DAMPINGS = (1e-3, 1e-7, 1e-11)  # of the search for a first point, as shares of the largest eigenvalue of X^T X
 
 
 class Infeasible(ValueError):
-    """No weights were found that keep the outputs within epsilon; ``smallest`` is the smallest epsilon found to do."""
+    """No weights were found that keep the outputs within epsilon.
 
-    def __init__(self, message, smallest):
+    ``smallest`` is the smallest epsilon that was found to be feasible, by ``weights`` (d_in x d_out; zero weights have
+    an error of 1), and ``bound`` one below which none is (0 where none was proved).
+    """
+
+    def __init__(self, message, smallest, bound=0.0, weights=None):
         super().__init__(message)
-        self.smallest = smallest
+        self.smallest, self.bound, self.weights = smallest, bound, weights
 
 
 @dataclass(frozen=True)
@@ -114,21 +120,24 @@ class Reference:
 def check(weights, inputs, outputs, epsilon, relu=True):
     """Return the `Check` of any weights (d_in x d_out), computed in float64; asked again after every cut or refit.
 
-    Parameters: `inputs` N x d_in, `outputs` N x d_out, `epsilon` the relative error allowed, `relu` as in `solve`.
-    Raises ValueError for shapes that do not fit, and NaN.
+    Parameters: `inputs` N x d_in, `outputs` N x d_out, `epsilon` the relative error allowed, at least 0, `relu` as in
+    `solve`. Raises ValueError for shapes that do not fit, NaN, and an epsilon that is no number of at least 0.
 
     >>> found = check(torch.eye(2), torch.eye(2), 2 * torch.eye(2), epsilon=0.4)
     >>> round(found.error, 6), found.sign, round(found.violation, 6), found.feasible
     (0.5, 0.0, 0.1, False)
     """
     x, y = _data(inputs, outputs, relu)
+    if isinstance(epsilon, bool) or not isinstance(epsilon, Real) or not (math.isfinite(epsilon) and epsilon >= 0):
+        raise ValueError(f"epsilon={epsilon!r} is not a number of at least 0")
     u = _weights(weights, x, y, "weights")
-    reached = x @ u
+    scale = _power(y)  # squares of very large or small numbers would overflow or vanish
+    size = _power(u)
+    reached, y = x @ (u / size) * (size / scale), y / scale
     active = y > 0 if relu else torch.ones_like(y, dtype=torch.bool)
-    scale = float(y.abs().max())
-    error = float((reached - y)[active].norm() / y.norm()) if scale else float(reached[active].norm() > 0)
+    error = float((reached - y)[active].norm() / y.norm()) if y.any() else float(reached[active].norm() > 0)
     sign = max(float(reached[~active].max()), 0.0) if not active.all() else 0.0
-    return Check(error, sign / (scale or 1.0), float(epsilon))
+    return Check(error, sign / (float(y.abs().max()) or 1.0), float(epsilon))
 
 
 def reference(inputs, outputs, epsilon, relu=True, penalty="nuclear", solver="SCS", **options):
@@ -197,7 +206,8 @@ def solve(
     device : torch device to compute on (default: where the inputs are). The answer comes back to the inputs' device.
     progress : show a bar.
 
-    Raises ValueError for bad input, in one sentence, among it outputs that no weights were found to reach.
+    Raises ValueError for bad input, in one sentence, and `Infeasible`, one of them, for outputs that no weights were
+    found to reach, or none in the time given; it tells the smallest epsilon found and a proved bound on it.
 
     Source: Gabay & Mercier 1976 (ADMM); Walker & Ni 2011 (Anderson acceleration); certificate by Lagrange duality.
 
@@ -208,16 +218,23 @@ def solve(
     start = time.perf_counter()
     x, y = _data(inputs, outputs, relu)
     epsilon = _settings(epsilon, penalty)
-    for name, value in {
-        "tolerance": tolerance,
-        "max_iterations": max_iterations,
-        "max_seconds": max_seconds,
-    }.items():
-        if value is not None and (isinstance(value, bool) or not value > 0):
-            raise ValueError(f"{name}={value!r} must be above 0")
+    for name, value, kind in (
+        ("tolerance", tolerance, Real),
+        ("max_iterations", max_iterations, Integral),
+        ("max_seconds", math.inf if max_seconds is None else max_seconds, Real),
+    ):
+        if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
+            raise ValueError(f"{name}={value!r} must be a {'whole ' if kind is Integral else ''}number above 0")
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype {dtype} is not one of torch.float32 and torch.float64")
     home = x.device
+    try:
+        device = torch.device(device or home)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"device={str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    if warm_start is not None and not isinstance(warm_start, Solution):
+        raise ValueError(f"warm_start is a {type(warm_start).__name__}, not an earlier Solution")
     given = None if original is None else _weights(original, x, y, "original")
     if warm_start is not None and warm_start.weights.shape != (x.shape[1], y.shape[1]):
         raise ValueError(
@@ -245,41 +262,92 @@ def solve(
         spent = rows[0]["seconds"]
         return Solution(zero, 0.0, 0.0, 0.0, 0, 0, 0, True, spent, history, penalty, epsilon, note)
 
-    # A unit that is never active gets zero weights: they satisfy its constraints, and no norm grows by it.
-    device = torch.device(device or home)
-    problem = _Problem(x.to(device), y[:, alive].to(device), epsilon, relu, penalty)
-    anchor = problem.anchor(None if given is None else given[:, alive].to(device))
+    # Powers of two take the scale out of both sides without rounding.
+    scales = _power(x), _power(y)
+    unit = scales[1] / scales[0]
+    if not 1e-300 < unit < 1e300:
+        raise ValueError(
+            f"outputs up to {float(y.abs().max()):.3g} from inputs up to {float(x.abs().max()):.3g} need weights that "
+            "float64 cannot hold; scale one of them"
+        )
+    if not x.any():
+        raise Infeasible(
+            f"the inputs are all zero, and so are the outputs of any weights: no epsilon below 1 is feasible, and "
+            f"{epsilon:g} was asked for",
+            1.0,
+            1.0,
+            torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=home),
+        )
+
+    def whole(u):
+        # A unit that is never active gets zero weights: they satisfy its constraints, and no norm grows by it.
+        weights = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=home)
+        weights[:, alive] = problem.outside(u).to(home) * unit
+        return weights
+
+    problem = _Problem((x / scales[0]).to(device), (y[:, alive] / scales[1]).to(device), epsilon, relu, penalty)
+    ends = math.inf if max_seconds is None else start + max_seconds
+    try:
+        anchor = problem.anchor(None if given is None else (given[:, alive] / unit).to(device), ends)
+    except Infeasible as error:
+        error.weights = whole(error.weights)
+        raise
     state = None
     if warm_start is not None and warm_start.state is not None:
         same = (problem.size, y.shape[0], int(alive.sum()), penalty)
-        state = warm_start.state if warm_start.state["fits"] == same else None
+        state = _rescaled(warm_start.state, scales) if warm_start.state["fits"] == same else None
     best, bound, rows, iterations, converged, state = _iterate(
         problem, anchor, state, tolerance, max_iterations, max_seconds, dtype, progress, start
     )
-    weights = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=home)
-    weights[:, alive] = problem.outside(best).to(home)
+    state["scales"] = scales
+    history = pd.DataFrame(rows)
+    history[["objective", "bound"]] *= unit
+    weights = whole(best)
     spectrum = torch.linalg.svdvals(weights)
     objective = float(spectrum.sum() if penalty == "nuclear" else weights.abs().sum())
+    bound = min(bound * unit, objective)
+    if not converged:
+        note = f"the budget ended after {iterations} iterations, at a relative gap of {1 - bound / objective:.2g}"
     return Solution(
         weights=weights,
         objective=objective,
-        bound=min(bound, objective),
+        bound=bound,
         violation=check(weights, x, y, epsilon, relu).violation,
         rank=int((spectrum > RANK_TOLERANCE * spectrum[0]).sum()),
         nonzeros=int((weights.abs() > RANK_TOLERANCE * weights.abs().max()).sum()),
         iterations=iterations,
         converged=converged,
         seconds=time.perf_counter() - start,
-        history=pd.DataFrame(rows),
+        history=history,
         penalty=penalty,
         epsilon=epsilon,
+        note=note,
         state=state,
     )
 
 
+def _power(values):
+    """The power of two below the largest entry, 1 where all are zero."""
+    size = float(values.abs().max())
+    return 2.0 ** math.floor(math.log2(size)) if size else 1.0
+
+
+def _rescaled(state, scales):
+    # a state in the units of these inputs and outputs
+    inputs, outputs = state["scales"][0] / scales[0], state["scales"][1] / scales[1]
+    return state | {
+        "first": state["first"] * (outputs / inputs),
+        "s": state["s"] * outputs,
+        "rho": state["rho"] * inputs / outputs,
+    }
+
+
 def _matrix(values, name):
     try:
-        found = torch.as_tensor(values).detach().to(torch.float64)
+        found = torch.as_tensor(values).detach()
+        if found.is_complex():
+            raise TypeError("complex ones are not known here")
+        found = found.to(torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} must be a matrix of numbers: {error}") from error
     if found.ndim != 2 or 0 in found.shape:
@@ -290,6 +358,8 @@ def _matrix(values, name):
 
 
 def _data(inputs, outputs, relu):
+    if not isinstance(relu, (bool, np.bool_)):
+        raise ValueError(f"relu={relu!r} is neither True nor False")
     x, y = _matrix(inputs, "inputs"), _matrix(outputs, "outputs").to(getattr(inputs, "device", "cpu"))
     if len(x) != len(y):
         raise ValueError(f"inputs hold {len(x)} samples and outputs {len(y)}; they must be as many")
@@ -344,6 +414,7 @@ class _Problem:
         self.size = len(self.squares) if self.nuclear else x.shape[1]
         self.operator = self.turned if self.nuclear else x
         self._find_lift()
+        self._inward = None
 
     def _find_lift(self):
         """Find the direction that raises every sample's output: the bias, or what acts like one."""
@@ -464,9 +535,12 @@ class _Problem:
             return 0.0
         return value / size * (1 - 1e-12)  # rounding of the sums above
 
-    def _descend(self, u, radius, margin, steps):
-        """Yield points ever nearer to the constraints, tightened: accelerated projection in the metric of X^T X."""
-        solve = 1 / (self.squares + 1e-11 * self.squares.max())
+    def _descend(self, u, radius, margin, steps, damping=DAMPINGS[-1]):
+        """Yield points ever nearer to the constraints, tightened: accelerated projection in the metric of X^T X.
+
+        The more `damping`, the less moves where inputs are small, so that the first points found are of small norm.
+        """
+        solve = 1 / (self.squares + damping * self.squares.max())
         previous, momentum = u, 1.0
         for _ in range(steps):
             reached = self.operator @ u
@@ -480,57 +554,143 @@ class _Problem:
             u, previous = new + (momentum - 1) / following * (new - previous), new
             momentum = following
 
-    def anchor(self, original):
-        """Return feasible weights that leave room in every constraint where that is possible."""
-        size = float(self.y.norm()) / math.sqrt(self.active.sum())
-        first = torch.zeros(self.size, self.y.shape[1], dtype=torch.float64, device=self.y.device)
+    def anchor(self, original, ends=math.inf):
+        """Return feasible weights that leave room in every constraint where that is possible.
+
+        `original`, or ridge regression; where that is not feasible, steps towards the constraints; where they lead
+        nowhere, the least error that the signs allow (`closest`). Raises `Infeasible`, also where time `ends`.
+        """
+        zero = torch.zeros(self.size, self.y.shape[1], dtype=torch.float64, device=self.y.device)
         if original is not None:
-            first = self.inside(original)
-        else:
-            first = next(self._descend(first, 0.0, 0.0, 1))  # least squares where outputs are active
-        smallest = 1.0  # zero weights reach an error of 1
-
-        def tried(u):
-            nonlocal smallest
-            u, reached = self.lower(u, self.operator @ u)
-            if float(torch.where(self.active, 0, reached).max()) <= 1e-11 * size:
-                smallest = min(smallest, float(self.error(reached).norm() / self.y.norm()))
-            return self._with_room(u) if self.holds(u) else None
-
-        found = tried(first)
-        if found is not None and self.liftable:
-            return found
-        plain = found
+            starts = [self.inside(original)]
+        else:  # least squares where outputs are active
+            starts = [next(self._descend(zero, 0.0, 0.0, 1, damping)) for damping in DAMPINGS]
+        found = []
+        for u in starts:
+            u, _ = self.lower(u, self.operator @ u)
+            if self.holds(u):
+                found.append(self._with_room(u, ends))
+        if found:
+            return min(found, key=self.norm)
         if not self.relu:
+            smallest = float(self.error(self.operator @ starts[-1]).norm() / self.y.norm())
             raise Infeasible(
                 f"no weights reach these outputs within epsilon {self.epsilon:.4g}: "
                 f"the smallest feasible epsilon is {smallest:.4g}",
                 smallest,
+                smallest * (1 - 1e-6),
+                starts[-1],
             )
-        # No bias to lower, or none that helps: look for weights with room in the signs.
-        for margin, steps in ((0.1, 300), (0.01, 600), (0.001, 2000), (0.0, 2000)):
-            if plain is not None and margin < 0.01:
-                break
-            room = margin * self.epsilon * size
-            for count, u in enumerate(self._descend(first, 0.9 * self.radius, room, steps)):
-                if count % 20 == 0 and (found := tried(u)) is not None:
-                    return found
-        if plain is not None:
-            return plain
-        for count, u in enumerate(self._descend(first, 0.0, 0.0, 500)):
-            if count % 20 == 19:
-                tried(u)
+        for damping in DAMPINGS:  # no bias to lower, or none that helps
+            for margin, steps in ((0.1, 100), (0.01, 200)):
+                room = margin * self.epsilon * self._typical
+                for count, u in enumerate(self._descend(starts[0], 0.9 * self.radius, room, steps, damping)):
+                    if count % 20 == 19:
+                        u, _ = self.lower(u, self.operator @ u)
+                        if self.holds(u):
+                            return self._with_room(u, ends)
+                    if time.perf_counter() > ends:
+                        break
+        u, least = self.closest(ends)
+        if self.holds(u):
+            return self._with_room(u, ends)
+        smallest = float(self.error(self.operator @ u).norm() / self.y.norm())
+        least = least / float(self.y.norm())
+        proof = f", and none below {least:.4g} is" if least > 0 else ""
+        late = " in the time given" if time.perf_counter() > ends else ""
         raise Infeasible(
-            f"no weights were found that reach these outputs within epsilon {self.epsilon:.4g}: "
-            f"the smallest feasible epsilon found is {smallest:.4g}",
+            f"no weights were found that reach these outputs within epsilon {self.epsilon:.4g}{late}: "
+            f"the smallest feasible epsilon found is {smallest:.4g}{proof}",
             smallest,
+            least,
+            u,
         )
 
-    def _with_room(self, u):
-        """Lower all biases by as much as costs a third of what the ball leaves."""
-        if self.lift is None or not self.relu:
+    @property
+    def _typical(self):
+        return float(self.y.norm()) / math.sqrt(self.active.sum())
+
+    def inward(self, ends=math.inf):
+        """Return weights whose outputs off O are negative, zero for units where none were found, and which were."""
+        if self._inward is None:
+            units = self.y.shape[1]
+            u = torch.zeros(self.size, units, dtype=torch.float64, device=self.y.device)
+            if self.lift is not None:
+                u = -self.lift[:, None] * torch.full((1, units), self._typical).to(u)
+                self._inward = u, torch.ones(units, dtype=torch.bool, device=u.device)
+                return self._inward
+            rows = self.x.abs().sum(1) > 0
+            off = ~self.active & rows[:, None]
+            done = torch.zeros(units, dtype=torch.bool, device=u.device)
+            for damping in DAMPINGS:
+                for count, new in enumerate(self._descend(0 * u, math.inf, self._typical, 200, damping)):
+                    if count % 10 == 9:
+                        worst = torch.where(off, self.operator @ new, -math.inf).amax(0)
+                        better = (worst < -1e-2 * self._typical) & ~done
+                        u[:, better] = new[:, better]
+                        done = done | better
+                    if done.all() or time.perf_counter() > ends:
+                        break
+            self._inward = u, done
+        return self._inward
+
+    def closest(self, ends=math.inf, tolerance=2e-3, steps=10000):
+        """Return (weights, bound): those of the least error under the signs, and what the error cannot go below.
+
+        min ||(V - Y) on O||^2 with V off O <= 0 and V = X U, by Douglas-Rachford with Anderson acceleration, unit by
+        unit. Upper bound: the iterate, moved inwards until no sign is wrong. Lower bound, for G that is not positive
+        off O: (<G, Y>_O - ||P G|| ||X U||) / ||G on O||, P the projection on the range of X, of which P G is close to
+        zero; it counts weights whose outputs are up to a thousand times as large as Y.
+        """
+        y, on, f = self.y, self.active, self.turned
+        inner, inside = self.inward(ends)
+        target = self.operator @ inner
+        best = torch.zeros_like(inner)
+        errors = y.norm(dim=0)  # of zero weights
+        limits, bounds = 1e3 * errors, torch.zeros_like(errors)
+        small = 1e-12 * float(y.abs().max())
+        s = y.clone()
+        anderson = _Anderson(s.flatten())
+
+        for step in range(steps):
+            v = torch.where(on, (s + y) / 2, s.clamp(max=0))
+            w = f @ ((f.T @ (2 * v - s)) / self.squares[:, None])
+            value = s + 1.9 * (w - v)
+            late = time.perf_counter() > ends
+            if late or step % CHECK_EVERY == CHECK_EVERY - 1:
+                u = (f.T @ v) / self.squares[:, None]
+                u = u if self.nuclear else self.basis @ u
+                over = torch.where(on, 0, self.operator @ u).clamp(min=0)
+                share = torch.where(over > 0, over / (over - target).clamp(min=1e-300), 0).amax(0).clamp(max=1)
+                share = torch.where(inside, share * (1 + 1e-9), 0)
+                u = u + share * (inner - u)
+                new = self.error(self.operator @ u).norm(dim=0)
+                better = (inside | (over.amax(0) <= small)) & (new < errors)
+                best, errors = torch.where(better, u, best), torch.where(better, new, errors)
+                g = torch.where(on, y - v, (v - s).clamp(max=0))
+                g = g - f @ ((f.T @ g) / self.squares[:, None])
+                g = torch.where(on, g, g.clamp(max=0))
+                rest = ((f.T @ g) ** 2 / self.squares[:, None]).sum(0).sqrt()
+                proof = torch.where(on, g * y, 0).sum(0) - rest * limits
+                bounds = torch.maximum(bounds, proof / torch.where(on, g, 0).norm(dim=0).clamp(min=1e-300))
+                if late or float(errors.norm()) - float(bounds.norm()) <= tolerance * float(errors.norm()):
+                    break
+                if float(errors.norm()) <= 1e-3 * self.radius:
+                    break
+            s = anderson.next(s.flatten(), value.flatten(), lambda a, b: a @ b.T).view_as(s)
+        return best, min(float(bounds.norm()) * (1 - 1e-9), float(errors.norm()))
+
+    def _with_room(self, u, ends=math.inf):
+        """Move inwards, off the signs, by as much as costs a third of what the ball leaves."""
+        if not self.relu:
             return u
         left = self.radius - float(self.error(self.operator @ u).norm())
+        inner, inside = self.inward(ends)
+        if self.lift is None:
+            step = torch.where(inside, inner - u, 0)
+            cost = float(torch.where(self.active, self.operator @ step, 0).norm())
+            moved = u + step * min(left / (3 * max(cost, 1e-300)), 0.5)
+            return moved if self.holds(moved) else u
         height = torch.where(torch.isinf(self.height), 0, self.height)
         cost = float(torch.where(self.active, height[:, None], 0).norm())
         lowered = u - self.lift[:, None] * (left / (3 * max(cost, 1e-300)))
@@ -582,10 +742,7 @@ def _iterate(problem, anchor, state, tolerance, max_iterations, max_seconds, dty
         s = torch.cat([anchor.flatten(), problem.y.flatten()])
     else:
         rho, s = state["rho"], state["s"].to(problem.y.device, torch.float64)
-        ratio = state["ratio"]
-        if (
-            problem.nuclear
-        ):  # eigenvectors come with arbitrary signs: the state is kept in the inputs' coordinates
+        if problem.nuclear:  # eigenvectors have arbitrary signs: the state is kept in the inputs' coordinates
             s = torch.cat([(problem.basis.T @ state["first"].to(s)).flatten(), s])
         else:
             s = torch.cat([state["first"].to(s).flatten(), s])
@@ -680,6 +837,5 @@ def _iterate(problem, anchor, state, tolerance, max_iterations, max_seconds, dty
         "first": problem.outside(kept[:n].view(problem.size, units)),
         "s": kept[n:].clone(),
         "rho": rho,
-        "ratio": ratio,
     }
     return best, lower, rows, iteration, bool(done), state
