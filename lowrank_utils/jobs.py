@@ -70,11 +70,11 @@ class Job:
 
 def notebooks(folder=None):
     """Return {name: path} of the numbered notebooks in `folder` (default notebooks/), in their order."""
-    return {p.stem: p for p in sorted(Path(folder or paths.NOTEBOOKS).glob("[0-9][0-9]_*.ipynb"))}
+    return {p.stem: p for p in sorted(Path(folder or paths.NOTEBOOKS).glob("[0-9][0-9]*_*.ipynb"))}
 
 
 def select(only, folder=None):
-    """Return {name: path} of the notebooks that the words in `only` name (02, 02_arsvd); of all for none.
+    """Return {name: path} of the notebooks that the words in `only` name (02, 02b, 02_arsvd); of all for none.
 
     Raises ValueError for a word that names none.
     """
@@ -84,7 +84,7 @@ def select(only, folder=None):
     chosen = set()
     for word in only:
         stem = Path(word).name.removesuffix(".ipynb")
-        hits = [name for name in known if stem == name or stem.isdigit() and int(stem) == int(name[:2])]
+        hits = [name for name in known if stem == name or stem.lstrip("0") == name.split("_")[0].lstrip("0")]
         if not hits:
             raise ValueError(f"unknown notebook {word!r}; known: {', '.join(known)}{_closest(stem, known)}")
         chosen.update(hits)

@@ -34,6 +34,8 @@ _LOOKS = {
     "DDLR, cut, refit": (3, "D"),
     "Net-Trim, non-zeros": (7, "X"),
     "Net-Trim, with indices": (6, "*"),
+    "Net-Trim, cut, refit, non-zeros": (2, "o"),
+    "Net-Trim, cut, refit, with indices": (9, "D"),
     "ARSVD": (2, "^"),
     "data-aware": (0, "o"),
     "ReLU-aware": (4, "v"),
@@ -208,7 +210,8 @@ def ranking(table, stays):
 def norm_ball():
     """Return the unit ball of the nuclear norm among symmetric 2 x 2 matrices [[a, b], [b, c]]; matrices of rank 1 in colour.
 
-    Beside it a cut through b = 0: the diagonal matrices, where the nuclear norm is |a| + |c|.
+    Beside it the cut b = 0, the diagonal matrices, where the nuclear norm is |a| + |c|: two discs around diag(3, 4), with the smallest ball that
+    reaches each. The near disc (radius 1) is touched inside an edge, the far one (radius 4.5) at a corner, where the rank is 1.
     """
     angle = np.linspace(0, 2 * np.pi, 97)
     # v v^T for unit v: a circle, and its mirror image; each ruling joins v v^T to -w w^T with w at right angles
@@ -216,23 +219,29 @@ def norm_ball():
     other = -np.stack([rim[2], -rim[1], rim[0]])
     share = np.linspace(0, 1, 9)[:, None, None]
     surface = share * rim + (1 - share) * other
-    figure = plt.figure(figsize=(9.2, 4.0), layout="constrained")
+    figure = plt.figure(figsize=(9.2, 4.4), layout="constrained")
     plt.close(figure)
     solid = figure.add_subplot(1, 2, 1, projection="3d")
     solid.plot_surface(*surface.transpose(1, 0, 2), color=_COLOURS["energy"], alpha=0.35, linewidth=0)
     for circle in (rim, other):
         solid.plot(*circle, color=_COLOURS["evbmf"], linewidth=3)
-    solid.set(xlabel="a", ylabel="b", zlabel="c", title="nuclear norm at most 1: rank 1 lies on the rims")
+    solid.set(xlabel="a", ylabel="b", zlabel="c", title="[[a, b], [b, c]], nuclear norm at most 1:\nrank 1 lies on the rims")
+    solid.zaxis.labelpad = 8
     solid.view_init(18, -60)
     flat = figure.add_subplot(1, 2, 2)
-    flat.fill([1, 0, -1, 0], [0, 1, 0, -1], color=_COLOURS["energy"], alpha=0.35)
-    flat.plot([1, 0, -1, 0], [0, 1, 0, -1], "o", color=_COLOURS["evbmf"], markersize=8, label="rank 1")
-    flat.set(xlabel="a", ylabel="c", title="b = 0: the diagonal matrices", aspect="equal", xlim=(-1.8, 2.6), ylim=(-1.7, 2.7))
-    # a disc of allowed matrices: the smallest ball that reaches it touches it at a corner
-    flat.plot([1.5, 0, -1.5, 0, 1.5], [0, 1.5, 0, -1.5, 0], "--", color=_COLOURS["energy"], label="ball blown up")
-    flat.add_patch(plt.Circle((1.9, 0.3), 0.5, color=_COLOURS["entropy"], alpha=0.4, label="allowed by the data"))
-    flat.plot([1.5], [0], "*", color="black", markersize=12, label="first touch: rank 1")
-    flat.legend()
+    flat.set(xlabel="a", ylabel="c", title="b = 0: diag(a, c), allowed around diag(3, 4)", aspect="equal", xlim=(-2.2, 9.4), ylim=(-1.4, 10.6))
+    for epsilon, colour, dash in ((0.2, "entropy", "--"), (0.9, "fixed", "-")):
+        radius = 5 * epsilon
+        shrunk = radius / np.sqrt(2)
+        touch = (3 - shrunk, 4 - shrunk) if shrunk < 3 else (0.0, 4 - np.sqrt(radius**2 - 9))
+        size, rank = sum(touch), 2 if shrunk < 3 else 1
+        allowed = plt.Circle((3, 4), radius, facecolor=(*_COLOURS[colour], 0.15), edgecolor=_COLOURS[colour], label=f"epsilon {epsilon}: allowed")
+        flat.add_patch(allowed)
+        corners = np.array([[size, 0, -size, 0, size], [0, size, 0, -size, 0]])
+        flat.plot(*corners, dash, color=_COLOURS[colour], label=f"ball of norm {size:.2f}")
+        flat.plot(*touch, "*", color=_COLOURS[colour], mec="black", ms=13, zorder=5, label=f"first touch: rank {rank}")
+    flat.plot(3, 4, "k+", markersize=10)
+    flat.legend(loc="upper left", fontsize="small", ncols=2)
     flat.grid(alpha=0.4)
     return figure
 
@@ -265,3 +274,36 @@ def _line(chooser, alone):
     if chooser.endswith("energy"):
         style |= {"linewidth": 3.5, "markersize": 8, "alpha": 0.7}
     return style | {"linestyle": "none" if alone else {"entropy": "--", "component entropy": "--"}.get(chooser, "-")}
+
+
+def by_work(table):
+    """Return accuracy against the share of MACs kept, one panel for each network, one line for each kind of factors.
+
+    `table`: result rows with columns dataset, network, seed, chooser, factors, macs_kept, accuracy; rows of the chooser "dense" give the
+    dotted line. Lines of ranks by energy are whole, others dashed; bands run from the lowest to the highest seed.
+    """
+    cases = list(table[["dataset", "network"]].drop_duplicates().itertuples(index=False, name=None))
+    columns = min(3, len(cases))
+    figure, axes = _canvas(columns, -(-len(cases) // columns), width=4.6)
+    kinds = ["svd", "data-aware", "sequential", "relu-aware", "fisher-weighted"]
+    colours = dict(zip(kinds, sns.color_palette("colorblind")))
+    markers = dict(zip(kinds, "osD^v"))
+    for axis, (dataset, network) in zip(axes, cases):
+        mine = table[(table["dataset"] == dataset) & (table["network"] == network)]
+        dense = mine.loc[mine["chooser"] == "dense", "accuracy"].mean()
+        axis.axhline(dense, color="black", linestyle=":", label="dense")
+        for kind in [k for k in kinds if k in set(mine["factors"])]:
+            for chooser in [c for c in ("energy", "fixed") if c in set(mine["chooser"])]:
+                line = mine[(mine["factors"] == kind) & (mine["chooser"] == chooser)].groupby("target", sort=False)
+                kept = line["macs_kept"].mean().sort_values()
+                value = line["accuracy"].agg(["mean", "min", "max"]).reindex(kept.index)
+                style = {"color": colours[kind], "marker": markers[kind], "markersize": 4}
+                label = kind if chooser == "energy" else None
+                axis.plot(kept, value["mean"], "-" if chooser == "energy" else "--", label=label, **style)
+                axis.fill_between(kept, value["min"], value["max"], color=colours[kind], alpha=0.15)
+        axis.set(xlabel="MACs kept (share of dense)", title=f"{network} on {dataset}")
+        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes[0].set_ylabel("accuracy")
+    axes[0].legend(fontsize="small")
+    return figure

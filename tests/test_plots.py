@@ -4,8 +4,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from lowrank_utils import plots
+from lowrank_utils import ddlr, plots
 
 
 @pytest.fixture(autouse=True)
@@ -87,9 +88,16 @@ def test_the_gap_and_the_ball_are_drawn():
     figure = plots.gap(history, "fc1")
     assert [line.get_ydata().tolist() for line in figure.axes[0].lines] == [[8, 5], [1, 4]]
     assert figure.axes[1].lines[0].get_ydata().tolist() == pytest.approx([7 / 8, 0.2])
-    solid = plots.norm_ball().axes[0]
+    solid, flat = plots.norm_ball().axes
     a, b, c = (np.asarray(values) for values in solid.lines[0].get_data_3d())
     assert np.allclose(a * c - b**2, 0) and np.allclose(a + c, 1)  # rank 1, nuclear norm 1
+    assert len(flat.patches) == 2
+    for disc, ball, star in zip(flat.patches, flat.lines[0::2], flat.lines[1::2]):  # the worked case of notebook 04
+        touch, centre = np.array(star.get_data()).ravel(), np.array(disc.center)
+        assert np.hypot(*(touch - centre)) == pytest.approx(disc.radius)  # on the rim of what is allowed,
+        assert touch.sum() == pytest.approx(np.max(ball.get_xdata()))  # on the ball,
+        found = ddlr.solve(torch.eye(2), torch.diag(torch.tensor([3.0, 4.0])), disc.radius / 5, relu=False, tolerance=1e-7)
+        assert torch.linalg.svdvals(found.weights).flip(0).numpy() == pytest.approx(touch, abs=1e-3)  # and where the solver ends
 
 
 def test_a_chooser_without_a_colour_is_refused():
