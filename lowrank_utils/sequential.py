@@ -459,7 +459,7 @@ def sweep(
     refit=True,
     within=None,
     weighted=False,
-    iterations=10,
+    iterations=None,
     ridge=1e-6,
     batch_size=250,
     memory=5e8,
@@ -470,13 +470,13 @@ def sweep(
     convolution), X its inputs (patches) in the network as compressed so far, T its outputs in the original one. Where a
     batch norm follows, errors count by its squared scale; where the result is added to a shortcut, T is what the sum
     was less what the shortcut now gives. ``relu=True``: where a ReLU follows, only max(., 0) matters, so the target is
-    T where it is positive and min(current, 0) elsewhere; the problem is solved again `iterations` times with momentum
-    (a majorise-minimise scheme; each step lowers the error after the ReLU but for the momentum). ``refit=True``: layers
-    that stay dense get the full-rank answer, which costs no parameters. ``within``: {layer: orthonormal columns, d_out
-    x rank} holds the outputs of a linear layer in a subspace that was chosen elsewhere, and only refits the rest.
-    ``weighted=True``: errors count as much as the network's answer feels them, in the metric 0.7 F / mean(diag F) + 0.3
-    I with F of `fisher`; with ``relu=True`` the iteration is then a heuristic. `ridge`: share of the mean variance of
-    X, as in `reduced_rank`.
+    T where it is positive and min(current, 0) elsewhere; the problem is solved again `iterations` times (10, or 3 in a
+    network with convolutions) with momentum (a majorise-minimise scheme; each step lowers the error after the ReLU but
+    for the momentum). ``refit=True``: layers that stay dense get the full-rank answer, which costs no parameters.
+    ``within``: {layer: orthonormal columns, d_out x rank} holds the outputs of a linear layer in a subspace that was
+    chosen elsewhere, and only refits the rest. ``weighted=True``: errors count as much as the network's answer feels
+    them, in the metric 0.7 F / mean(diag F) + 0.3 I with F of `fisher`; with ``relu=True`` the iteration is then a
+    heuristic. `ridge`: share of the mean variance of X, as in `reduced_rank`.
 
     Memory does not depend on the number of images: each pass keeps one matrix of d_in x d_in and one of d_out x d_in
     numbers, and activations of at most `memory` bytes. The model runs in eval mode. Parameters: `plan`, ``{layer:
@@ -492,6 +492,8 @@ def sweep(
     """
     if not torch.is_tensor(calibration) or calibration.ndim < 2 or len(calibration) == 0:
         raise ValueError("calibration must be a tensor of at least one input, with the images along its first axis")
+    if iterations is None:
+        iterations = 10 if all(isinstance(model.get_submodule(name), nn.Linear) for name in _weighty(model)) else 3
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
         raise ValueError(f"iterations={iterations!r} is not a whole number of at least 1")
     modules = dict(model.named_modules())

@@ -1,6 +1,8 @@
 """Training: the same seed gives the same weights, every score by hand, and each way to a trained network."""
 
 import dataclasses
+import hashlib
+import json
 import warnings
 
 import numpy as np
@@ -96,7 +98,7 @@ def test_a_loss_that_is_no_number_stops_and_names_the_learning_rate(digits):
     [
         {"epochs": 0}, {"epochs": 2.5}, {"epochs": True}, {"batch_size": 0}, {"learning_rate": 0.0},
         {"learning_rate": float("nan")}, {"learning_rate": float("inf")}, {"weight_decay": -1e-3},
-        {"weight_decay": float("nan")}, {"learning_rate": "3e-3"},
+        {"weight_decay": float("nan")}, {"learning_rate": "3e-3"}, {"augment": 1}, {"augment": "flip"},
     ],
 )  # fmt: skip
 def test_bad_recipes_are_refused(bad):
@@ -108,10 +110,169 @@ def test_bad_recipes_are_refused(bad):
 def test_unknown_network_and_device_are_refused():
     with pytest.raises(ValueError, match="unknown network 'vgg'; known: lenet300, mlp"):
         training.recipe_for("vgg")
+    assert set(training.RECIPES) | {n for n in models.NAMES if n.startswith("torchvision/")} == set(models.NAMES)
+    assert training.recipe_for("torchvision/resnet50", "cifar10").augment  # any that can be built has a recipe
     for device in ("gpu", "cuda:99", 3.5):
         with pytest.raises(ValueError, match="cannot be used .*; known: auto, cpu, cuda") as refusal:
             training.device_for(device)
         assert "\n" not in str(refusal.value)
+
+
+def test_convolutions_with_batch_norm_learn_and_end_in_eval_mode(digits):
+    model = models.build("vgg_small", (1, 8, 8), 10)
+    recipe = training.Recipe(epochs=3, batch_size=64, learning_rate=5e-3)
+    training.fit(model, digits, recipe, device="cpu", progress=False)
+    assert not any(m.training for m in model.modules()) and model.bn6.num_batches_tracked == 3 * 21
+    assert training.evaluate(model, *digits.tensors("valid")).accuracy > 0.9
+
+
+# augmentation
+
+
+def numbered(count=200, channels=2, side=6):
+    """Images whose pixels all differ, so that each can be followed."""
+    return torch.arange(1.0, count * channels * side * side + 1).view(count, channels, side, side)
+
+
+def test_each_image_is_moved_and_mirrored_as_a_whole():
+    images, padding = numbered(), 2
+    seen = set()
+    border = torch.tensor([-1.0, -2.0])
+    moved = training.crop_flip(images, torch.Generator().manual_seed(0), padding, border)
+    large = torch.nn.functional.pad(images, 4 * [padding])
+    large = torch.where(large == 0, border.view(2, 1, 1), large)
+    for image, candidates in zip(moved, large):
+        found = [
+            (top, left, mirrored)
+            for top in range(2 * padding + 1)
+            for left in range(2 * padding + 1)
+            for mirrored in (False, True)
+            if torch.equal(image.flip(-1) if mirrored else image, candidates[:, top : top + 6, left : left + 6])
+        ]
+        assert len(found) == 1
+        seen.update(found)
+    assert {top for top, _, _ in seen} == {left for _, left, _ in seen} == set(range(5))
+    assert len(seen) > 45  # of 50, by 200 images
+    assert torch.equal(images, numbered())  # and what came in is as it was
+
+
+def test_augmentation_follows_its_generator_alone(digits):
+    images, _ = digits.tensors("train", limit=50)
+    augment = training.augmentation(digits)
+    first, second = (augment(images, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, augment(images, torch.Generator().manual_seed(2)))
+    black = (0 - digits.mean[0]) / digits.std[0]
+    beyond = training.augmentation(digits)(torch.full((50, 1, 8, 8), 9.0), torch.Generator().manual_seed(1))
+    assert beyond.unique().tolist() == pytest.approx([black, 9.0])
+
+
+def test_training_with_augmentation_is_decided_by_the_seed(digits):
+    recipe = dataclasses.replace(QUICK, augment=True)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, _ = fit(digits, recipe)
+    assert torch.equal(before, torch.get_rng_state())
+    again, _ = fit(digits, recipe)
+    assert torch.equal(first.fc1.weight, again.fc1.weight)
+    assert not torch.equal(first.fc1.weight, fit(digits)[0].fc1.weight)
+
+
+def test_only_augmentation_changes_the_name_of_a_kept_network(digits):
+    # the rule by which files were named before recipes had `augment`
+    steps = {"epochs": 2, "batch_size": 64, "learning_rate": 3e-3, "weight_decay": 1e-2}
+    split = {"seed": 0, "train": 1290, "valid": 143, "test": 364}
+    made_by = json.dumps([steps, digits.fingerprint, split], sort_keys=True)
+    digest = hashlib.sha256(made_by.encode()).hexdigest()[:8]
+    path = training.local_path(digits, "lenet300", 0, QUICK)
+    assert path == training.LOCAL / f"digits-lenet300-seed0-{digest}.safetensors"
+    other = training.local_path(digits, "lenet300", 0, dataclasses.replace(QUICK, augment=True))
+    assert other != path
+    inner = training.local_path(digits, "torchvision/resnet18", 0, QUICK)
+    assert inner.parent == training.LOCAL and inner.name.startswith("digits-torchvision-resnet18-seed0-")
+
+
+# recalibrate
+
+
+class Drop(nn.Sequential):
+    """Batch norm of two channels behind dropout, and a dense layer."""
+
+    def __init__(self):
+        super().__init__(nn.Dropout(0.5), nn.BatchNorm2d(2, momentum=0.3), nn.Flatten(), nn.Linear(18, 3))
+
+
+def test_statistics_of_the_images_by_hand():
+    model = Drop().train()
+    model[1].eval()  # frozen, and it stays so
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images = torch.randn(90, 2, 3, 3) * torch.tensor([1.0, 3.0]).view(2, 1, 1) + 4
+    new = training.recalibrate(model, images, batch_size=45)
+    by_channel = images.permute(1, 0, 2, 3).flatten(1)
+    halves = [by_channel[:, :405], by_channel[:, 405:]]
+    assert torch.allclose(new[1].running_mean, by_channel.mean(1), atol=1e-5)  # dropout would change it
+    assert torch.allclose(new[1].running_var, (halves[0].var(1) + halves[1].var(1)) / 2, atol=1e-4)
+    assert new[1].momentum == 0.3 and [m.training for m in new] == [True, False, True, True]
+    assert torch.equal(new[3].weight, model[3].weight) and torch.equal(new[1].weight, model[1].weight)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert new[3].weight.requires_grad and new[3].weight is not model[3].weight
+
+
+def test_no_batch_is_smaller_than_asked_for_and_no_image_is_left_out():
+    images = torch.randn(7, 2, 3, 3)
+    for batch_size in (2, 3, 5, 7, 100):
+        new = training.recalibrate(Drop(), images, batch_size=batch_size)
+        sizes = [len(part) for part in images.tensor_split(max(1, 7 // batch_size))]
+        means = [part.mean((0, 2, 3)) for part in images.split(sizes)]
+        assert min(sizes) >= min(batch_size, 7) and new[1].num_batches_tracked == len(sizes)
+        assert torch.allclose(new[1].running_mean, sum(means) / len(means), atol=1e-6)
+
+
+def test_deeper_statistics_are_those_behind_the_new_ones(digits):
+    model = models.build("vgg_small", (1, 8, 8), 10).eval()
+    images, _ = digits.tensors("train", limit=300)
+    new = training.recalibrate(model, images, batch_size=300)
+    seen = []
+    new.conv4.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        new(images)  # in eval mode, with the statistics just set: nearly those of the batch itself
+    assert torch.allclose(new.bn4.running_mean, seen[0].mean((0, 2, 3)), atol=1e-3)
+    assert not torch.allclose(new.bn4.running_mean, model.bn4.running_mean, atol=1e-2)
+
+
+def test_recalibration_with_augmentation_follows_the_seed(digits):
+    model = models.build("vgg_small", (1, 8, 8), 10).eval()
+    images, _ = digits.tensors("train", limit=100)
+    augment = training.augmentation(digits)
+    plain, first, again, other = (
+        training.recalibrate(model, images, how, seed=seed).bn1.running_mean
+        for how, seed in ((None, 0), (augment, 0), (augment, 0), (augment, 1))
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other) and not torch.equal(first, plain)
+
+
+@pytest.mark.parametrize(
+    "model, images, said",
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(18, 3)), torch.zeros(4, 2, 3, 3), "the model has no batch norms"),
+        (nn.BatchNorm2d(2, track_running_stats=False), torch.zeros(4, 2, 3, 3), "the model has no batch norms"),
+        (Drop(), torch.zeros(0, 2, 3, 3), "0 images have no variance"),
+        (Drop(), torch.zeros(1, 2, 3, 3), "1 images have no variance"),
+        (Drop(), torch.full((4, 2, 3, 3), torch.nan), "the images hold NaN or infinite values"),
+    ],
+)
+def test_what_cannot_be_recalibrated_is_refused(model, images, said):
+    with pytest.raises(ValueError, match=said):
+        training.recalibrate(model, images)
+
+
+def test_a_broken_model_or_batch_size_is_refused():
+    model = Drop()
+    with pytest.raises(ValueError, match="batch_size=1 is not"):
+        training.recalibrate(model, torch.zeros(4, 2, 3, 3), batch_size=1)
+    model[1].running_var[0] = torch.nan
+    with pytest.raises(ValueError, match="1.running_var holds NaN"):
+        training.recalibrate(model, torch.zeros(4, 2, 3, 3))
 
 
 # evaluate
@@ -241,6 +402,55 @@ def test_named_checkpoint_is_taken_and_must_fit(digits, folder, published):
         training.trained(wide, "lenet300", checkpoint=str(kept))
     with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
         training.trained(digits, "lenet300", checkpoint=str(folder / "none.safetensors"))
+
+
+def test_published_convolutions_keep_whole_counts_and_score_as_stored(digits, folder, monkeypatch):
+    monkeypatch.setattr(training, "SMALL", dataclasses.replace(QUICK, batch_size=1290))
+    path = training.publish(digits, "vgg_small", same=lambda model, rounded: True)
+    model, told = models.load(path)
+    assert told["dtype"] == "float16" and model.bn1.num_batches_tracked == 2
+    assert told["scores"]["valid"] == dataclasses.asdict(training.evaluate(model, *digits.tensors("valid")))
+    assert torch.equal(model.bn1.running_var, model.bn1.running_var.half().float())
+
+
+@pytest.fixture
+def public(folder, monkeypatch):
+    """A file as the public ones are, in the place where they are kept."""
+    held = {f"module.{n}": v for n, v in models.build("resnet20", (3, 32, 32), 10, seed=3).state_dict().items()}
+    torch.save({"state_dict": held}, folder / "some.th")
+    digest = hashlib.sha256((folder / "some.th").read_bytes()).hexdigest()
+    monkeypatch.setattr(models, "PUBLIC", {"resnet20": digest})
+    training.LOCAL.mkdir()
+    return (folder / "some.th").rename(training.LOCAL / f"resnet20-{digest[:8]}.th")
+
+
+def colours(**changed):
+    """Ten images of noise that go by the name of CIFAR-10."""
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
+    split = data.Split(pixels, np.arange(10))
+    scale = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+    about = {"name": "cifar10", "classes": tuple("abcdefghij"), "fingerprint": "0" * 64, "seed": 0}
+    return data.Dataset(**{**about, **dict.fromkeys(("train", "valid", "test"), split), **scale, **changed})
+
+
+def test_public_network_by_name_or_by_file(public):
+    images = colours()
+    theirs = models.build("resnet20", (3, 32, 32), 10, seed=3).eval()
+    known = dataclasses.replace(images, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    for checkpoint in ("public", str(public), public):
+        model, told = training.trained(images, "resnet20", checkpoint=checkpoint, device="cpu")
+        assert told["network"] == "resnet20" and told["sha256"].startswith(public.stem[-8:]) and not model.training
+        with torch.no_grad():
+            assert torch.allclose(model(images.tensors("test")[0]), theirs(known.tensors("test")[0]), atol=1e-5)
+    with pytest.raises(ValueError, match="holds a resnet20, but network is 'resnet56'"):
+        training.trained(images, "resnet56", checkpoint=public)
+    with pytest.raises(ValueError, match="there are no public weights for 'mlp'"):
+        training.trained(images, "mlp", checkpoint="public")
+    with pytest.raises(ValueError, match="is for classes 10, not 2"):
+        training.trained(colours(classes=("a", "b")), "resnet20", checkpoint="public")
+    grey = data.load("digits")
+    with pytest.raises(ValueError, match=r"is for input_shape \[3, 32, 32\], not \(1, 8, 8\)"):
+        training.trained(grey, "resnet20", checkpoint="public")
 
 
 def test_interrupted_training_leaves_nothing(digits, folder, monkeypatch):
