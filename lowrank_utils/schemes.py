@@ -252,7 +252,7 @@ def images_at_once(layer, x, limit=8e6):
     return max(1, int(limit / (positions * layer.groups * layer.weight[0].numel() * x.element_size())))
 
 
-def low_rank(target, covariance, offsets, rank, metric=None, start=None, rounds=40, tolerance=1e-4):
+def low_rank(target, covariance, offsets, rank, metric=None, start=None, rounds=40, tolerance=1e-3):
     """Return (left, right) of the rank-r matrix of a scheme that minimises E|(T - W) x|^2 over patches x, for one group.
 
     Shapes: `target` T (O x offsets n) and `covariance` C (offsets n square) with columns in the order of `in_order`;

@@ -205,6 +205,8 @@ class Drop(nn.Sequential):
 def test_statistics_of_the_images_by_hand():
     model = Drop().train()
     model[1].eval()  # frozen, and it stays so
+    model[1].running_mean.fill_(50.0)
+    model[1].num_batches_tracked.fill_(30)  # what it saw before must not count
     before = {name: value.clone() for name, value in model.state_dict().items()}
     images = torch.randn(90, 2, 3, 3) * torch.tensor([1.0, 3.0]).view(2, 1, 1) + 4
     new = training.recalibrate(model, images, batch_size=45)
@@ -405,10 +407,17 @@ def test_named_checkpoint_is_taken_and_must_fit(digits, folder, published):
 
 
 def test_published_convolutions_keep_whole_counts_and_score_as_stored(digits, folder, monkeypatch):
+    fit = training.fit
+
+    def fit_for_long(model, *more):
+        fit(model, *more)
+        model.bn1.num_batches_tracked.fill_(70_001)  # no number of half precision
+
+    monkeypatch.setattr(training, "fit", fit_for_long)
     monkeypatch.setattr(training, "SMALL", dataclasses.replace(QUICK, batch_size=1290))
     path = training.publish(digits, "vgg_small", same=lambda model, rounded: True)
     model, told = models.load(path)
-    assert told["dtype"] == "float16" and model.bn1.num_batches_tracked == 2
+    assert told["dtype"] == "float16" and model.bn1.num_batches_tracked == 70_001
     assert told["scores"]["valid"] == dataclasses.asdict(training.evaluate(model, *digits.tensors("valid")))
     assert torch.equal(model.bn1.running_var, model.bn1.running_var.half().float())
 
