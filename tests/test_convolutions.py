@@ -335,3 +335,12 @@ def test_stored_macs_of_other_layers_are_counted_by_torch():
     assert cards[0].reason == "a layer of type ConvTranspose2d is not factored"
     assert sum(card.macs for card in cards) == counted(model)
     assert np.all([card.parameters for card in cards] == np.array([3 * 4 * 9 + 4, 4 * 2 * 9 + 2]))
+
+
+def test_the_spectrum_of_a_grouped_convolution_is_the_root_mean_square_over_its_groups():
+    layer = nn.Conv2d(4, 6, 3, groups=2)
+    with torch.no_grad():
+        layer.weight[:3] *= 5
+    seen = layers.survey(nn.Sequential(layer), (4, 8, 8), scheme="channel")[0].singular_values
+    parts = torch.linalg.svdvals(layer.weight.detach().double().reshape(2, 3, 18)).numpy()
+    assert np.allclose(seen, np.sqrt((parts**2).mean(0)))
