@@ -148,10 +148,8 @@ class Factors:
         left, right, bias = self.truncate(rank)
         layer = self.layer
         if layer is None:
-            layer = nn.Linear(right.shape[1], left.shape[0], device="meta")
-            layer = nn.utils.skip_init(
-                nn.Linear, layer.in_features, layer.out_features, dtype=self.dtype, device=left.device
-            )
+            like = {"dtype": self.dtype, "device": left.device}
+            layer = nn.utils.skip_init(nn.Linear, right.shape[1], left.shape[0], **like)
         return schemes.thin(layer, self.scheme, left, right, bias)
 
 

@@ -45,14 +45,7 @@ def reduced_rank(covariance, cross, rank=None, ridge=1e-6, metric=None, start=No
     best = start + torch.linalg.solve(damped, (cross - start @ covariance).T).T
     if rank is None:
         return None, best
-    back = None
-    if metric is not None:
-        values, vectors = torch.linalg.eigh(metric)
-        root = values.clamp(min=1e-12 * values[-1]).sqrt()
-        best, back = (vectors * root) @ (vectors.T @ best), (vectors / root) @ vectors.T
-    outputs = best @ damped @ best.T
-    vectors = torch.linalg.eigh((outputs + outputs.T) / 2)[1].flip(1)[:, :rank]
-    return (vectors if back is None else back @ vectors), vectors.T @ best
+    return schemes.low_rank(best, damped, 1, rank, metric)
 
 
 def fisher(model, names, images, draws=10, seed=0, batch_size=50):
@@ -143,10 +136,7 @@ def before_relu(model):
     modules, found = dict(model.named_modules()), set()
     for node in graph.nodes:
         if node.op == "call_module" and isinstance(modules[node.target], nn.Linear) and len(node.users) == 1:
-            (user,) = node.users
-            module = user.op == "call_module" and isinstance(modules[user.target], nn.ReLU)
-            function = user.op == "call_function" and user.target in (torch.relu, F.relu)
-            if module or function or (user.op == "call_method" and user.target in ("relu", "relu_")):
+            if _is_relu(*node.users, modules):
                 found.add(node.target)
     return found
 
@@ -245,7 +235,7 @@ def _is_sum(node):
 
 
 def _is_relu(node, modules):
-    module = node.op == "call_module" and type(modules[node.target]) is nn.ReLU
+    module = node.op == "call_module" and isinstance(modules[node.target], nn.ReLU)
     function = node.op == "call_function" and node.target in (torch.relu, F.relu)
     return module or function or (node.op == "call_method" and node.target in ("relu", "relu_"))
 
