@@ -58,7 +58,8 @@ class Job:
         if dataset.startswith("folder:"):
             dataset = f"folder_{Path(dataset).name}"
         seed = f"seed{known['seed']}" if "seed" in known else ""
-        words = (self.notebook, dataset, str(known.get("network", "")), seed)
+        draw = f"draw{known['draw']}" if known.get("draw") else ""
+        words = (self.notebook, dataset, str(known.get("network", "")), seed, draw)
         return "-".join(re.sub(r"[^\w.-]+", "_", word) for word in words if word)
 
     @property

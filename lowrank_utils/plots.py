@@ -41,6 +41,11 @@ _LOOKS = {
     "ReLU-aware": (4, "v"),
     "Fisher-weighted": (8, "p"),
     "units first": (1, "s"),
+    "ENC-Map": (1, "s"),
+    "ENC-Model": (8, "p"),
+    "ENC-Inf": (4, "v"),
+    "exact": (3, "D"),
+    "exact, Fisher": (0, "o"),
 }
 CHOOSERS = tuple(_LOOKS)
 _COLOURS = {name: sns.color_palette("colorblind")[colour] for name, (colour, _) in _LOOKS.items()}
@@ -305,5 +310,62 @@ def by_work(table):
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes[0].set_ylabel("accuracy")
+    axes[0].legend(fontsize="small")
+    return figure
+
+
+def curves(table, columns):
+    """Return one panel a layer: the `columns` of `table` ({column: label}) against macs, the share of the layer's own work kept.
+
+    A column "loss" is drawn as exp(-loss).
+    """
+    names = list(table["layer"].unique())
+    across = min(4, len(names))
+    figure, axes = _canvas(across, -(-len(names) // across), width=3.3, height=2.7, sharey=True, sharex=True)
+    styles = [("energy", "-"), ("entropy", "--"), ("data-aware", ":"), ("ReLU-aware", "-.")]
+    for axis, name in zip(axes, names):
+        mine = table[table["layer"] == name].sort_values("macs")
+        for (column, label), (chooser, dash) in zip(columns.items(), styles):
+            y = np.exp(-mine[column]) if column == "loss" else mine[column]
+            axis.plot(mine["macs"], y, dash, color=_COLOURS[chooser] if dash != ":" else "black", label=label)
+        axis.set_title(name, fontsize="small")
+        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    for axis in axes[len(names) :]:
+        axis.set_axis_off()
+    for axis in axes[max(len(names) - across, 0) : len(names)]:
+        axis.set_xlabel("MACs of the layer kept")
+    for axis in axes[::across]:
+        axis.set_ylabel("share of dense")
+    axes[0].legend(fontsize="small")
+    return figure
+
+
+def choosers(table):
+    """Return accuracy against the share of MACs kept: a row of panels for each network, a panel for each kind of factors, a line a chooser.
+
+    `table`: result rows with columns dataset, network, chooser, factors, target ("macs 0.50"), macs_kept, accuracy; rows of the
+    chooser "dense" give the dotted line. Lines are means over seeds and draws, bands run from the lowest to the highest.
+    """
+    cut = table[table["target"].str.fullmatch(r"macs \d\.\d+")]
+    cases = list(cut[["dataset", "network"]].drop_duplicates().itertuples(index=False, name=None))
+    kinds = list(dict.fromkeys(cut["factors"]))
+    figure, axes = _canvas(len(kinds), len(cases), width=4.2, height=3.2, sharex=True, sharey="row")
+    for axis, ((dataset, network), kind) in zip(axes, [(case, kind) for case in cases for kind in kinds]):
+        mine = table[(table["dataset"] == dataset) & (table["network"] == network)]
+        axis.axhline(mine.loc[mine["chooser"] == "dense", "accuracy"].mean(), color="black", linestyle=":", label="dense")
+        mine = cut[(cut["dataset"] == dataset) & (cut["network"] == network) & (cut["factors"] == kind)]
+        for chooser in [c for c in CHOOSERS if c in set(mine["chooser"])]:
+            line = mine[mine["chooser"] == chooser].groupby("target", sort=False)
+            kept = line["macs_kept"].mean().sort_values()
+            value = line["accuracy"].agg(["mean", "min", "max"]).reindex(kept.index)
+            axis.plot(kept, value["mean"], label=chooser, **_line(chooser, alone=len(kept) == 1))
+            axis.fill_between(kept, value["min"], value["max"], color=_COLOURS[chooser], alpha=0.15)
+        axis.set_title(f"{network} on {dataset}, {kind} factors", fontsize="small")
+        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    for axis in axes[-len(kinds) :]:
+        axis.set_xlabel("MACs kept (share of dense)")
+    for axis in axes[:: len(kinds)]:
+        axis.set_ylabel("accuracy")
     axes[0].legend(fontsize="small")
     return figure

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lowrank_utils import paths, results, runs
 
-KEY = ["notebook", "dataset", "network", "seed"]  # a gallery holds one job for each of these
+KEY = ["notebook", "dataset", "network", "seed", "draw"]  # a gallery holds one job for each of these
 # Where programs keep what belongs to one machine; not matched inside a web address, where a word goes before.
 MACHINE = re.compile(
     r"(?<![\w.:/~-])/(?:home|Users|root|tmp|private|mnt|media|opt|srv|work|workspace|var|usr/(?:local|lib))"
@@ -52,8 +52,8 @@ def _published(folder):
 def publish(*run_folders, folder=None):
     """Put the finished jobs of the given runs into the gallery; return the paths of the notebooks put there.
 
-    Each executed notebook becomes NOTEBOOK-DATASET-NETWORK-seedN.ipynb, without what it wrote to stderr; its
-    rows in results.csv take the place of the rows of the same notebook, data set, network and seed. `folder`
+    Each executed notebook becomes NOTEBOOK-DATASET-NETWORK-seedN.ipynb (and -drawN), without what it wrote to stderr;
+    its rows in results.csv take the place of the rows of the same notebook, data set, network, seed and draw. `folder`
     defaults to outputs/gallery. Raises RunError, before anything is written, for an unfinished run, a
     notebook that holds an error or a path of this machine, and two jobs that would have the same name.
     """
@@ -118,9 +118,13 @@ images. The classifier is left dense but for *DDLR*, which is as posed.
 
 
 def _merged(old, new):
-    replaced = set(new[KEY].itertuples(index=False, name=None))
-    kept = old[[row not in replaced for row in old[KEY].itertuples(index=False, name=None)]]
-    return results.joined([kept, new]).sort_values(KEY, kind="stable")
+    def keys(table):
+        return list(table.reindex(columns=KEY, fill_value="").fillna("").itertuples(index=False, name=None))
+
+    replaced = set(keys(new))
+    kept = old[[key not in replaced for key in keys(old)]]
+    table = results.joined([kept, new])
+    return table.sort_values([name for name in KEY if name in table], kind="stable")
 
 
 def _clean(path, label):

@@ -120,13 +120,13 @@ def shared(layer, scheme):
     return wide if scheme == "spatial" else high * wide
 
 
-def to_matrix(layer, scheme, weight=None):
-    """Return the weights of `layer` as matrices of its scheme, groups x rows x columns, in float64.
+def to_matrix(layer, scheme, weight=None, dtype=torch.float64):
+    """Return the weights of `layer` as matrices of its scheme, groups x rows x columns, in `dtype`.
 
     Rows count (output channel, offset of the second layer), columns (input channel, offset of the first). `weight`:
     other weights than the layer's own, in any shape of as many numbers.
     """
-    weight = (layer.weight if weight is None else weight).detach().double()
+    weight = (layer.weight if weight is None else weight).detach().to(dtype)
     if scheme is None:
         return weight.reshape(1, *layer.weight.shape)
     high, wide = layer.kernel_size

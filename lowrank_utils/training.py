@@ -101,7 +101,7 @@ class Scores:
     loss: float
 
 
-def evaluate(model, images, labels, batch_size=1000):
+def evaluate(model, images, labels, batch_size=100):
     """Return the `Scores` of `model` on `images` (float32, N first) and `labels` (int64, N).
 
     The model runs where its parameters are, in eval mode, and is put back as it was. Macro F1 is
