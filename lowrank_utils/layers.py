@@ -455,18 +455,20 @@ def apply(model, plan, factors="svd", calibration=None, resource="parameters", *
     return models.replaced(model, thin)
 
 
-def decompose(model, names, method="svd", calibration=None):
+def decompose(model, names, method="svd", calibration=None, moments=None):
     """Return ``{name: factors.Factors}`` for the named layers of `model`, good for every rank.
 
-    `names` is a list, or ``{name: scheme}``. One decomposition serves a whole sweep of plans. See `factors.decompose`
-    and `factors.collect`.
+    `names` is a list, or ``{name: scheme}``. One decomposition serves a whole sweep of plans. `moments`, ``{name:
+    Moments}`` of `factors.collect`, take the place of `calibration` where they are at hand. See `factors.decompose`.
     """
-    moments, norms = {}, {}
+    moments, norms = moments or {}, {}
     if method != "svd" and names:
-        if calibration is None:
+        missing = [name for name in names if name not in moments]
+        if missing and calibration is None:
             raise ValueError(f"factors={method!r} need calibration images; pass calibration=")
         if method in factors_room.METHODS:
-            moments = factors_room.collect(model, names, calibration)
+            if missing:
+                moments = moments | factors_room.collect(model, missing, calibration)
             norms = followed_by(model)
     found = {}
     for name in names:

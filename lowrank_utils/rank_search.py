@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from scipy.interpolate import PchipInterpolator
-from torch import nn
 
 from . import factors as factors_room
 from . import schemes
@@ -65,6 +64,7 @@ def options(cards, resources=("macs",), mixed=False, floor=0.1, multiple=1, tabl
 
     Raises ValueError for unknown resources, a floor that is no share, and cards without a layer to choose for.
 
+    >>> from torch import nn
     >>> from lowrank_utils.layers import survey
     >>> found = options(survey(nn.Sequential(nn.Linear(20, 20)), (20,)), floor=0.5)
     >>> found[0].entries, found[0].costs.ravel().tolist()
@@ -198,17 +198,18 @@ def _cut(model, own, entry, base):
     return apply(model, {own.name: entry}, base, resource="macs")
 
 
-def output_error(model, options, calibration, factors="data-aware", points=6, metric=None):
+def output_error(model, options, calibration=None, factors="data-aware", points=6, metric=None, moments=None):
     """Return ``{layer: e}``: each option's relative squared error of the layer's outputs on data, dense 0.
 
     e(r) = E|(W - W_r)(x - mean)|^2 / E|W (x - mean)|^2 over the layer's inputs x (patches of a convolution) while the
-    dense network sees `calibration`, W_r the best of rank r by `factors`, alone and with its original inputs; PCHIP
+    dense network sees `calibration` (or `moments` of it, from `factors.collect`), W_r the best of rank r by `factors`, alone and with its original inputs; PCHIP
     between `points` ranks. No accuracy is evaluated, and every scheme is measured in one unit. ``metric``: ``{layer: F}`` (d_out x
     d_out) of `sequential.fisher` gives tr(F E[error error^T]) / 2 per position instead, not divided: the loss that the
     error adds to second order, as if positions were independent.
     """
     names = [own.name for own in options]
-    moments = factors_room.collect(model, names, calibration)
+    if moments is None:
+        moments = factors_room.collect(model, names, calibration)
     norms, found = followed_by(model), {}
     for own in options:
         layer = model.get_submodule(own.name)

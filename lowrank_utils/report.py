@@ -111,7 +111,8 @@ valid images so that at most one point is lost there; the change on test images 
 threshold: its size is its own. Entropy pruning drops singular *components* (data-aware factors in the short tables) or hidden *units* (the next
 layer refitted) over the whole network, or units first and components second (*both*). DDLR and Net-Trim are cut to each size,
 epsilon chosen on valid images ("-" where no epsilon of the preset reaches it); *DDLR* is as posed, and only at 20 %, where a search over epsilon meets the size. Both refits see the same
-images. The classifier is left dense but for *DDLR*, which is as posed.
+images. The classifier is left dense but for *DDLR*, which is as posed. Of networks with convolutions the share of MACs is held, first and last layer are dense, and
+nothing was fine-tuned; the public ResNets have seen all training images, calibration images among them.
 
 {tables}
 """
@@ -156,8 +157,8 @@ def _lighter(figure):
 def summary(folder=None):
     """Return {heading: Markdown table} of the published results: what the README and the gallery's page quote.
 
-    Every number is a mean over seeds with its standard deviation, in percent: of the test images for accuracy, macro F1
-    and what was lost, of the dense network's parameters for what is kept.
+    Every number is a mean over seeds (and draws of calibration images) with its standard deviation, in percent: of the
+    test images for accuracy, macro F1 and what was lost, of the dense network's parameters or MACs for what is kept.
     """
     everything = gallery(folder=folder)
     tables = {}
@@ -166,6 +167,10 @@ def summary(folder=None):
         if len(table):
             table = _in_points(table)
             tables |= tell(table, everything)
+    for notebook, tell in {"02b_convolutions": _convolutions, "05_rank_search": _rank_search}.items():
+        table = everything[everything["notebook"] == notebook]
+        if len(table):
+            tables |= tell(table.assign(accuracy=100 * table["accuracy"]))
     return tables
 
 
@@ -228,6 +233,61 @@ def _ddlr(table, everything):
         "DDLR and Net-Trim: accuracy with 5 / 10 / 20 % kept": _markdown([*where, *choosers], equal),
         "DDLR and Net-Trim: accuracy, with spread": _markdown([*where, "method", "5 % kept", "10 % kept", "20 % kept"], spread),
     }
+
+
+SIZES = ("macs 0.75", "macs 0.50", "macs 0.35", "macs 0.25")
+
+
+def _at_sizes(part, tell):
+    # one cell of a table: what `tell` says of the accuracies at each size
+    each = [part.loc[part["target"] == size, "accuracy"] for size in SIZES]
+    return " / ".join(tell(values) if len(values) else "-" for values in each)
+
+
+def _mean(values):
+    return f"{values.mean():.1f}"
+
+
+def _convolutions(table):
+    kinds, rows = ["svd", "data-aware", "sequential", "relu-aware", "fisher-weighted"], []
+    for key, part in table.groupby(["dataset", "network"]):
+        dense = _spread(part.loc[part["chooser"] == "dense", "accuracy"])
+        for chooser, ranks in {"fixed": "one fixed share", "energy": "energy"}.items():
+            mine = part[part["chooser"] == chooser]
+            rows.append([*key, dense, ranks, *(_at_sizes(mine[mine["factors"] == kind], _mean) for kind in kinds)])
+    header = ["data set", "network", "dense", "ranks", *kinds]
+    return {"Convolutions: accuracy with 75 / 50 / 35 / 25 % of the MACs": _markdown(header, rows)}
+
+
+def _rank_search(table):
+    choosers = ["fixed", "ENC-Map", "ENC-Model", "ENC-Inf", "exact", "exact, Fisher"]
+    equal, spread, left = [], [], []
+    for key, part in table[table["chooser"] != "dense"].groupby(["dataset", "network"]):
+        dense = table[(table["dataset"] == key[0]) & (table["network"] == key[1]) & (table["chooser"] == "dense")]
+        draws = str(part["draw"].nunique())
+        for factors in ("svd", "data-aware", "sequential"):
+            mine = part[part["factors"] == factors]
+            by = {name: mine[mine["chooser"] == name] for name in choosers}
+            equal.append(
+                [*key, _spread(dense["accuracy"].drop_duplicates()), factors, draws, *(_at_sizes(by[c], _mean) for c in choosers)]
+            )
+            spread.append([*key, factors, *(_at_sizes(by[c], _range) for c in choosers)])
+        for size in SIZES:
+            mine = part[(part["target"] == size) & (part["factors"] == "svd")]
+            worth = {name: mine.loc[mine["chooser"] == name, "predicted"].mean() for name in choosers[1:5]}
+            bound = mine.loc[mine["chooser"] == "exact", "bound"].mean()
+            if len(mine):
+                left.append([*key, f"{100 * float(size.split()[1]):.0f} %", *(f"{v:.3f}" for v in worth.values()), f"{bound:.3f}"])
+    where = ["data set", "network"]
+    return {
+        "Rank search: accuracy with 75 / 50 / 35 / 25 % of the MACs": _markdown([*where, "dense", "factors", "draws", *choosers], equal),
+        "Rank search: predicted value (log A_p + log A_m) and its proved bound": _markdown([*where, "MACs kept", *choosers[1:5], "bound"], left),
+        "Rank search: accuracy, with spread from the lowest to the highest draw": _markdown([*where, "factors", *choosers], spread),
+    }
+
+
+def _range(values):
+    return f"{values.min():.1f}-{values.max():.1f}" if len(values) > 1 else f"{values.mean():.1f}"
 
 
 def _adaptive_ranks(table, everything):

@@ -104,3 +104,30 @@ def test_a_chooser_without_a_colour_is_refused():
     table = pd.DataFrame({"chooser": ["mine"], "parameters_kept": [0.1], "target": ["kept 0.10"], "accuracy": [0.5], "factors": ["svd"]})
     with pytest.raises(ValueError, match="no colour is set for 'mine'; known: energy, entropy"):
         plots.frontier(table)
+
+
+def test_curves_have_a_panel_a_layer_and_losses_fall_from_one():
+    table = pd.DataFrame(
+        {"layer": name, "macs": macs, "energy": macs, "measured": 1.0, "loss": 1 - macs} for name in ("a", "b") for macs in (0.5, 1.0, 0.2)
+    )
+    figure = plots.curves(table, {"energy": "energy", "measured": "accuracy", "loss": "predicted"})
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b"]
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert np.allclose(lines["energy"].get_xdata(), [0.2, 0.5, 1.0])
+    assert np.allclose(lines["predicted"].get_ydata(), np.exp([-0.8, -0.5, 0.0]))
+
+
+def test_choosers_have_a_row_a_network_and_a_band_over_draws():
+    table = pd.DataFrame(
+        {"dataset": "d", "network": network, "chooser": chooser, "factors": factors, "target": f"macs {kept:.2f}", "macs_kept": kept,
+         "accuracy": kept + 0.1 * draw, "draw": draw}
+        for network in ("n", "m") for chooser in ("ENC-Map", "exact") for factors in ("svd", "sequential", "data-aware")
+        for kept in (0.5, 0.25) for draw in (0, 1)
+    )  # fmt: skip
+    dense = {"dataset": "d", "network": "n", "chooser": "dense", "factors": "dense", "target": "dense", "macs_kept": 1.0, "accuracy": 0.9}
+    lossless = dense | {"chooser": "exact", "factors": "svd", "target": "lossless"}
+    figure = plots.choosers(pd.concat([pd.DataFrame([dense, lossless]), table]))
+    assert len(figure.axes) == 6 and figure.axes[3].get_title() == "m on d, svd factors"
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert np.allclose(lines["exact"].get_xdata(), [0.25, 0.5]) and np.allclose(lines["exact"].get_ydata(), [0.3, 0.55])
+    assert np.allclose(lines["dense"].get_ydata(), 0.9) and len(figure.axes[0].collections) == 2
