@@ -3,6 +3,8 @@
 Every function returns a closed matplotlib Figure, which a notebook shows once when it is the last line of a cell.
 """
 
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -314,29 +316,31 @@ def by_work(table):
     return figure
 
 
-def curves(table, columns):
-    """Return one panel a layer: the `columns` of `table` ({column: label}) against macs, the share of the layer's own work kept.
+def curves(table, least=1e-4):
+    """Return one panel a layer: each column of damages (nats) against the share of the layer's own MACs kept.
 
-    A column "loss" is drawn as exp(-loss).
+    `table` has the columns layer and macs; every other one is a curve, drawn on a logarithmic axis down to `least`.
     """
-    names = list(table["layer"].unique())
+    names, kinds = list(table["layer"].unique()), [c for c in table if c not in ("layer", "macs")]
     across = min(4, len(names))
-    figure, axes = _canvas(across, -(-len(names) // across), width=3.3, height=2.7, sharey=True, sharex=True)
-    styles = [("energy", "-"), ("entropy", "--"), ("data-aware", ":"), ("ReLU-aware", "-.")]
+    figure, axes = _canvas(across, -(-len(names) // across), width=3.3, height=2.7, sharey=True)
+    styles = [("energy", "-"), ("entropy", "--"), ("fixed", ":")]
     for axis, name in zip(axes, names):
         mine = table[table["layer"] == name].sort_values("macs")
-        for (column, label), (chooser, dash) in zip(columns.items(), styles):
-            y = np.exp(-mine[column]) if column == "loss" else mine[column]
-            axis.plot(mine["macs"], y, dash, color=_COLOURS[chooser] if dash != ":" else "black", label=label)
+        for kind, (chooser, dash) in zip(kinds, itertools.cycle(styles)):
+            shown = mine[kind].where(mine[kind] >= least)
+            axis.plot(mine["macs"], shown, dash, color=_COLOURS[chooser], linewidth=2, label=kind)
+        axis.set(xlim=(0, 1.02), ylim=(least, None), yscale="log")
         axis.set_title(name, fontsize="small")
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for axis in axes[len(names) :]:
         axis.set_axis_off()
     for axis in axes[max(len(names) - across, 0) : len(names)]:
         axis.set_xlabel("MACs of the layer kept")
-    for axis in axes[::across]:
-        axis.set_ylabel("share of dense")
-    axes[0].legend(fontsize="small")
+    for axis in axes[:: across]:
+        axis.set_ylabel("damage (nats)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(kinds), fontsize="small")
     return figure
 
 

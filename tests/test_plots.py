@@ -106,15 +106,16 @@ def test_a_chooser_without_a_colour_is_refused():
         plots.frontier(table)
 
 
-def test_curves_have_a_panel_a_layer_and_losses_fall_from_one():
+def test_curves_have_a_panel_a_layer_and_leave_out_what_is_too_small():
     table = pd.DataFrame(
-        {"layer": name, "macs": macs, "energy": macs, "measured": 1.0, "loss": 1 - macs} for name in ("a", "b") for macs in (0.5, 1.0, 0.2)
+        {"layer": name, "macs": macs, "energy": macs, "loss": 1 - macs} for name in ("a", "b") for macs in (0.5, 1.0, 0.2)
     )
-    figure = plots.curves(table, {"energy": "energy", "measured": "accuracy", "loss": "predicted"})
+    figure = plots.curves(table)
     assert [axis.get_title() for axis in figure.axes] == ["a", "b"]
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     assert np.allclose(lines["energy"].get_xdata(), [0.2, 0.5, 1.0])
-    assert np.allclose(lines["predicted"].get_ydata(), np.exp([-0.8, -0.5, 0.0]))
+    assert np.allclose(lines["loss"].get_ydata(), [0.8, 0.5, np.nan], equal_nan=True)
+    assert figure.axes[0].get_yscale() == "log" and figure.axes[0].get_ylabel() == "damage (nats)"
 
 
 def test_choosers_have_a_row_a_network_and_a_band_over_draws():

@@ -1,0 +1,163 @@
+"""One call for a reader's own network: the ranks and schemes by exact search, the factors from front to back on data."""
+
+import time
+from dataclasses import dataclass, field
+
+import pandas as pd
+import torch
+from torch import nn
+
+from . import layers, rank_search, score, sequential
+from . import factors as factors_room
+
+FISHER_IMAGES = 1000
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What `compress` made: the new ``model`` of stock layers, its ``plan``, and how it came about.
+
+    ``layers``: DataFrame with one row a layer (layer, dense, planned, parameters, macs, why); ``kept``: shares of
+    parameters and MACs that stay; ``found``: the `rank_search.Found` of the plan, with its certificate; ``seconds``;
+    ``note``: what the reader should know, or empty. Its text is a summary.
+    """
+
+    model: nn.Module = field(repr=False)
+    plan: dict
+    kept: dict
+    found: rank_search.Found = field(repr=False)
+    layers: pd.DataFrame = field(repr=False)
+    seconds: float
+    note: str = ""
+
+    def __str__(self):
+        cut = int((self.layers["planned"] != "dense").sum())
+        lines = [
+            f"{cut} of {len(self.layers)} layers are cut; {self.kept['macs']:.1%} of the MACs and "
+            f"{self.kept['parameters']:.1%} of the parameters stay; {self.seconds:.0f} s.",
+            f"Ranks: no other plan within the budget promises less damage (gap {self.found.gap:.1e}).",
+        ]
+        return "\n".join(lines + [self.note] * bool(self.note))
+
+
+def compress(model, calibration, kept=0.5, resource="macs", factors=None, dense=None, floor=0.1):
+    """Return `model` with at most a share `kept` of its `resource`, as `Compressed`; no labels, no training.
+
+    Ranks and schemes of all layers at once by exact search (`rank_search.best`), for the least predicted rise of the
+    loss (Fisher information of the answers, `rank_search.output_error`; for a network whose answers are not N x classes
+    the relative error of each layer's outputs instead, which the note says). Factors by the sweep from front to back
+    (`sequential.sweep`), in the same metric. `model` is left as it was.
+
+    Parameters: `model`, any ``nn.Module`` in float32 or float64; `calibration`, a few hundred of its inputs (N first);
+    `kept` in (0, 1]; `resource`, "macs" or "parameters", counted over the whole network; `factors`, a method of
+    `layers.SWEEPS` or of `factors.METHODS` (default: Fisher-weighted, or relu-aware where the answers are not N x
+    classes); `dense`, layers to leave as they are (default: the last one, and the first
+    where it is a convolution); `floor`, as in `rank_search.options`.
+
+    Raises ValueError for a budget out of reach (with the smallest share possible), a network without a layer to factor,
+    half precision, NaN, and calibration data that the network cannot take.
+
+    >>> network = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 5))
+    >>> small = compress(network, torch.randn(64, 20), kept=0.6)
+    >>> small.kept["macs"] <= 0.6, small.model(torch.randn(2, 20)).shape
+    (True, torch.Size([2, 5]))
+    """
+    began = time.perf_counter()
+    layers.check_share(kept=kept)
+    if resource not in layers.RESOURCES:
+        raise ValueError(f"unknown resource {resource!r}; known: {', '.join(layers.RESOURCES)}")
+    known = (*layers.SWEEPS, *factors_room.METHODS)
+    if factors not in (None, *known):
+        raise ValueError(f"unknown factors {factors!r}; known: {', '.join(known)}")
+    if not torch.is_tensor(calibration) or calibration.ndim < 2 or len(calibration) == 0:
+        raise ValueError("calibration must be a tensor of at least one input, with the inputs along its first axis")
+    first = next(model.parameters(), None)
+    if first is None:
+        raise ValueError("this network has no parameters, so there is nothing to compress")
+    if first.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"the network's weights are {first.dtype}; compress it in float32 (model.float()) and convert after"
+        )
+    shape = tuple(calibration.shape[1:])
+    cards = layers.survey(model, shape, dense=_usual(model, shape) if dense is None else dense)
+    options = rank_search.options(cards, (resource,), mixed=True, floor=floor)
+    names = [own.name for own in options]
+    moments = factors_room.collect(model, names, calibration)
+    values, note = _values(model, options, names, calibration, moments)
+    chosen = factors or ("relu-aware" if note else "fisher-weighted")
+    found = rank_search.best(cards, options, values, _share(model, cards, kept, resource), (resource,))
+    if chosen in layers.SWEEPS:
+        small = layers.apply(model, found.plan, chosen, calibration, resource)
+        if not sequential.followed_by(model):
+            note += (
+                " " * bool(note)
+                + "torch.fx cannot trace the network, so each layer repairs itself alone, not what a shortcut lets through."
+            )
+    else:
+        used = {name: layers.parse(entry)[0] for name, entry in found.plan.items()}
+        small = layers.apply(
+            model, found.plan, layers.decompose(model, used, chosen, moments=moments), resource=resource
+        )
+    counted = {
+        "parameters": score.parameters(small) / score.parameters(model),
+        "macs": score.macs(small, shape) / score.macs(model, shape),
+    }
+    table = _table(cards, found.plan, options)
+    return Compressed(small, found.plan, counted, found, table, time.perf_counter() - began, note)
+
+
+def _usual(model, shape):
+    names = [card.name for card in layers.survey(model, shape, spectra=False) if card.positions]
+    if len(names) < 2:
+        return ()
+    starts = isinstance(model.get_submodule(names[0]), nn.Conv2d) and len(names) > 2
+    return (names[0], names[-1]) if starts else (names[-1],)
+
+
+def _share(model, cards, kept, resource):
+    # what is in no card (batch norms) stays, and counts
+    carded, whole = layers.plan_cost(cards, {}, resource), score.parameters(model)
+    if resource == "macs":
+        return kept
+    share = (kept * whole - (whole - carded)) / carded
+    if share <= 0:
+        raise ValueError(
+            f"kept={kept} of parameters cannot be reached: {whole - carded} of {whole} are in no layer that can be cut"
+        )
+    return share
+
+
+def _values(model, options, names, calibration, moments):
+    try:
+        metric = sequential.fisher(model, names, calibration[:FISHER_IMAGES])
+    except (ValueError, RuntimeError, IndexError, AttributeError, TypeError) as error:
+        with torch.no_grad():
+            answers = model(calibration[:1].to(next(model.parameters())))
+        if torch.is_tensor(answers) and answers.ndim == 2:
+            raise
+        values = rank_search.from_error(rank_search.output_error(model, options, moments=moments))
+        return (
+            values,
+            f"The answers are not N x classes ({type(error).__name__}), so ranks are by each layer's own error.",
+        )
+    losses = rank_search.output_error(model, options, metric=metric, moments=moments)
+    return {name: -loss for name, loss in losses.items()}, ""
+
+
+def _table(cards, plan, options):
+    offered, rows = {own.name for own in options}, []
+    for card in cards:
+        entry = plan.get(card.name)
+        scheme, rank = layers.parse(entry) if entry is not None else (None, None)
+        why = card.reason or ("" if card.name in offered else "no rank costs less")
+        rows.append(
+            {
+                "layer": card.name,
+                "dense": "x".join(map(str, card.shape)),
+                "planned": "dense" if entry is None else f"rank {rank}" + (f", {scheme}" if scheme else ""),
+                "parameters": card.cost(entry, "parameters") / max(card.parameters, 1),
+                "macs": card.cost(entry, "macs") / max(card.macs, 1),
+                "why": why or ("the search keeps it" if entry is None else ""),
+            }
+        )
+    return pd.DataFrame(rows)

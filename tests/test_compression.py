@@ -1,0 +1,132 @@
+"""The one call: within its budget, exact about what it did, and a clear sentence for what it cannot take."""
+
+import copy
+
+import conftest
+import pytest
+import torch
+from torch import nn
+
+import lowrank_utils
+from lowrank_utils import compression, layers, score
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 24, 3, stride=2, padding=1), nn.BatchNorm2d(24),
+        nn.ReLU(), nn.Conv2d(24, 24, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(384, 40), nn.ReLU(), nn.Linear(40, 5),
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def x():
+    return torch.randn(90, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def divergence(model, small, x):
+    with torch.no_grad():
+        p, q = model(x).log_softmax(1), small(x).log_softmax(1)
+    return float((p.exp() * (p - q)).sum(1).mean())
+
+
+@pytest.mark.parametrize("resource", ["macs", "parameters"])
+def test_the_budget_holds_for_the_whole_network(x, resource):
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+    found = lowrank_utils.compress(model, x, 0.5, resource)
+    counted = {
+        "macs": score.macs(found.model, (3, 8, 8)) / score.macs(model, (3, 8, 8)),
+        "parameters": score.parameters(found.model) / score.parameters(model),
+    }
+    assert found.kept == counted and 0.45 < counted[resource] <= 0.5
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert found.found.gap < 1e-6 and found.note == ""
+    told = found.layers.set_index("layer")
+    assert told.loc["0", "why"] == told.loc["11", "why"] == "left dense on request"
+    assert {name for name in told.index if told.loc[name, "planned"] != "dense"} == set(found.plan)
+    assert f"{counted['macs']:.1%} of the MACs" in str(found)
+    if resource == "macs":
+        assert (
+            told["macs"] * [layer.macs for layer in layers.survey(model, (3, 8, 8), spectra=False)]
+        ).sum() == pytest.approx(score.macs(found.model, (3, 8, 8)))
+
+
+def test_it_beats_one_fixed_share_with_plain_factors(x):
+    from lowrank_utils import arsvd
+
+    model = net()
+    found = compression.compress(model, x, 0.4)
+    cards = layers.survey(model, (3, 8, 8), dense=("0", "11"))
+    plain = layers.apply(model, arsvd.plan_at(cards, 0.4, "fixed", "macs"), resource="macs")
+    assert divergence(model, found.model, x) < 0.5 * divergence(model, plain, x)
+
+
+def test_every_kind_of_factors_writes_the_same_plan(x):
+    model = net()
+    found = {f: compression.compress(model, x, 0.5, factors=f) for f in ("svd", "data-aware", "sequential")}
+    assert found["svd"].plan == found["data-aware"].plan == found["sequential"].plan
+    assert divergence(model, found["sequential"].model, x) < divergence(model, found["svd"].model, x)
+
+
+def test_an_mlp_keeps_its_last_layer_only():
+    model = conftest.mlp((20, 30, 30, 5))
+    found = compression.compress(model, torch.randn(60, 20), 0.6, dense=None)
+    assert list(found.layers["why"] == "left dense on request") == [False, False, True]
+    assert (
+        compression.compress(model, torch.randn(60, 20), 0.6, dense=()).layers["why"].ne("left dense on request").all()
+    )
+
+
+def test_answers_that_are_no_classes_are_said(x):
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 2, 3, padding=1),
+    )
+    found = compression.compress(model, x, 0.6)
+    assert "not N x classes" in found.note and found.note in str(found) and found.kept["macs"] <= 0.6
+    assert found.model(x).shape == (90, 2, 8, 8)
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(20, 20), nn.Linear(20, 20), nn.Linear(20, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.a(x))
+        if x.sum() > -1:  # depends on the data
+            x = torch.relu(self.b(x))
+        return self.c(x)
+
+
+def test_data_dependent_control_flow_is_compressed_and_said():
+    model = Branches()
+    found = compression.compress(model, torch.randn(60, 20), 0.7)
+    assert "torch.fx cannot trace" in found.note
+    assert found.kept["macs"] <= 0.7 and set(found.plan) <= {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"kept": 0}, "kept=0 is not a share"),
+        ({"kept": 0.01}, "kept=0.01 of macs cannot be reached: the smallest possible is 0.2"),
+        ({"kept": 0.005, "resource": "parameters"}, "cannot be reached"),
+        ({"resource": "time"}, "unknown resource 'time'"),
+        ({"factors": "magic"}, "unknown factors 'magic'"),
+        ({"calibration": torch.zeros(0, 3, 8, 8)}, "at least one input"),
+        ({"calibration": torch.zeros(4, 3, 9, 9)}, "cannot take one input of shape"),
+        ({"calibration": torch.full((4, 3, 8, 8), torch.nan)}, "NaN"),
+        ({"model": net().half()}, "torch.float16; compress it in float32"),
+        ({"model": nn.Sequential(nn.ReLU())}, "no parameters"),
+        ({"model": nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.Conv2d(3, 3, 3, groups=3))}, "no layer can be factored"),
+    ],
+)  # fmt: skip
+def test_bad_input(x, change, words):
+    given = {"model": net(), "calibration": x, "kept": 0.5} | change
+    with pytest.raises(ValueError, match=words):
+        compression.compress(**given)
