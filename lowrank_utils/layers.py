@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from . import factors as factors_room
 from . import models, schemes
+from .schemes import parse
 from .sequential import followed_by, into_norm, sweep
 
 log = logging.getLogger(__name__)
@@ -112,19 +113,6 @@ class Card:
             return min((self.macs - 1) // each.macs, each.full_rank)
         weights = self.parameters - (self.shape[0] if self.bias else 0)
         return min((weights - 1) // each.parameters, each.full_rank)
-
-
-def parse(planned):
-    """Return (scheme, rank) of an entry of a plan; the scheme is None where the entry is a rank alone.
-
-    >>> parse(8), parse(["spatial", 8])
-    ((None, 8), ('spatial', 8))
-    """
-    if isinstance(planned, (tuple, list)):
-        if len(planned) != 2 or not isinstance(planned[0], (str, type(None))):
-            raise ValueError(f"{planned!r} is no entry of a plan; an entry is a rank, or (scheme, rank)")
-        return planned[0], planned[1]
-    return None, planned
 
 
 def check_share(**shares):

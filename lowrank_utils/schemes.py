@@ -73,6 +73,19 @@ def check(layer, scheme):
     return scheme
 
 
+def parse(planned):
+    """Return (scheme, rank) of an entry of a plan; the scheme is None where the entry is a rank alone.
+
+    >>> parse(8), parse(["spatial", 8])
+    ((None, 8), ('spatial', 8))
+    """
+    if isinstance(planned, (tuple, list)):
+        if len(planned) != 2 or not isinstance(planned[0], (str, type(None))):
+            raise ValueError(f"{planned!r} is no entry of a plan; an entry is a rank, or (scheme, rank)")
+        return planned[0], planned[1]
+    return None, planned
+
+
 def costs(layer, inputs=1, outputs=1, between=None):
     """Return ``{scheme: Cost}`` of `layer` with `inputs` and `outputs` positions for one network input.
 

@@ -537,7 +537,7 @@ def sweep(
 
 def _planned(modules, name, planned):
     # (scheme, rank) of an entry of a plan, checked
-    scheme, rank = planned if isinstance(planned, (tuple, list)) else (None, planned)
+    scheme, rank = schemes.parse(planned)
     if name not in modules:
         raise ValueError(f"layer {name!r} is not in the model; sequential factors need layers of it")
     try:
