@@ -2,7 +2,7 @@
 
 The rooms, from the bottom floor up: ``paths``, ``results``, ``data``, ``models``, ``training``, ``factors``,
 ``schemes``, ``sequential``, ``layers``, ``arsvd``, ``pruning``, ``ddlr``, ``ddlr_network``, ``allocation``,
-``rank_search``, ``score``, ``compression``, ``plots``, ``jobs``, ``runs``, ``report``. Import the room that you need; importing the
+``rank_search``, ``score``, ``shipping``, ``compression``, ``plots``, ``jobs``, ``runs``, ``report``. Import the room that you need; importing the
 package itself loads nothing heavy. `lowrank_utils.compress` is the one call for a network of your own.
 """
 

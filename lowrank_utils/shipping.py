@@ -1,0 +1,472 @@
+"""A compressed network on its way out: a file that another process loads, an ONNX file, a program of `torch.export`."""
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import math
+import re
+import warnings
+from numbers import Real
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from . import models, paths, schemes, score
+
+NEEDED = ("network", "input_shape", "classes")  # what `models.build` makes a network from
+
+
+def save(model, path, plan, original=None, **metadata):
+    """Write the compressed `model` to `path` as safetensors, whole or not at all, plan and `metadata` in its header.
+
+    What is written is what `model` holds: the rank and scheme of each planned layer that is a pair of thin layers; one
+    that `layers.apply` left dense is no part of the plan in the file. Weights keep their type, half precision too.
+
+    Parameters: `plan`, ``{layer name: rank}``, or ``(scheme, rank)``; `original`, the network that `model` was made
+    from; `metadata`, JSON values. With ``network``, ``input_shape`` and ``classes`` of `models.build` among them `load`
+    needs nothing else; without, its reader brings the original architecture. By either one it is checked that the file
+    will load.
+
+    Raises ValueError for a plan that is not the network's, a network that the plan does not make of the original, NaN
+    weights, and metadata that are not JSON; OSError where the file cannot be written.
+
+    >>> import tempfile
+    >>> from lowrank_utils import layers
+    >>> network = models.build("lenet300", (1, 8, 8), 10)
+    >>> small = layers.apply(network, {"fc1": 4, "fc2": 90})  # rank 90 would not pay
+    >>> path = tempfile.mkdtemp() + "/small.safetensors"
+    >>> save(small, path, {"fc1": 4, "fc2": 90}, network="lenet300", input_shape=(1, 8, 8), classes=10)
+    >>> load(path)[1]
+    {'classes': 10, 'input_shape': [1, 8, 8], 'network': 'lenet300', 'plan': {'fc1': 4}}
+    """
+    _check_numbers(model)
+    # clones, since weights that layers share are refused by safetensors
+    tensors = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in _state(model).items()
+    }
+    held = _held(model, plan)
+    named = [name for name in NEEDED if name in metadata]
+    if original is None and named:
+        if len(named) < len(NEEDED):
+            missing = ", ".join(name for name in NEEDED if name not in metadata)
+            raise ValueError(f"the metadata name {', '.join(named)} but not {missing}; give all, or pass original=")
+        with torch.device("meta"):  # shapes alone, no numbers
+            original = _built(metadata, tensors)
+    if original is not None:
+        first = dict(original.named_modules())
+        for name, module in model.named_modules():
+            if name not in held and _pair(module) and isinstance(first.get(name), (nn.Linear, nn.Conv2d)):
+                raise ValueError(f"layer {name!r} is a pair of thin layers, and the plan does not name it")
+        try:
+            unlike = _unlike(_skeleton(original, held, tensors), tensors)
+        except ValueError as error:
+            unlike = error
+        if unlike:
+            raise ValueError(f"the original and the plan do not make this network: {unlike}")
+    header = {}
+    for name, value in {**metadata, "plan": held}.items():
+        try:
+            header[name] = json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"metadata {name}={value!r} cannot be written as JSON: {error}") from error
+    with paths.whole(path) as temporary:
+        save_file(tensors, temporary, header)
+
+
+def load(path, model=None):
+    """Return (compressed network in eval mode, on the CPU; its metadata with ``plan``) from a file that `save` wrote.
+
+    The architecture is what the metadata name, or `model`, the reader's own original network, whose weights do not
+    matter and which is left as it was. Its planned layers become stock layers, and the weights of the file, in their
+    type, fill it without one missing or left over.
+
+    Raises FileNotFoundError for a missing file, ValueError for a damaged one, one without a plan, one of another
+    network, and NaN or infinite weights.
+
+    >>> import tempfile
+    >>> from lowrank_utils import layers
+    >>> mine, x = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(5, 8)
+    >>> small, path = layers.apply(mine, {"0": 2}), tempfile.mkdtemp() + "/mine.safetensors"
+    >>> save(small, path, {"0": 2}, original=mine, note="as an example")
+    >>> again, metadata = load(path, mine)
+    >>> torch.equal(again(x), small(x)), metadata
+    (True, {'note': 'as an example', 'plan': {'0': 2}})
+    """
+    tensors, metadata = _read(path)
+    if model is None:
+        missing = [name for name in NEEDED if name not in metadata]
+        if missing:
+            raise ValueError(f"{path} does not say its {', '.join(missing)}; pass the original network as model=")
+    elif any(value.is_meta for value in (*model.parameters(), *model.buffers())):
+        raise ValueError("model= is on the meta device, where there are no numbers; build it on the CPU")
+    try:
+        network = _skeleton(_built(metadata, tensors) if model is None else model, metadata["plan"], tensors)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be loaded: {error}") from error
+    unlike = _unlike(network, tensors)
+    if unlike:
+        raise ValueError(f"{path} is of another network: {unlike}")
+    network = network.cpu()
+    for name, value in (*network.named_parameters(), *network.named_buffers()):
+        if name in tensors and value.is_floating_point() and tensors[name].is_floating_point():
+            value.data = value.data.to(tensors[name].dtype)  # not assign=True, which would part shared weights
+    network.load_state_dict(tensors)
+    try:
+        models.check_finite(network)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return network.eval(), metadata
+
+
+def _state(model):
+    state = model.state_dict()
+    for name, value in state.items():
+        if not torch.is_tensor(value):
+            raise ValueError(f"{name} is a {type(value).__name__}, no tensor; layers of 8 bit cannot be shipped so")
+    return state
+
+
+def _check_numbers(model):
+    meta = [name for name, value in _state(model).items() if value.is_meta]
+    if meta:
+        raise ValueError(f"{meta[0]} is on the meta device, where there are no numbers to write")
+    models.check_finite(model)
+
+
+def _read(path):
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if "plan" not in header:
+                raise ValueError(f"{path} holds no plan, so no compressed network; `models.load` reads dense ones")
+            metadata = {name: json.loads(header[name]) for name in sorted(header)}  # the file keeps no order
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no compressed network {path}; `shipping.save` writes one") from None
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+    if not isinstance(metadata["plan"], dict):
+        raise ValueError(f"{path} is damaged: its plan is {metadata['plan']!r}, not ranks by layer")
+    metadata["plan"] = {
+        name: tuple(planned) if isinstance(planned, list) else planned for name, planned in metadata["plan"].items()
+    }
+    return tensors, metadata
+
+
+def _built(metadata, tensors):
+    network = models.build(*(metadata[name] for name in NEEDED))
+    if "normalise.scale" in tensors and hasattr(network, "normalise"):
+        # as `models.load_public` puts it before weights that know images on another scale
+        network.normalise = models._Rescale(*2 * [[1.0] * metadata["input_shape"][0]])
+    return network
+
+
+def _held(model, plan):
+    # the plan, with ranks and schemes as they stand in the network
+    if not isinstance(plan, dict):
+        raise ValueError(f"plan={plan!r} is no plan, which is a dict from layer name to rank, or (scheme, rank)")
+    modules, held = dict(model.named_modules()), {}
+    for name, planned in plan.items():
+        if name not in modules:
+            raise ValueError(f"the plan names a layer {name!r} that the network does not have")
+        wanted, rank = schemes.parse(planned)
+        if type(modules[name]) in (nn.Linear, nn.Conv2d):
+            continue  # it did not pay
+        found = _pair(modules[name])
+        if found is None:
+            kind = type(modules[name]).__name__
+            raise ValueError(f"planned layer {name!r} is a {kind}, neither dense nor a pair of thin layers")
+        # a layer of zeros is planned at rank 0 and written as one component of zeros
+        if wanted not in (None, found[0]) or (rank != found[1] and (rank, found[1]) != (0, 1)):
+            raise ValueError(f"the plan has {planned!r} for layer {name!r}, the network (scheme, rank) {found}")
+        held[name] = found[1] if found[0] is None else found
+    return held
+
+
+def _pair(module):
+    # (scheme, rank) of what `schemes.thin` made, None for anything else
+    if type(module) is not nn.Sequential or [name for name, _ in module.named_children()] != ["first", "second"]:
+        return None
+    first, second = module
+    if type(first) is type(second) is nn.Linear:
+        return None, first.out_features
+    if not type(first) is type(second) is nn.Conv2d:
+        return None
+    rank = first.out_channels // first.groups
+    if second.kernel_size == (1, 1):
+        return "channel", rank
+    return "input" if first.kernel_size == (1, 1) else "spatial", rank
+
+
+def _skeleton(original, plan, tensors):
+    # a copy of `original` with pairs of layers of the planned shapes, whatever their numbers
+    modules, pairs = dict(original.named_modules()), {}
+    for name, planned in plan.items():
+        if name not in modules:
+            raise ValueError(f"it has no layer {name!r}, which the plan names")
+        layer, (scheme, rank) = modules[name], schemes.parse(planned)
+        try:
+            scheme = schemes.check(layer, scheme)
+        except ValueError as error:
+            raise ValueError(f"planned layer {name!r}: {error}") from error
+        cost, count = schemes.costs(layer)[scheme], schemes.groups(layer)
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= cost.full_rank:
+            raise ValueError(f"rank {rank!r} of layer {name!r} is not a whole number from 1 to {cost.full_rank}")
+        rows, columns = cost.shape
+        parts = torch.zeros(count, rows, rank), torch.zeros(count, rank, columns)
+        bias = torch.zeros(layer.weight.shape[0]) if f"{name}.second.bias" in tensors else None
+        pairs[name] = schemes.thin(layer, scheme, *parts, bias)
+    return models.replaced(original, pairs)
+
+
+def _unlike(network, tensors):
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    held = {name: tuple(value.shape) for name, value in tensors.items()}
+    for name in sorted(expected.keys() | held.keys()):
+        if name not in expected:
+            return f"it has no {name}, of shape {held[name]}"
+        if name not in held:
+            return f"{name}, of shape {expected[name]}, is missing"
+        if expected[name] != held[name]:
+            return f"{name} has shape {held[name]} where {expected[name]} belongs"
+    return ""
+
+
+def to_onnx(model, path, example, tolerance=1e-5):
+    """Write `model` as an ONNX file for any number of inputs; return how far onnxruntime's outputs are from torch's.
+
+    That is |y' - y| / |y|, the larger one of two batches: `example`, and another size. The file holds the weights
+    (2 GB at most), no stack traces and no data. The network is written as it answers in eval mode.
+
+    Parameters: `model`, on the CPU in float32 (float64 where onnxruntime has the operations), with one tensor in and
+    one out; `example`, inputs that it takes (N first); `tolerance` of the relative difference. `model` is left as it
+    was, and `path` too unless all went well.
+
+    Raises ValueError for a network on another device or in half precision, NaN, inputs that it cannot take, control
+    flow that depends on data, a fixed batch size, operations that ONNX or onnxruntime does not have, and outputs that
+    differ by more than `tolerance`; OSError where the file cannot be written.
+
+    >>> import tempfile
+    >>> path = tempfile.mkdtemp() + "/net.onnx"
+    >>> to_onnx(nn.Linear(6, 2), path, torch.randn(4, 6)) < 1e-5
+    True
+    """
+    _check_tolerance(tolerance)
+    network, seen = _frozen(model, example)
+    program = _traced(network, seen[0][0])
+    with paths.whole(path) as temporary:
+        try:
+            with _quietly():
+                batch = ({0: torch.export.Dim("batch")},)
+                names = {"input_names": ["input"], "output_names": ["output"], "dynamic_shapes": batch}
+                torch.onnx.export(program, (), temporary, external_data=False, dynamo=True, verbose=False, **names)
+        except OSError:
+            raise
+        except Exception as error:  # exporters fail in errors of many kinds
+            absent = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", str(error))
+            said = f"ONNX has no form of its operation {absent[1]}" if absent else _said(error)
+            raise ValueError(f"the network cannot be written as ONNX: {said}") from error
+        try:
+            session = Session(temporary)
+        except Exception as error:
+            raise ValueError(f"onnxruntime cannot run the network: {_said(error)}") from error
+        return _difference("onnxruntime", session, seen, tolerance)
+
+
+class Session(nn.Module):
+    """An ONNX file as a network without parameters: tensor in, tensor out, onnxruntime on `threads` CPU threads between.
+
+    `session` is the ``onnxruntime.InferenceSession``. `onnx_session` says in words why a file cannot be read.
+    """
+
+    def __init__(self, path, threads=1):
+        import onnxruntime
+
+        super().__init__()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
+        # else its threads go on waiting busily while another network is timed
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        taken = self.session.get_inputs()[0]
+        self.input = taken.name
+        kinds = {"tensor(float)": torch.float32, "tensor(double)": torch.float64, "tensor(int64)": torch.int64}
+        self.dtype = kinds.get(taken.type)
+
+    def forward(self, x):
+        try:
+            return torch.from_numpy(self.session.run(None, {self.input: x.detach().to("cpu", self.dtype).numpy()})[0])
+        except Exception as error:  # of onnxruntime's own kinds
+            raise ValueError(
+                f"the ONNX network cannot take inputs of shape {tuple(x.shape)}: {_said(error)}"
+            ) from error
+
+
+def onnx_session(path, threads=1):
+    """Return the ONNX file `path` as a `Session`, which `score.latency` and `score.latencies` time like any network.
+
+    Raises FileNotFoundError for a missing file, ValueError for one that onnxruntime cannot run and for `threads` that
+    are not a whole number of at least 1.
+
+    >>> import tempfile
+    >>> path, layer, x = tempfile.mkdtemp() + "/net.onnx", nn.Linear(6, 2), torch.randn(3, 6)
+    >>> _ = to_onnx(layer, path, x)
+    >>> torch.allclose(onnx_session(path)(x), layer(x), atol=1e-5)
+    True
+    """
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"threads={threads!r} is not a whole number of at least 1")
+    try:
+        with open(path, "rb"):
+            pass
+        return Session(path, threads)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no ONNX file {path}; `shipping.to_onnx` writes one") from None
+    except Exception as error:  # of onnxruntime's own kinds
+        raise ValueError(f"onnxruntime cannot run {path}: {_said(error)}") from error
+
+
+def onnx_latency_ratio(path, model, input_shape, batch=1, threads=1, repeats=30, warmup=5):
+    """Return (median, lower quartile, upper quartile) of latency(`model`) / latency(ONNX file), timed alternately.
+
+    2.0 says that the file in onnxruntime takes half the time. Both run `batch` inputs on `threads` CPU threads; see
+    `score.latencies` and `onnx_session`, also for what is raised.
+
+    >>> import tempfile
+    >>> path, layer = tempfile.mkdtemp() + "/net.onnx", nn.Linear(6, 2)
+    >>> _ = to_onnx(layer, path, torch.randn(3, 6))
+    >>> middle, low, high = onnx_latency_ratio(path, layer, (6,), batch=64, repeats=3)
+    >>> 0 < low <= middle <= high
+    True
+    """
+    return score.latency_ratio(onnx_session(path, threads), model, input_shape, batch, threads, repeats, warmup)
+
+
+def exported(model, example, path=None, tolerance=1e-5):
+    """Return `model` as a ``torch.export.ExportedProgram`` that takes any number of inputs and gives the same outputs.
+
+    With `path` it is written there, whole or not at all, and what comes back was read from the file (``.pt2``), as
+    ``torch.export.load(path).module()`` reads it anywhere. The file holds no stack traces and no data. Parameters, and
+    what is raised, as in `to_onnx`.
+
+    >>> layer, x = nn.Linear(6, 2), torch.randn(3, 6)
+    >>> torch.allclose(exported(layer, x).module()(x), layer(x))
+    True
+    """
+    _check_tolerance(tolerance)
+    network, seen = _frozen(model, example)
+    program = _traced(network, seen[0][0])
+    if path is None:
+        _difference("torch.export", program.module(), seen, tolerance)
+        return program
+    written = io.BytesIO()  # in a file, the archive would take the temporary name for its own
+    with paths.whole(path) as temporary:
+        try:
+            with _quietly():
+                torch.export.save(program, written)
+                program = torch.export.load(io.BytesIO(written.getvalue()))
+        except Exception as error:  # exporters fail in errors of many kinds
+            raise ValueError(f"torch.export cannot write the network: {_said(error)}") from error
+        temporary.write_bytes(written.getvalue())
+        _difference("torch.export", program.module(), seen, tolerance)
+    return program
+
+
+def _check_tolerance(tolerance):
+    if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not 0 < tolerance < math.inf:
+        raise ValueError(f"tolerance={tolerance!r} is not a positive number")
+
+
+def _frozen(model, example):
+    """Return (a copy of `model` in eval mode, its (inputs, outputs) at two batch sizes)."""
+    if not torch.is_tensor(example) or example.ndim < 2 or len(example) == 0:
+        raise ValueError("example must be a tensor of at least one input, with the inputs along its first axis")
+    kind = None
+    for name, value in _state(model).items():
+        if value.device.type != "cpu":
+            raise ValueError(f"{name} is on {value.device}; export a copy on the CPU, copy.deepcopy(model).cpu()")
+        if value.is_floating_point():
+            kind = kind or value.dtype
+            if value.dtype not in (torch.float32, torch.float64):
+                raise ValueError(f"{name} is {value.dtype}; export a copy in float32, copy.deepcopy(model).float()")
+    models.check_finite(model)
+    inputs = example.detach().to("cpu", kind if example.is_floating_point() else None)
+    if inputs.is_floating_point() and not torch.isfinite(inputs).all():
+        raise ValueError("the example holds NaN or infinite values")
+    network, seen = copy.deepcopy(model).eval(), []
+    for x in (inputs, inputs[:1] if len(inputs) > 1 else inputs[[0, 0, 0]]):
+        try:
+            with torch.no_grad():
+                y = network(x)
+        except Exception as error:  # a reader's own network fails in errors of many kinds
+            raise ValueError(
+                f"the network cannot take a batch of {len(x)} inputs of shape {tuple(x.shape[1:])}: {_said(error)}"
+            ) from error
+        if not torch.is_tensor(y) or y.ndim == 0 or len(y) != len(x):
+            what = tuple(y.shape) if torch.is_tensor(y) else f"type {type(y).__name__}"
+            raise ValueError(
+                f"for {len(x)} inputs the network gives {what}; it must be a tensor with them along its first axis"
+            )
+        if not torch.isfinite(y).all():
+            raise ValueError("the network's outputs are NaN or infinite; check its weights and the example")
+        seen.append((x, y))
+    return network, seen
+
+
+def _traced(network, inputs):
+    # of two zeros, since the file keeps what it was traced with, and a batch of one would fix the batch size
+    zeros = torch.zeros(2, *inputs.shape[1:], dtype=inputs.dtype)
+    try:
+        with _quietly():
+            program = torch.export.export(network, (zeros,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    except Exception as error:  # exporters fail in errors of many kinds
+        said = _said(error)
+        if "data-dependent" in str(error):
+            said = f"its control flow depends on the values of its inputs ({said})"
+        elif "Constraints violated (batch)" in str(error):
+            said = "it does not treat all batch sizes alike"
+        raise ValueError(f"torch.export cannot follow the network: {said}") from error
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # it names folders of this machine
+    return program
+
+
+def _difference(where, run, seen, tolerance):
+    worst = 0.0
+    for x, wanted in seen:
+        with torch.no_grad():
+            y = run(x)
+        if y.shape != wanted.shape:
+            raise ValueError(f"{where} gives outputs of shape {tuple(y.shape)}, not {tuple(wanted.shape)}")
+        difference = float((y - wanted).double().norm() / (wanted.double().norm() or 1.0))
+        if not difference <= tolerance:  # NaN too
+            raise ValueError(
+                f"{where}'s outputs for {len(x)} inputs differ by {difference:.1e} in relative norm, "
+                f"more than tolerance={tolerance:.1e}"
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def _said(error):
+    # the first line that says something, without colours
+    lines = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip().splitlines()
+    return lines[0].strip().rstrip(".") if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quietly():
+    # exporters warn of their own insides, and log or print whole graphs before they raise
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
