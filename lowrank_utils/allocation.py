@@ -13,6 +13,9 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import csr_array
 
+ULPS = 1e-12  # budgets are met to this share, for sums of costs that are no whole numbers
+ROUNDING = 1e-14  # a gap of this share of the values' spread counts as none
+SHARP = 1e3  # budgets and values are this large for HiGHS, whose tolerances are absolute
 STATES = 300_000  # partial plans held at once; beyond, the integer program takes over
 
 
@@ -21,7 +24,7 @@ class Allocation:
     """The chosen option of every layer, with its certificate.
 
     ``choice``: the index of each layer's option; ``value``: the sum of their values; ``bound``: no plan within the
-    budgets has a greater value; ``gap`` = bound - value (0 where the plan is optimal), in the unit of the values;
+    budgets has a greater value; ``gap`` = bound - value (0 where the plan is proved optimal, up to 1e-14 of the values' spread), in the unit of the values;
     ``cost``: what the plan costs, one number a budget; ``note``: what the reader should know, or empty.
     """
 
@@ -38,7 +41,8 @@ def allocate(values, costs, budgets, exact=True, max_seconds=60.0):
 
     ``exact=True``: one budget by dynamic programming over the options that the bound leaves, so that the gap is 0 to
     rounding; several budgets by HiGHS (`scipy.optimize.milp`) on those options, with its bound, for at most
-    `max_seconds`. ``exact=False``: a greedy plan and the Lagrangian bound, in milliseconds.
+    `max_seconds`. ``exact=False``: a greedy plan and the Lagrangian bound, in milliseconds (where greedy steps find no plan
+    for several budgets, HiGHS is asked for one).
 
     Parameters: `values`, a list of 1-D arrays, one a layer, one entry an option; -inf forbids an option; `costs`, a list of
     arrays, options x budgets (or 1-D for one budget), not negative; `budgets`, one number for each. Curves that fall as
@@ -53,45 +57,55 @@ def allocate(values, costs, budgets, exact=True, max_seconds=60.0):
     """
     values, costs, budgets = _checked(values, costs, budgets)
     note = _falling(values, costs)
+    limits = budgets * (1 + ULPS)
     kept = [np.flatnonzero(np.isfinite(v)) for v in values]
     for place, own in enumerate(kept):
         if not len(own):
             raise ValueError(f"every option of layer {place} has the value -inf, so no plan is allowed")
-    v = [values[l][own] for l, own in enumerate(kept)]
-    c = [costs[l][own] for l, own in enumerate(kept)]
-    _check_reach(c, budgets)
+    _check_reach([costs[l][own] for l, own in enumerate(kept)], budgets, limits)
+    # costs above each layer's least, values below its greatest, in units of the largest possible difference
+    least = [costs[l][own].min(0) for l, own in enumerate(kept)]
+    room = np.maximum(limits - sum(least), 0.0)
+    finite, kept = kept, [own[(costs[l][own] - least[l] <= room).all(1)] for l, own in enumerate(kept)]
+    if not all(map(len, kept)):
+        raise ValueError(_together([costs[l][own] for l, own in enumerate(finite)], budgets))
+    unit = sum(np.ptp(values[l][own]) for l, own in enumerate(kept)) or 1.0
+    v = [(values[l][own] - values[l][own].max()) / unit for l, own in enumerate(kept)]
+    c = [costs[l][own] - least[l] for l, own in enumerate(kept)]
+
+    def fits(inner):
+        return bool((sum(costs[l][own[j]] for l, (own, j) in enumerate(zip(kept, inner))) <= limits).all())
+
     solve = _one_budget if len(budgets) == 1 else _several_budgets
-    inner, bound, more = solve(v, c, budgets, exact, max_seconds)
+    inner, bound, more = solve(v, c, room, exact, max_seconds, fits)
+    if inner is None:
+        raise ValueError(_together([costs[l][own] for l, own in enumerate(finite)], budgets))
     choice = tuple(int(own[j]) for own, j in zip(kept, inner))
     value = float(sum(values[l][j] for l, j in enumerate(choice)))
+    gap = float(unit * max(0.0, bound - sum(x[j] for x, j in zip(v, inner))))
     spent = sum(costs[l][j] for l, j in enumerate(choice))
-    bound = max(bound, value)
-    if bound - value <= 1e-12 * max(1.0, abs(value)):
-        bound = value  # rounding
-    return Allocation(
-        choice,
-        value,
-        float(bound),
-        float(bound - value),
-        tuple(map(float, spent)),
-        "; ".join(filter(None, (note, more))),
-    )
+    return Allocation(choice, value, value + gap, gap, tuple(map(float, spent)), "; ".join(filter(None, (note, more))))
 
 
 def _checked(values, costs, budgets):
-    budgets = np.atleast_1d(np.asarray(budgets, dtype=np.float64))
+    try:
+        budgets = np.atleast_1d(np.asarray(budgets, dtype=np.float64))
+        values = [np.asarray(value, dtype=np.float64) for value in values]
+        costs = [np.asarray(cost, dtype=np.float64) for cost in costs]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"values and costs are lists of arrays of numbers, one a layer, and budgets are numbers: {error}"
+        ) from None
     if budgets.ndim != 1 or not len(budgets):
         raise ValueError(f"budgets must be one number for each resource, not an array of shape {budgets.shape}")
     for budget in budgets:
-        if not budget > 0 or np.isinf(budget):
-            raise ValueError(f"budget {budget:g} is not a positive number")
-    values, costs = list(values), list(costs)
+        if not 0 < budget < np.inf:
+            raise ValueError(f"budget {budget:g} is not a positive, finite number")
     if not values:
         raise ValueError("there is no layer to choose for: values is empty")
     if len(values) != len(costs):
         raise ValueError(f"values are given for {len(values)} layers and costs for {len(costs)}")
     for place, (value, cost) in enumerate(zip(values, costs)):
-        value, cost = np.asarray(value, dtype=np.float64), np.asarray(cost, dtype=np.float64)
         if value.ndim != 1 or not len(value):
             raise ValueError(
                 f"the values of layer {place} have shape {value.shape}; one number for each option is needed"
@@ -111,20 +125,25 @@ def _checked(values, costs, budgets):
 
 
 def _falling(values, costs):
-    fall = []
-    for place, (value, cost) in enumerate(zip(values, costs)):
-        order = np.lexsort((value, *cost.T[::-1]))
-        if (np.diff(value[order]) < 0).any():
-            fall.append(place)
-    return f"values fall somewhere as costs rise in {len(fall)} of {len(values)} layers" if fall else ""
+    # layers where an option that costs more of everything is worth less
+    fall = 0
+    for value, cost in zip(values, costs):
+        value, cost = value[np.isfinite(value)], cost[np.isfinite(value)]
+        if cost.shape[1] == 1:
+            order = np.lexsort((value, cost[:, 0]))
+            fall += bool((np.diff(value[order]) < 0).any())
+        else:
+            dearer = np.all([np.less_equal.outer(each, each) for each in cost.T], axis=0)
+            fall += bool((dearer & np.greater.outer(value, value)).any())
+    return f"values fall somewhere as costs rise in {fall} of {len(values)} layers" if fall else ""
 
 
-def _check_reach(costs, budgets):
+def _check_reach(costs, budgets, limits):
     least = sum(cost.min(0) for cost in costs)
-    for place in np.flatnonzero(least > budgets):
+    for place in np.flatnonzero(least > limits):
         which = f"budget {place}" if len(budgets) > 1 else "the budget"
         raise ValueError(
-            f"{which} of {budgets[place]:.10g} cannot be met: the smallest possible is {least[place]:.10g}"
+            f"{which} of {budgets[place]:.17g} cannot be met: the smallest possible is {least[place]:.17g}"
         )
 
 
@@ -153,8 +172,8 @@ def _hull(value, cost):
     return np.array(found)
 
 
-def _one_budget(values, costs, budgets, exact, max_seconds):
-    budget = budgets[0]
+def _one_budget(values, costs, room, exact, max_seconds, fits):
+    budget = room[0]
     fronts = [_frontier(v, c[:, 0]) for v, c in zip(values, costs)]
     v = [value[f] for value, f in zip(values, fronts)]
     c = [cost[f, 0] for cost, f in zip(costs, fronts)]
@@ -163,11 +182,18 @@ def _one_budget(values, costs, budgets, exact, max_seconds):
     bound = sum(r.max() for r in reduced) + price * budget
     value = sum(x[j] for x, j in zip(v, choice))
     note = ""
-    if exact and bound - value > 1e-13 * max(1.0, abs(bound)):
-        found = _search(reduced, c, budget, price, bound - value)
+    if exact:
+        gap = bound - value
+        found = _search(reduced, c, budget, price, gap) if gap > ROUNDING else []
         if found is None:  # too many partial plans
-            columns, prices = [x[:, None] for x in c], np.array([price])
-            choice, bound, note = _integer(columns, v, budgets, reduced, prices, bound, choice, max_seconds)
+
+            def back(inner):
+                return [int(f[j]) for f, j in zip(fronts, inner)]
+
+            columns = [x[:, None] for x in c]
+            choice, bound, note = _integer(
+                columns, v, room, np.array([price]), choice, max_seconds, lambda inner: fits(back(inner))
+            )
         else:
             choice = found if len(found) else choice
             bound = sum(x[j] for x, j in zip(v, choice))
@@ -263,22 +289,27 @@ def _within(losses, costs, budget, price, allowance):
 # Several budgets ------------------------------------------------------------------------------------------------------
 
 
-def _several_budgets(values, costs, budgets, exact, max_seconds):
-    scaled = [cost / budgets for cost in costs]  # every budget is 1
+def _several_budgets(values, costs, room, exact, max_seconds, fits):
+    scaled = [np.divide(cost, room, out=np.zeros_like(cost), where=room > 0) for cost in costs]  # every budget is 1
+    one = np.ones(len(room))
     prices = _prices(values, scaled)
-    reduced = [v - c @ prices for v, c in zip(values, scaled)]
-    bound = sum(r.max() for r in reduced) + prices.sum()
-    choice = _repair(values, scaled, costs, budgets, prices)
+    choice = _repair(values, scaled, prices, fits)
     if not exact and choice is not None:
-        return choice, bound, ""
-    return _integer(costs, values, budgets, reduced, prices / budgets, bound, choice, max_seconds)
+        reduced = [v - c @ prices for v, c in zip(values, scaled)]
+        return choice, sum(r.max() for r in reduced) + prices.sum(), ""
+    return _integer(scaled, values, one, prices, choice, max_seconds, fits)
+
+
+def _incidence(costs):
+    # which variables belong to which layer: one of each is taken
+    layer = np.repeat(np.arange(len(costs)), [len(c) for c in costs])
+    return layer, csr_array((np.ones(len(layer)), (layer, np.arange(len(layer)))), shape=(len(costs), len(layer)))
 
 
 def _prices(values, costs):
     # the multipliers of the linear relaxation; any that are not negative give a valid bound
-    layer = np.repeat(np.arange(len(values)), [len(v) for v in values])
-    rows, columns = np.concatenate(costs).T, np.arange(len(layer))
-    one = csr_array((np.ones(len(layer)), (layer, columns)), shape=(len(values), len(layer)))
+    layer, one = _incidence(costs)
+    rows = np.concatenate(costs).T
     found = linprog(
         -np.concatenate(values),
         A_ub=rows,
@@ -292,15 +323,12 @@ def _prices(values, costs):
     return np.maximum(-found.ineqlin.marginals, 0.0)
 
 
-def _repair(values, scaled, costs, budgets, prices):
+def _repair(values, costs, prices, fits):
     # the choice at these prices, at higher ones until it fits; then single steps up that still fit
-    def fits(choice):
-        return (sum(c[j] for c, j in zip(costs, choice)) <= budgets).all()
-
     choice = None
     for factor in np.concatenate([[1.0], 1 + np.geomspace(1e-4, 1e4, 60)]):
         tried = [
-            int(np.argmax(v - c @ (prices * factor + (factor - 1) * prices.mean()))) for v, c in zip(values, scaled)
+            int(np.argmax(v - c @ (prices * factor + (factor - 1) * prices.mean()))) for v, c in zip(values, costs)
         ]
         if fits(tried):
             choice = tried
@@ -308,73 +336,75 @@ def _repair(values, scaled, costs, budgets, prices):
     if choice is None:
         return None
     while True:
-        left = budgets - sum(c[j] for c, j in zip(costs, choice))
+        left = 1 - sum(c[j] for c, j in zip(costs, choice))
         gains = []
         for layer, (v, c) in enumerate(zip(values, costs)):
-            gain = np.where((c - c[choice[layer]] <= left).all(1), v - v[choice[layer]], -np.inf)
+            gain = np.where((c - c[choice[layer]] <= left).all(1), v - v[choice[layer]], 0.0)
             gains.append((gain.max(), layer, int(gain.argmax())))
         gain, layer, j = max(gains)
-        if gain <= 0:
+        step = choice[:layer] + [j] + choice[layer + 1 :]
+        if gain <= 0 or not fits(step):
             return choice
-        choice[layer] = j
+        choice = step
 
 
-def _integer(costs, values, budgets, reduced, prices, bound, choice, max_seconds):
+def _integer(costs, values, budgets, prices, choice, max_seconds, fits):
     # HiGHS on the options that can be part of a better plan than `choice`
     began = time.perf_counter()
+    reduced = [v - c @ prices for v, c in zip(values, costs)]
+    bound = sum(r.max() for r in reduced) + (prices * budgets).sum()
     value = -np.inf if choice is None else sum(v[j] for v, j in zip(values, choice))
-    gap = max(bound - value, 0.0) + 1e-12 * max(1.0, abs(bound))  # and rounding
+    gap = max(bound - value, 0.0) + ROUNDING
     losses = [r.max() - r for r in reduced]
     allowed = [np.flatnonzero(loss <= gap) for loss in losses]
-    layer = np.repeat(np.arange(len(values)), [len(own) for own in allowed])
-    loss = np.concatenate([own_loss[own] for own_loss, own in zip(losses, allowed)])
-    rows = np.concatenate([cost[own] for cost, own in zip(costs, allowed)]) / budgets
-    one = csr_array((np.ones(len(layer)), (layer, np.arange(len(layer)))), shape=(len(values), len(layer)))
-    # the loss of a plan is that of its options and what it leaves unspent, at the prices
-    price = prices * budgets
-    target = loss - rows @ price
-    scale = 1e3 / max(np.ptp(target), 1e-300)
-    proved, tight, note = None, 1.0, ""
+    layer, one = _incidence([losses[l][own] for l, own in enumerate(allowed)])
+    starts = np.searchsorted(layer, np.arange(len(values)))
+    inner = np.concatenate([v[own] for v, own in zip(values, allowed)])
+    rows = np.concatenate([cost[own] for cost, own in zip(costs, allowed)])
+    rows = SHARP * np.divide(rows, budgets, out=np.zeros_like(rows), where=budgets > 0)
+    scale = SHARP / max(np.ptp(inner), 1e-9)
+    proved, note, forbidden = bound, "", []
     while True:
         left = max_seconds - (time.perf_counter() - began)
         answer = milp(
-            scale * target,
+            -scale * inner,
             integrality=np.ones(len(layer)),
             bounds=Bounds(0, 1),
-            constraints=[LinearConstraint(one, 1, 1), LinearConstraint(rows.T, -np.inf, tight)],
+            constraints=[LinearConstraint(one, 1, 1), LinearConstraint(rows.T, -np.inf, SHARP), *forbidden],
             options={"mip_rel_gap": 0.0, "time_limit": max(left, 0.01)},
         )
-        if answer.status == 2:  # infeasible
-            if choice is None:
-                raise ValueError("these budgets cannot be met together: " + _together(costs, budgets))
+        dual = answer.mip_dual_bound
+        if answer.status == 2:
+            # with the options left, nothing fits; what was forbidden did not fit either
+            proved = value
             break
-        if proved is None:
-            dual = answer.mip_dual_bound
-            proved = bound if dual is None else min(bound, bound - (dual / scale + price.sum()))
+        if not forbidden and dual is not None and np.isfinite(dual):
+            proved = min(bound, -dual / scale)
         if answer.x is None:
-            if choice is None:
-                raise ValueError(f"no plan was found within {max_seconds:g} seconds; give more with max_seconds=")
             break
         picked = np.flatnonzero(answer.x > 0.5)
-        found = [int(allowed[l][0]) for l in range(len(values))]
-        for p in picked:
-            start = np.searchsorted(layer, layer[p])
-            found[layer[p]] = int(allowed[layer[p]][p - start])
-        if (sum(c[j] for c, j in zip(costs, found)) <= budgets).all():
+        found = [int(allowed[l][p - starts[l]]) for l, p in zip(layer[picked], picked)]
+        if fits(found):
             if sum(v[j] for v, j in zip(values, found)) > value:
                 choice = found
+            if answer.status == 0:
+                proved = min(proved, -dual / scale)
             break
-        tight -= 1e-7  # HiGHS meets a budget to its tolerance; ours are strict
-    if answer.status == 1:
+        # HiGHS meets a budget to its tolerance, ours are strict: this plan is out
+        cut = np.zeros(len(layer))
+        cut[picked] = 1
+        forbidden.append(LinearConstraint(cut, -np.inf, len(values) - 1))
+    if answer.status not in (0, 2):
         note = f"not proved optimal within {max_seconds:g} seconds"
-    return choice, bound if proved is None else proved, note
+        if choice is None:
+            raise ValueError(f"no plan was found within {max_seconds:g} seconds; give more with max_seconds=")
+    return choice, proved, note
 
 
 def _together(costs, budgets):
     # the smallest first budget with the others held
-    layer = np.repeat(np.arange(len(costs)), [len(c) for c in costs])
+    layer, one = _incidence(costs)
     rows = np.concatenate(costs) / budgets
-    one = csr_array((np.ones(len(layer)), (layer, np.arange(len(layer)))), shape=(len(costs), len(layer)))
     answer = milp(
         rows[:, 0],
         integrality=np.ones(len(layer)),
@@ -382,6 +412,9 @@ def _together(costs, budgets):
         constraints=[LinearConstraint(one, 1, 1), LinearConstraint(rows[:, 1:].T, -np.inf, 1.0)],
         options={"time_limit": 10.0},
     )
-    if answer.x is None:
-        return "the others alone leave no plan"
-    return f"with the others held, the smallest possible for budget 0 is {answer.fun * budgets[0]:.10g}"
+    held = "with the others held, " + (
+        "nothing is possible"
+        if answer.x is None
+        else f"the smallest possible for budget 0 is {answer.fun * budgets[0]:.10g}"
+    )
+    return f"these budgets cannot be met together: {held}"

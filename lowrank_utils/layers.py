@@ -24,7 +24,7 @@ from .sequential import followed_by, into_norm, sweep
 log = logging.getLogger(__name__)
 
 RESOURCES = ("parameters", "macs")
-GRAM_FROM = 1024  # rows and columns from which singular values come from W W^T, several times faster; they are then good to 1e-8 of the largest
+GRAM_FROM = 1024  # rows and columns from which singular values come from W W^T, ten times faster; good to about 1e-7 of the largest
 SWEEPS = (
     "sequential",
     "relu-aware",

@@ -28,12 +28,13 @@ __all__ = [
 @dataclass(frozen=True)
 class Options:
     """What one layer may become: ``entries`` of a plan (a rank, (scheme, rank), or None for dense), by rising cost in the
-    first resource, and their ``costs`` (options x resources). ``full``: break-even rank of each scheme."""
+    first resource, and their ``costs`` (options x ``resources``). ``full``: break-even rank of each scheme."""
 
     name: str
     entries: tuple
     costs: np.ndarray
     full: dict
+    resources: tuple
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def options(cards, resources=("macs",), mixed=False, floor=0.1, multiple=1, tabl
     for resource in resources:
         if resource not in (*RESOURCES, *tables):
             raise ValueError(f"unknown resource {resource!r}; known: {', '.join((*RESOURCES, *tables))}")
-    if floor:
+    if floor != 0:
         check_share(floor=floor)
     if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
         raise ValueError(f"multiple={multiple!r} is not a whole number of at least 1")
@@ -108,7 +109,7 @@ def options(cards, resources=("macs",), mixed=False, floor=0.1, multiple=1, tabl
             raise ValueError(f"the table has no cost of the dense layer {card.name!r} (entry None)")
         order = sorted(range(len(entries)), key=lambda i: costs[i])
         entries, costs = [entries[i] for i in order] + [None], [costs[i] for i in order] + [dense]
-        found.append(Options(card.name, tuple(entries), np.array(costs, dtype=np.float64), full))
+        found.append(Options(card.name, tuple(entries), np.array(costs, dtype=np.float64), full, resources))
     if not found:
         raise ValueError("no layer can be factored at less than its dense cost: " + _reasons(cards))
     return found
@@ -125,8 +126,9 @@ def energy(cards, options):
     """Return ``{layer: y}``, ENC's energy curve of each option: y(r) = (S(r) - S(1)) / (S(r_max) - S(1)).
 
     S(r) is the sum of the first r singular values (not squared), r_max the break-even rank: y is 0 at rank 1 and 1 at
-    r_max. The dense layer, which ENC does not consider, holds the whole spectrum: y is a little above 1. The curve
-    compares ranks of one scheme only. Raises ValueError for options of several schemes. Source: Kim, Khan & Kyung 2019.
+    r_max. The dense layer, which ENC does not consider, counts 1 as well and costs a little more. The curve compares
+    ranks of one scheme only. Raises ValueError for options of several schemes and cards without a spectrum. Source:
+    Kim, Khan & Kyung 2019.
     """
     named, found = {card.name: card for card in cards}, {}
     for own in options:
@@ -134,17 +136,21 @@ def energy(cards, options):
             raise ValueError(
                 f"the energy curve cannot compare the schemes of layer {own.name!r}: {', '.join(own.full)}"
             )
+        if named[own.name].singular_values is None:
+            raise ValueError("these cards have no spectrum; make them with survey(..., spectra=True)")
         sums = np.cumsum(np.sort(named[own.name].singular_values)[::-1])
         (most,) = own.full.values()
         span = sums[most - 1] - sums[0]
         ranks = np.array([parse(entry)[1] for entry in own.entries if entry is not None])
-        held = np.append(sums[ranks - 1], sums[-1])
-        found[own.name] = (held - sums[0]) / span if span > 0 else np.ones(len(held))
+        y = (sums[ranks - 1] - sums[0]) / span if span > 0 else np.ones(len(ranks))
+        found[own.name] = np.append(y, 1.0)
     return found
 
 
 def measured_ranks(own, points=6):
     """Return ``{scheme: ranks}`` at which the curve of `Options` is measured: `points` of them, evenly in log rank."""
+    if isinstance(points, bool) or not isinstance(points, int) or points < 2:
+        raise ValueError(f"points={points!r} is not a whole number of at least 2")
     held = {}
     for entry in own.entries[:-1]:
         scheme, rank = parse(entry)
@@ -194,8 +200,12 @@ def measured(model, options, measure, factors="data-aware", calibration=None, po
 
 
 def _cut(model, own, entry, base):
-    # whichever resource lets this entry pay
-    return apply(model, {own.name: entry}, base, resource="macs")
+    # the entry pays in some resource, not always in the same
+    for resource in RESOURCES:
+        small = apply(model, {own.name: entry}, base, resource=resource)
+        if type(small.get_submodule(own.name)) is not type(model.get_submodule(own.name)):
+            break
+    return small
 
 
 def output_error(model, options, calibration=None, factors="data-aware", points=6, metric=None, moments=None):
@@ -204,8 +214,9 @@ def output_error(model, options, calibration=None, factors="data-aware", points=
     e(r) = E|(W - W_r)(x - mean)|^2 / E|W (x - mean)|^2 over the layer's inputs x (patches of a convolution) while the
     dense network sees `calibration` (or `moments` of it, from `factors.collect`), W_r the best of rank r by `factors`, alone and with its original inputs; PCHIP
     between `points` ranks. No accuracy is evaluated, and every scheme is measured in one unit. ``metric``: ``{layer: F}`` (d_out x
-    d_out) of `sequential.fisher` gives tr(F E[error error^T]) / 2 per position instead, not divided: the loss that the
-    error adds to second order, as if positions were independent.
+    d_out) of `sequential.fisher` gives tr(F E[error error^T]) / 2 instead, not divided: the loss per image (nats) that the
+    error adds to second order. Errors at different positions of a convolution are taken as independent; where they go
+    together, as they do in smooth images, the true loss is several times larger, in all ranks alike.
     """
     names = [own.name for own in options]
     if moments is None:
@@ -290,9 +301,10 @@ def best(cards, options, values, kept, resources=("macs",), exact=True, max_seco
     Raises ValueError where no plan meets the budget, with the smallest share possible.
     """
     resources = (resources,) if isinstance(resources, str) else tuple(resources)
-    shares = [kept] * len(resources) if np.isscalar(kept) else list(kept)
+    shares = [kept] * len(resources) if np.isscalar(kept) or kept is None else list(kept)
     if len(shares) != len(resources):
         raise ValueError(f"{len(shares)} budgets are given for {len(resources)} resources")
+    _check_resources(options, resources)
     budgets = []
     for place, (share, resource) in enumerate(zip(shares, resources)):
         if resource not in RESOURCES:
@@ -304,9 +316,7 @@ def best(cards, options, values, kept, resources=("macs",), exact=True, max_seco
             smallest = (least + _fixed(cards, options, resource)) / total
             raise ValueError(f"kept={share} of {resource} cannot be reached: the smallest possible is {smallest:.4f}")
         budgets.append(budget)
-    lacking = [own.name for own in options if own.name not in values]
-    if lacking:
-        raise ValueError(f"there are no values for layer {lacking[0]!r}")
+    _check_curves(options, values)
     began = time.perf_counter()
     found = allocate([values[own.name] for own in options], [own.costs for own in options], budgets, exact, max_seconds)
     seconds = time.perf_counter() - began
@@ -325,6 +335,9 @@ def worth(options, values, plan):
     Raises ValueError for an entry that is none of the layer's options, such as a rank under the floor.
     """
     total = 0.0
+    strange = set(plan) - {own.name for own in options}
+    if strange:
+        raise ValueError(f"the plan names a layer without options: {', '.join(sorted(strange))}")
     for own in options:
         entry = plan.get(own.name)
         entry = entry if entry is None or isinstance(entry, int) else tuple(entry)
@@ -340,9 +353,28 @@ def _reaching(curve, level):
     return int(reached[0]) if len(reached) else len(curve) - 1
 
 
-def _check_one(options):
-    if any(own.costs.shape[1] > 1 or len(own.full) > 1 for own in options):
-        raise ValueError("ENC's searches are for one scheme a layer and one resource; make options() for these")
+def _check_resources(options, resources):
+    for own in options:
+        if own.resources != resources:
+            raise ValueError(
+                f"the options of layer {own.name!r} are for {', '.join(own.resources)}, the budget for {', '.join(resources)}"
+            )
+
+
+def _check_curves(options, *curves):
+    for own in options:
+        for curve in curves:
+            if own.name not in curve:
+                raise ValueError(f"there are no values for layer {own.name!r}")
+            if np.shape(curve[own.name]) != (len(own.entries),) or np.isnan(curve[own.name]).any():
+                raise ValueError(f"layer {own.name!r} needs {len(own.entries)} values, one an option, and no NaN")
+
+
+def _check_enc(options, resource, *curves):
+    if any(len(own.full) > 1 for own in options):
+        raise ValueError("ENC's searches are for one scheme a layer; make options(..., mixed=False) for these")
+    _check_resources(options, (resource,))
+    _check_curves(options, *curves)
 
 
 def _map(options, curves, budget):
@@ -366,7 +398,7 @@ def enc_map(cards, options, curves, kept, resource="macs"):
 
     Raises ValueError where the lowest level does not fit. Source: Kim, Khan & Kyung 2019, ENC-Map.
     """
-    _check_one(options)
+    _check_enc(options, resource, curves)
     budget, total = _budget(cards, options, kept, resource)
     began = time.perf_counter()
     choice, cost = _map(options, curves, budget)
@@ -385,16 +417,22 @@ def enc_model(
 
     The box lies between the maps of (1 - `space`) and (1 + `space`) times the budget. Layers of equal costs form a group that
     shares one level, so the box has one axis a group (our reading of the paper's grouping); ranks along an axis are a step
-    apart, about 1 % of the break-even rank, the step scaled up until the box holds at most `density` plans. Of those within `margin` under the budget (the paper
+    apart, about 1 % of the break-even rank, the step scaled up until the box holds at most `density` plans; the map's own
+    place on each axis always stays. Of those within `margin` under the budget (the paper
     takes both sides; we never exceed it) the one with the greatest A_c = A_p C / C_orig + A_m wins, with A_p the product of
     `curves` (energy), A_m that of `accuracy`, C the cost; without `accuracy`, A_p. Where the steps leave none within the
     margin it is doubled, and the note says so.
 
     Raises ValueError where the budget cannot be reached. Source: Kim, Khan & Kyung 2019, ENC-Model.
     """
-    _check_one(options)
+    _check_enc(options, resource, curves, *([accuracy] if accuracy else []))
+    check_share(space=space, margin=margin)
+    for name, count in {"density": density, "top": top}.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name}={count!r} is not a whole number of at least 1")
     budget, total = _budget(cards, options, kept, resource)
     start = enc_map(cards, options, curves, kept, resource)
+    start_choice = [own.entries.index(start.plan.get(own.name)) for own in options]
     began = time.perf_counter()
     fixed = _fixed(cards, options, resource)
     whole = budget + fixed
@@ -404,13 +442,11 @@ def enc_model(
     for place, own in enumerate(options):
         groups.setdefault(own.costs.tobytes(), []).append(place)
     axes = [_axis(members, options, curves, low, high) for members in groups.values()]
+    middles = [[start_choice[p] for p in members] for members in groups.values()]
     step = 1.0
-    while np.prod([np.ceil(len(axis) / step) for axis in axes]) > density:
+    while step < 1e6 and np.prod([_size(axis, step) for axis in axes]) > density:
         step *= 1.1
-    thinned = [
-        [axis[i] for i in np.unique(np.linspace(0, len(axis) - 1, int(np.ceil(len(axis) / step))).round().astype(int))]
-        for axis in axes
-    ]
+    thinned = [_thinned(axis, middle, step) for axis, middle in zip(axes, middles)]
     logs = [logarithms(curves)] + ([logarithms(accuracy)] if accuracy else [])
     cost, sums = np.full(1, float(fixed)), [np.zeros(1) for _ in logs]
     for members, axis in zip(groups.values(), thinned):
@@ -456,9 +492,22 @@ def _axis(members, options, curves, low, high):
     for level in levels:
         at = [min(max(_reaching(curves[options[p].name], level), low[p]), high[p]) for p in members]
         (most,) = options[members[0]].full.values()
-        if not found or sum(at) - sum(found[-1]) >= max(1.0, 0.01 * most * len(members)) or level == levels[-1]:
+        apart = sum(at) - sum(found[-1]) if found else np.inf
+        if apart >= max(1.0, 0.01 * most * len(members)) or (level == levels[-1] and at != found[-1]):
             found.append(at)
     return found
+
+
+def _size(axis, step):
+    return 1 if len(axis) == 1 else max(2, int(np.ceil(len(axis) / step))) + 1
+
+
+def _thinned(axis, middle, step):
+    # evenly spaced, both ends and the map's own place
+    if len(axis) == 1:
+        return axis if axis[0] == middle else sorted([*axis, middle], key=sum)
+    chosen = [axis[i] for i in np.unique(np.linspace(0, len(axis) - 1, _size(axis, step) - 1).round().astype(int))]
+    return chosen if middle in chosen else sorted([*chosen, middle], key=sum)
 
 
 def enc_inf(found, measure, count=30):

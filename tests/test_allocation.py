@@ -162,9 +162,9 @@ def test_falling_curves_are_noted_and_forbidden_options_not_taken():
         ([[1.0, np.inf]], [[1, 2]], 1, r"NaN or \+inf"),
         ([[1.0, 2.0]], [[1, np.nan]], 1, "costs of layer 0 hold NaN"),
         ([[1.0, 2.0]], [[1, -1]], 1, "negative"),
-        ([[1.0]], [[1]], 0, "budget 0 is not a positive number"),
-        ([[1.0]], [[1]], -3, "budget -3 is not a positive number"),
-        ([[1.0]], [[1]], np.nan, "budget nan is not a positive number"),
+        ([[1.0]], [[1]], 0, "budget 0 is not a positive, finite number"),
+        ([[1.0]], [[1]], -3, "budget -3 is not a positive, finite number"),
+        ([[1.0]], [[1]], np.nan, "budget nan is not a positive, finite number"),
         ([[1.0], [1.0]], [[2], [3]], 4, "the budget of 4 cannot be met: the smallest possible is 5"),
         ([[1.0]], [[[2, 9]]], [4, 8], "budget 1 of 8 cannot be met: the smallest possible is 9"),
     ],
@@ -179,3 +179,67 @@ def test_budgets_that_only_fail_together():
         ValueError, match="cannot be met together: with the others held, the smallest possible for budget 0 is 9"
     ):
         allocate([[1.0, 2.0]], [[[1, 9], [9, 1]]], [5, 5])
+
+
+def test_large_costs_that_hardly_differ():
+    # found by a reviewer: in units of the whole budget these differ by less than the solver's tolerance
+    values = [[0.57, 0.78, 0.61], [0.49, 0.79, 0.96], [0.24, 0.67, 0.15]]
+    costs = [
+        [[8230760, 5167810], [8230760, 5167852], [8230763, 5167807]],
+        [[5293721, 4912830], [5293692, 4912811], [5293705, 4912811]],
+        [[1287367, 6605449], [1287388, 6605452], [1287346, 6605407]],
+    ]
+    found = allocate(values, costs, [14811848, 16686131])
+    assert found.value == pytest.approx(2.24) and found.gap < 1e-9
+
+
+@pytest.mark.parametrize("scale", [1e-13, 1e-6, 1e6])
+def test_the_scale_of_values_does_not_matter(scale):
+    values = [scale * np.array([0.0, 5.0, 6.0]), scale * np.array([0.0, 3.0, 7.0])]
+    costs = [[1, 4, 6], [2, 3, 6]]
+    quick = allocate(values, costs, 8, exact=False)
+    assert quick.value == pytest.approx(8 * scale) and quick.bound == pytest.approx(28 / 3 * scale)
+    assert allocate(values, costs, 8).gap == 0
+
+
+def test_the_quick_bound_is_that_of_the_linear_relaxation():
+    rng = np.random.default_rng(5)
+    for resources in (1, 2):
+        values, costs, budgets = instance(rng, 6, 20, resources)
+        quick = allocate(values, costs, budgets, exact=False)
+        layer = np.repeat(np.arange(6), [len(v) for v in values])
+        one = csr_array((np.ones(len(layer)), (layer, np.arange(len(layer)))), shape=(6, len(layer)))
+        relaxed = milp(
+            -np.concatenate(values),
+            bounds=Bounds(0, 1),
+            constraints=[
+                LinearConstraint(one, 1, 1),
+                LinearConstraint((np.concatenate(costs) / budgets).T, -np.inf, 1),
+            ],
+        )
+        assert quick.bound == pytest.approx(-relaxed.fun, rel=1e-6)
+
+
+def test_sums_of_fractions_meet_their_budget():
+    assert allocate([[1.0]] * 3, [[0.1]] * 3, 0.3).value == 3
+    assert allocate([[0.0, 1.0]] * 3, [[0.0, 0.1]] * 3, 0.3).value == 3
+
+
+@pytest.mark.parametrize("given", [(5, [[1]], 1), ([[1.0]], None, 1), ([["a"]], [[1]], 1), ([[1.0]], [[1]], "b")])
+def test_what_is_no_table_of_numbers_is_refused_in_words(given):
+    with pytest.raises(ValueError, match="lists of arrays of numbers"):
+        allocate(*given)
+
+
+def test_forbidden_options_are_no_fall():
+    assert allocate([[0.0, -np.inf, -np.inf, 1.0]], [[1, 2, 3, 4]], 4).note == ""
+    assert allocate([[3.0, 2.0, 1.0]], [[[1, 9], [2, 8], [3, 1]]], [9, 9]).note == ""
+    assert "fall" in allocate([[3.0, 2.0]], [[[1, 1], [2, 2]]], [9, 9]).note
+
+
+def test_budgets_are_never_exceeded_by_a_solvers_tolerance():
+    # the best plan of the rounded problem costs one unit too much
+    values = [[0.0, 1.0], [0.0, 1.0 - 1e-3]]
+    costs = [[[0, 0], [10**9, 1]], [[0, 0], [10**9 + 1, 1]]]
+    found = allocate(values, costs, [2 * 10**9, 5])
+    assert found.choice == (1, 0) and found.gap < 1e-6
