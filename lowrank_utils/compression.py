@@ -11,6 +11,7 @@ from . import layers, rank_search, score, sequential
 from . import factors as factors_room
 
 FISHER_IMAGES = 1000
+FEW = 50
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def compress(model, calibration, kept=0.5, resource="macs", factors=None, dense=
     the relative error of each layer's outputs instead, which the note says). Factors by the sweep from front to back
     (`sequential.sweep`), in the same metric. `model` is left as it was.
 
-    Parameters: `model`, any ``nn.Module`` in float32 or float64; `calibration`, a few hundred of its inputs (N first);
+    Parameters: `model`, any ``nn.Module`` in float32 or float64 whose answers are logits, N x classes (a softmax at its
+    end hides half of what the Fisher information needs); `calibration`, a few hundred of its inputs (N first);
     `kept` in (0, 1]; `resource`, "macs" or "parameters", counted over the whole network; `factors`, a method of
     `layers.SWEEPS` or of `factors.METHODS` (default: Fisher-weighted, or relu-aware where the answers are not N x
     classes); `dense`, layers to leave as they are (default: the last one, and the first
@@ -71,6 +73,8 @@ def compress(model, calibration, kept=0.5, resource="macs", factors=None, dense=
         raise ValueError(f"unknown factors {factors!r}; known: {', '.join(known)}")
     if not torch.is_tensor(calibration) or calibration.ndim < 2 or len(calibration) == 0:
         raise ValueError("calibration must be a tensor of at least one input, with the inputs along its first axis")
+    if isinstance(dense, str):
+        raise ValueError(f"dense={dense!r} must be a list of layer names, such as [{dense!r}]")
     first = next(model.parameters(), None)
     if first is None:
         raise ValueError("this network has no parameters, so there is nothing to compress")
@@ -79,16 +83,18 @@ def compress(model, calibration, kept=0.5, resource="macs", factors=None, dense=
             f"the network's weights are {first.dtype}; compress it in float32 (model.float()) and convert after"
         )
     shape = tuple(calibration.shape[1:])
-    cards = layers.survey(model, shape, dense=_usual(model, shape) if dense is None else dense)
+    cards = layers.survey(model, shape, dense=_usual(model, shape) if dense is None else tuple(dense))
     options = rank_search.options(cards, (resource,), mixed=True, floor=floor)
     names = [own.name for own in options]
     moments = factors_room.collect(model, names, calibration)
     values, note = _values(model, options, names, calibration, moments)
+    if len(calibration) < FEW:
+        note += f"{' ' * bool(note)}Ranks and factors rest on {len(calibration)} inputs only; a few hundred are wanted."
     chosen = factors or ("relu-aware" if note else "fisher-weighted")
     found = rank_search.best(cards, options, values, _share(model, cards, kept, resource), (resource,))
     if chosen in layers.SWEEPS:
         small = layers.apply(model, found.plan, chosen, calibration, resource)
-        if not sequential.followed_by(model):
+        if len(list(model.children())) and not sequential.followed_by(model):
             note += (
                 " " * bool(note)
                 + "torch.fx cannot trace the network, so each layer repairs itself alone, not what a shortcut lets through."
@@ -103,6 +109,8 @@ def compress(model, calibration, kept=0.5, resource="macs", factors=None, dense=
         "macs": score.macs(small, shape) / score.macs(model, shape),
     }
     table = _table(cards, found.plan, options)
+    if dense is None:
+        table["why"] = table["why"].replace("left dense on request", "left dense by default")
     return Compressed(small, found.plan, counted, found, table, time.perf_counter() - began, note)
 
 

@@ -43,7 +43,7 @@ def test_the_budget_holds_for_the_whole_network(x, resource):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert found.found.gap < 1e-6 and found.note == ""
     told = found.layers.set_index("layer")
-    assert told.loc["0", "why"] == told.loc["11", "why"] == "left dense on request"
+    assert told.loc["0", "why"] == told.loc["11", "why"] == "left dense by default"
     assert {name for name in told.index if told.loc[name, "planned"] != "dense"} == set(found.plan)
     assert f"{counted['macs']:.1%} of the MACs" in str(found)
     if resource == "macs":
@@ -72,9 +72,9 @@ def test_every_kind_of_factors_writes_the_same_plan(x):
 def test_an_mlp_keeps_its_last_layer_only():
     model = conftest.mlp((20, 30, 30, 5))
     found = compression.compress(model, torch.randn(60, 20), 0.6, dense=None)
-    assert list(found.layers["why"] == "left dense on request") == [False, False, True]
+    assert list(found.layers["why"] == "left dense by default") == [False, False, True]
     assert (
-        compression.compress(model, torch.randn(60, 20), 0.6, dense=()).layers["why"].ne("left dense on request").all()
+        compression.compress(model, torch.randn(60, 20), 0.6, dense=()).layers["why"].ne("left dense by default").all()
     )
 
 
@@ -117,6 +117,7 @@ def test_data_dependent_control_flow_is_compressed_and_said():
         ({"kept": 0.01}, "kept=0.01 of macs cannot be reached: the smallest possible is 0.2"),
         ({"kept": 0.005, "resource": "parameters"}, "cannot be reached"),
         ({"resource": "time"}, "unknown resource 'time'"),
+        ({"dense": "11"}, r"dense='11' must be a list of layer names"),
         ({"factors": "magic"}, "unknown factors 'magic'"),
         ({"calibration": torch.zeros(0, 3, 8, 8)}, "at least one input"),
         ({"calibration": torch.zeros(4, 3, 9, 9)}, "cannot take one input of shape"),
@@ -130,3 +131,8 @@ def test_bad_input(x, change, words):
     given = {"model": net(), "calibration": x, "kept": 0.5} | change
     with pytest.raises(ValueError, match=words):
         compression.compress(**given)
+
+
+def test_few_inputs_are_said(x):
+    found = compression.compress(net(), x[:3], 0.5)
+    assert "rest on 3 inputs only" in found.note and "rest on" not in compression.compress(net(), x, 0.5).note
