@@ -417,6 +417,10 @@ def _inputs(model, instead, name, batch):
     return caught[0]
 
 
+RIDGE = 1e-6  # share of the mean variance, so that a singular covariance is normal input
+FEW = 20  # samples for an input, under which the ridge is cross-validated
+
+
 class _Cross:
     """Means, covariance of x and cross covariance of e and x of rows that arrive in batches, for each group (accumulated in float64)."""
 
@@ -426,6 +430,7 @@ class _Cross:
         self.e = torch.zeros(groups, rows, dtype=torch.float64, device=device)
         self.xx = torch.zeros(groups, columns, columns, dtype=torch.float64, device=device)
         self.ex = torch.zeros(groups, rows, columns, dtype=torch.float64, device=device)
+        self.ee = torch.zeros(groups, dtype=torch.float64, device=device)
 
     def update(self, x, e, covariance=True):
         total = self.count + x.shape[1]
@@ -436,9 +441,41 @@ class _Cross:
         if covariance:
             self.xx += (centred.mT @ centred).double() + weight * dx[:, :, None] * dx[:, None]
         self.ex += ((e - e_mean[:, None]).mT @ centred).double() + weight * de[:, :, None] * dx[:, None]
+        self.ee += (e - e_mean[:, None]).square().sum((1, 2)).double() + weight * de.square().sum(1)
         self.x += dx * (x.shape[1] / total)
         self.e += de * (x.shape[1] / total)
         self.count = total
+
+
+def cross_validated_ridge(covariance, cross, energy, count):
+    """Return the ridge, as a share of the mean variance, that predicts unseen samples best (generalised cross-validation).
+
+    For the regression of errors e (o) on inputs x (d): `covariance` of x (d x d), `cross` covariance of e and x (o x d),
+    `energy` E|e - mean|^2, all from `count` samples. Minimises RSS / (1 - dof / count)^2 over a grid from 1e-6 to 10,
+    dof = 1 + sum of s / (s + ridge) over the eigenvalues s of C. With about as many samples as inputs plain least squares
+    fits the noise, and is worse than with half of the samples ("double descent"); a ridge keeps the answer near
+    the original weights instead. Source: Golub, Heath & Wahba 1979.
+
+    >>> x, e = torch.randn(50, 40, dtype=torch.float64), torch.randn(50, 3, dtype=torch.float64)  # nothing to be learnt
+    >>> cross_validated_ridge(x.T @ x / 50, e.T @ x / 50, e.square().sum() / 50, 50) > 0.1
+    True
+    """
+    scale = covariance.diagonal().mean()
+    if not scale or not energy:
+        return RIDGE
+    values, vectors = torch.linalg.eigh(covariance)
+    values, share = values.clamp(min=0), (cross @ vectors).square().sum(0)
+    best, found = torch.inf, RIDGE
+    for ridge in torch.logspace(-6, 1, 29, dtype=torch.float64).tolist():
+        damped = values + ridge * scale
+        left = 1 - (1 + (values / damped).sum()) / count
+        if left <= 0.02:
+            continue  # as many degrees of freedom as samples
+        unexplained = energy - (share * (values + 2 * ridge * scale) / damped.square()).sum()
+        score = float(unexplained.clamp(min=0) / left.square())
+        if score < best:
+            best, found = score, ridge
+    return found
 
 
 def sweep(
@@ -450,7 +487,7 @@ def sweep(
     within=None,
     weighted=False,
     iterations=None,
-    ridge=1e-6,
+    ridge=None,
     batch_size=250,
     memory=5e8,
 ):
@@ -466,7 +503,8 @@ def sweep(
     ``within``: {layer: orthonormal columns, d_out x rank} holds the outputs of a linear layer in a subspace that was
     chosen elsewhere, and only refits the rest. ``weighted=True``: errors count as much as the network's answer feels
     them, in the metric 0.7 F / mean(diag F) + 0.3 I with F of `fisher`; with ``relu=True`` the iteration is then a
-    heuristic. `ridge`: share of the mean variance of X, as in `reduced_rank`.
+    heuristic. `ridge`: share of the mean variance of X, as in `reduced_rank`; by default 1e-6, but where there are fewer
+    than 20 samples for an input (linear layers have one an image) the one that `cross_validated_ridge` finds.
 
     Memory does not depend on the number of images: each pass keeps one matrix of d_in x d_in and one of d_out x d_in
     numbers, and activations of at most `memory` bytes. The model runs in eval mode. Parameters: `plan`, ``{layer:
@@ -611,7 +649,17 @@ def _answer(model, walk, name, planned, held, subspace, metric, iterations, ridg
                     seen.update(seen_x, error, covariance=xx is None)
         if not (torch.isfinite(seen.ex).all() and torch.isfinite(seen.xx).all()):
             raise ValueError("the calibration data make NaN or infinite activations; check images and weights")
-        xx = seen.xx / seen.count if xx is None else xx
+        if xx is None:
+            xx = seen.xx / seen.count
+            ridges = [ridge] * count
+            if ridge is None:
+                few = seen.count < FEW * size
+                ridges = [
+                    cross_validated_ridge(xx[g], seen.ex[g] / seen.count, seen.ee[g] / seen.count, seen.count)
+                    if few
+                    else RIDGE
+                    for g in range(count)
+                ]
         takes_mean = layer.bias is not None or norm is not None
         pairs = [
             _fit(
@@ -625,7 +673,7 @@ def _answer(model, walk, name, planned, held, subspace, metric, iterations, ridg
                 takes_mean,
                 subspace,
                 _block(metric, g, rows),
-                ridge,
+                ridges[g],
             )
             for g in range(count)
         ]

@@ -8,7 +8,7 @@ from conftest import mlp
 from torch import nn
 from torch.nn import functional as F
 
-from lowrank_utils import layers, score
+from lowrank_utils import layers, score, sequential
 from lowrank_utils.sequential import before_relu, fisher, reduced_rank, sweep
 
 
@@ -250,7 +250,9 @@ def plain_majorisation(model, x, rank, steps):
 def test_more_iterations_never_end_far_above_fewer(x):
     for seed in range(4):
         model = mlp((12, 11, 4), seed)
-        errors = [relu_error(sweep(model, {"0": 3}, x, relu=True, refit=False, iterations=n), model, x) for n in (1, 10, 40)]
+        errors = [
+            relu_error(sweep(model, {"0": 3}, x, relu=True, refit=False, iterations=n), model, x) for n in (1, 10, 40)
+        ]
         assert errors[1] <= errors[0] and errors[2] <= 1.02 * errors[1]
 
 
@@ -300,3 +302,48 @@ def test_the_fisher_information_of_a_frozen_network_and_in_draws():
             fisher(model, ["0"], images)
     with pytest.raises(ValueError, match="there is no layer '9'"):
         fisher(model, ["9"], x)
+
+
+def test_as_many_images_as_inputs_do_not_fit_the_noise():
+    # least squares is at its worst where samples and inputs are equally many; the ridge is then chosen by cross-validation
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(60, 60), nn.ReLU(), nn.Linear(60, 60), nn.ReLU(), nn.Linear(60, 5))
+    fresh = torch.randn(2000, 60)
+
+    def lost(count, **options):
+        small = sequential.sweep(
+            model, {"0": 20, "2": 20}, torch.randn(count, 60, generator=torch.Generator().manual_seed(1)), **options
+        )
+        with torch.no_grad():
+            return float((small(fresh) - model(fresh)).square().mean() / model(fresh).var(0).mean())
+
+    plain = {count: lost(count, ridge=1e-6) for count in (30, 62, 2000)}
+    chosen = {count: lost(count) for count in (30, 62, 2000)}
+    assert plain[62] > 2 * chosen[62] and chosen[30] < plain[30]
+    assert chosen[2000] == pytest.approx(plain[2000], rel=1e-6)  # enough samples: nothing is chosen
+    assert chosen[2000] < chosen[62] < 1
+
+
+def test_the_cross_validated_ridge_is_large_for_noise_and_small_for_a_law():
+    generator = torch.Generator().manual_seed(0)
+    x, noise = (torch.randn(80, n, generator=generator, dtype=torch.float64) for n in (40, 6))
+    x, noise = x - x.mean(0), noise - noise.mean(0)
+    law = x @ torch.randn(40, 6, generator=generator, dtype=torch.float64)
+
+    def ridge(e):
+        return sequential.cross_validated_ridge(x.T @ x / 80, e.T @ x / 80, e.square().sum() / 80, 80)
+
+    assert ridge(law) < 1e-4 and ridge(noise) > 0.3 and ridge(law) < ridge(law + 5 * noise) < ridge(noise)
+    # the definition itself: the score of the chosen one, by the hat matrix, is not beaten by its neighbours
+
+    def score(e, share):
+        hat = x @ torch.linalg.solve(x.T @ x / 80 + share * (x * x).mean(0).mean() * torch.eye(40).double(), x.T) / 80
+        return float((e - hat @ e).square().sum() / (1 - (1 + hat.trace()) / 80) ** 2)
+
+    e = law + 5 * noise
+    best = ridge(e)
+    assert score(e, best) <= score(e, best * 10**0.25) + 1e-9 and score(e, best) <= score(e, best / 10**0.25) + 1e-9
+    assert (
+        sequential.cross_validated_ridge(torch.zeros(3, 3).double(), torch.zeros(2, 3).double(), torch.tensor(0.0), 5)
+        == 1e-6
+    )
