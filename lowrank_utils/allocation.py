@@ -267,11 +267,7 @@ def _within(losses, costs, budget, price, allowance):
             (cost + least_after[step] <= budget) & (loss + price * np.maximum(slack, 0.0) <= allowance)
         )
         worth = price * cost[good] - loss[good]
-        rank = np.lexsort((-worth, cost[good]))
-        best = np.maximum.accumulate(worth[rank])
-        stays = np.ones(len(rank), bool)
-        stays[1:] = best[1:] > best[:-1]
-        good = good[rank[stays]]
+        good = good[_frontier(worth, cost[good])]
         if not len(good):
             return None, 0
         if len(good) > STATES:

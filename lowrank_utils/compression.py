@@ -88,9 +88,9 @@ def compress(model, calibration, kept=0.5, resource="macs", factors=None, dense=
     names = [own.name for own in options]
     moments = factors_room.collect(model, names, calibration)
     values, note = _values(model, options, names, calibration, moments)
+    chosen = factors or ("relu-aware" if note else "fisher-weighted")
     if len(calibration) < FEW:
         note += f"{' ' * bool(note)}Ranks and factors rest on {len(calibration)} inputs only; a few hundred are wanted."
-    chosen = factors or ("relu-aware" if note else "fisher-weighted")
     found = rank_search.best(cards, options, values, _share(model, cards, kept, resource), (resource,))
     if chosen in layers.SWEEPS:
         small = layers.apply(model, found.plan, chosen, calibration, resource)
