@@ -135,19 +135,21 @@ def smallest(build, good, low, high=1.0, tolerance=0.005):
     return high, build(high) if best is None else best, evaluations
 
 
-def row(model, original, test, threads=1, timed=False, **columns):
+def row(model, original, test, threads=1, timed=False, counted=None, **columns):
     """Return one row of the results table (dict): `model` beside the `original` network it came from.
 
     `test` is (images, labels); `columns` are what the caller knows (notebook, dataset, chooser, ...), added
-    as they are. Latency at batch 1 and 64 is measured where `timed` is true and NaN otherwise. Raises
+    as they are, in place of what is measured where they have the same name. `counted` is the network whose parameters,
+    MACs and bytes count, where `model` runs it in a form that has none, such as an ONNX file in onnxruntime. Latency at batch 1 and 64 is measured where `timed` is true and NaN otherwise. Raises
     ValueError for NaN weights.
     """
-    check_finite(model)
+    counted = model if counted is None else counted
+    check_finite(counted)
     images, labels = test
     shape = tuple(images.shape[1:])
     scores = training.evaluate(model, images, labels)
     found = dict.fromkeys(RESULT_COLUMNS, math.nan)
-    found |= {"parameters": parameters(model), "macs": macs(model, shape), "bytes": bytes_on_disk(model)}
+    found |= {"parameters": parameters(counted), "macs": macs(counted, shape), "bytes": bytes_on_disk(counted)}
     found["parameters_kept"] = found["parameters"] / parameters(original)
     found["macs_kept"] = found["macs"] / macs(original, shape)
     if timed:

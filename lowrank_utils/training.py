@@ -109,7 +109,7 @@ def evaluate(model, images, labels, batch_size=100):
     """
     if len(labels) == 0 or len(images) != len(labels):
         raise ValueError(f"{len(images)} images and {len(labels)} labels cannot be evaluated")
-    device = next(model.parameters()).device
+    device = next(model.parameters(), images).device  # a network in onnxruntime has no parameters
     with models.evaluating(model):
         outputs = torch.cat([model(batch.to(device)).float().cpu() for batch in images.split(batch_size)])
     if not torch.isfinite(outputs).all():

@@ -189,3 +189,23 @@ def test_the_smallest_good_size_was_measured():
 
 def test_where_no_smaller_size_is_good_the_largest_is_built():
     assert score.smallest(lambda share: share, lambda built: False, low=0.0, tolerance=0.1) == (1.0, 1.0, 4)
+
+
+def test_a_network_in_another_form_is_counted_by_the_one_it_came_from():
+    class Runs(nn.Module):  # as onnxruntime does: no parameters of its own
+        def __init__(self, network):
+            super().__init__()
+            self.run = [network]
+
+        def forward(self, x):
+            return self.run[0](x)
+
+    torch.manual_seed(0)
+    dense, small = nn.Linear(6, 3), nn.Sequential(nn.Linear(6, 1, bias=False), nn.Linear(1, 3))
+    test = torch.randn(20, 6), torch.arange(20) % 3
+    plain = score.row(small, dense, test)
+    other = score.row(Runs(small), dense, test, counted=small, bytes=7)
+    assert other["bytes"] == 7 and plain["bytes"] != 7
+    for name in ("parameters", "parameters_kept", "macs", "macs_kept", "accuracy", "f1", "loss"):
+        assert other[name] == plain[name]
+    assert score.row(Runs(small), dense, test)["parameters"] == 0
