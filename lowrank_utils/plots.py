@@ -373,3 +373,72 @@ def choosers(table):
         axis.set_ylabel("accuracy")
     axes[0].legend(fontsize="small")
     return figure
+
+
+_WAYS = {"dense": (7, "*"), "low rank": (0, "o"), "units": (1, "s"), "zeros": (2, "X"), "8 bit": (3, "D")}
+
+
+def trade_off(table, floor=0.1):
+    """Return accuracy against bytes on disk and against milliseconds a batch of 64, one row of panels for each network.
+
+    `table`: result rows with columns dataset, network, chooser, way ("dense", "low rank", "units", "zeros", "8 bit"), accuracy,
+    bytes, latency_ms_64. The steps join what nothing smaller (or faster) beats; what loses more than `floor` is below the panel
+    and is counted in its corner. Where the column tuned_accuracy has a value, a hollow marker stands at it.
+    """
+    cases = list(table[["dataset", "network"]].drop_duplicates().itertuples(index=False, name=None))
+    costs = {"bytes": ("kB on disk", 1e-3), "latency_ms_64": ("milliseconds for 64 inputs", 1.0)}
+    figure, axes = _canvas(2, len(cases), width=4.8, height=3.4, sharey="row")
+    colours = sns.color_palette("colorblind")
+    for place, axis in enumerate(axes):
+        (dataset, network), (column, (label, unit)) = cases[place // 2], list(costs.items())[place % 2]
+        mine = table[(table["dataset"] == dataset) & (table["network"] == network) & table[column].notna()]
+        dense = mine.loc[mine["way"] == "dense", "accuracy"].max()
+        axis.axhline(dense, color="black", linestyle=":", linewidth=1)
+        for way in [w for w in _WAYS if w in set(mine["way"])]:
+            part, (colour, marker) = mine[mine["way"] == way], _WAYS[way]
+            style = {"linestyle": "none", "color": colours[colour], "marker": marker, "markersize": 10 if way == "dense" else 6}
+            axis.plot(unit * part[column], part["accuracy"], label=way, **style, alpha=0.8)
+            if "tuned_accuracy" in part:
+                axis.plot(unit * part[column], part["tuned_accuracy"], markerfacecolor="none", **style)
+        best = pd.concat([mine["accuracy"], mine.get("tuned_accuracy", mine["accuracy"])], axis=1).max(axis=1)
+        front = pd.DataFrame({"cost": unit * mine[column], "best": best}).sort_values(["cost", "best"], ascending=[True, False])
+        front = front[front["best"] > front["best"].cummax().shift(fill_value=-np.inf)]
+        axis.step(front["cost"], front["best"], where="post", color="gray", linewidth=1, zorder=0)
+        low = dense - floor
+        below = int((best < low).sum())
+        if below:
+            axis.annotate(f"{below} below", (0.98, 0.03), xycoords="axes fraction", ha="right", fontsize="small")
+        axis.set(xscale="log", xlabel=label, title=f"{network} on {dataset}", ylim=(low, min(1.0, best.max() + 0.1 * floor)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
+        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    for axis in axes[::2]:
+        axis.set_ylabel("accuracy")
+    axes[1].legend(fontsize="small", title="hollow: fine-tuned" if "tuned_accuracy" in table else None)
+    return figure
+
+
+def explorer(card, rank, shares, points):
+    """Return three panels: one layer's spectrum with what a rank keeps, the work that each layer keeps, accuracy against size.
+
+    Parameters: `card`, a `layers.Card` with singular values; `rank` that stays of it (None: dense); `shares`, DataFrame of layers x
+    choosers with the share of each layer's MACs that stays; `points`, {label: (share of MACs, accuracy)}, "dense" among them.
+    """
+    figure, (left, middle, right) = _canvas(3, width=4.2)
+    values = card.singular_values
+    index, stays = np.arange(1, len(values) + 1), len(values) if rank is None else rank
+    left.bar(index[:stays], values[:stays], width=1.0, color=_COLOURS["energy"], label="stays")
+    left.bar(index[stays:], values[stays:], width=1.0, color="lightgray", label="goes")
+    left.set(xlabel="component", ylabel="singular value", title=f"{card.name}: {'dense' if rank is None else f'rank {rank}'} of {len(values)}")
+    left.legend(fontsize="small")
+    colours = dict(zip(shares.columns, sns.color_palette("colorblind")))
+    shares.plot.bar(ax=middle, color=colours, width=0.8, legend=len(shares.columns) > 1)
+    middle.set(xlabel="", ylabel="MACs of the layer kept", title="which layers pay")
+    for label, (kept, accuracy) in points.items():
+        style = {"color": colours.get(label, "black"), "marker": "*" if label == "dense" else "o"}
+        right.plot(kept, accuracy, linestyle="none", markersize=9, label=label, **style)
+    right.set(xlabel="MACs kept (share of dense)", ylabel="accuracy", title="what it costs", xlim=(0, 1.05), ylim=(0, 1.02))
+    for axis in (right.xaxis, right.yaxis, middle.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    right.legend(fontsize="small")
+    return figure

@@ -346,6 +346,40 @@ def onnx_latency_ratio(path, model, input_shape, batch=1, threads=1, repeats=30,
     return score.latency_ratio(onnx_session(path, threads), model, input_shape, batch, threads, repeats, warmup)
 
 
+def to_int8(path, target):
+    """Write the ONNX network at `path` to `target` with weights in 8-bit integers, whole or not at all.
+
+    Dynamic quantization by onnxruntime: weights are rounded now, one scale a matrix, and activations as they come, so no
+    data are needed. Linear layers run faster so, convolutions of many small images often slower: measure.
+    Raises FileNotFoundError for a missing file, ValueError for one that cannot be read or quantized.
+
+    >>> import tempfile
+    >>> folder, layer = tempfile.mkdtemp(), nn.Linear(200, 100)
+    >>> _ = to_onnx(layer, folder + "/net.onnx", torch.randn(3, 200))
+    >>> to_int8(folder + "/net.onnx", folder + "/net8.onnx")
+    >>> onnx_session(folder + "/net8.onnx")(torch.randn(5, 200)).shape
+    torch.Size([5, 100])
+    """
+    import onnx
+    from onnxruntime import quantization
+
+    try:
+        network = onnx.load(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no ONNX file {path}; `shipping.to_onnx` writes one") from None
+    except Exception as error:  # protobuf's own kinds
+        raise ValueError(f"{path} is damaged or no ONNX file: {_said(error)}") from error
+    del network.graph.value_info[:]  # shapes of before, which quantization changes and then stumbles over
+    with paths.whole(target) as temporary:
+        try:
+            with _quietly():
+                quantization.quantize_dynamic(network, temporary, weight_type=quantization.QuantType.QInt8)
+        except OSError:
+            raise
+        except Exception as error:  # quantizers fail in errors of many kinds
+            raise ValueError(f"{path} cannot be quantized: {_said(error)}") from error
+
+
 def exported(model, example, path=None, tolerance=1e-5):
     """Return `model` as a ``torch.export.ExportedProgram`` that takes any number of inputs and gives the same outputs.
 

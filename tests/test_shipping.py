@@ -459,3 +459,33 @@ def test_a_bad_onnx_file(onnx, tmp_path):
     with pytest.raises(ValueError, match=r"the ONNX network cannot take inputs of shape \(2, 1, 9, 9\): ") as raised:
         shipping.onnx_session(onnx["lenet300"][0])(torch.zeros(2, 1, 9, 9))
     assert "\n" not in str(raised.value)
+
+
+def test_eight_bits_are_a_quarter_of_the_file_and_nearly_the_same_network(tmp_path, caplog):
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(300, 200), nn.ReLU(), nn.Linear(200, 10)), torch.randn(64, 300)
+    path, small = tmp_path / "net.onnx", tmp_path / "net8.onnx"
+    shipping.to_onnx(network, path, x)
+    caplog.clear()
+    shipping.to_int8(path, small)
+    assert small.stat().st_size < 0.27 * path.stat().st_size and not caplog.records
+    y, there = outputs(network, x), shipping.onnx_session(small)(x)
+    difference = float((there - y).norm() / y.norm())
+    assert 1e-4 < difference < 0.03  # rounded, and not by more than 8 bits explain
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "net8.onnx"]
+
+
+def test_eight_bits_of_a_convolution(onnx, networks, tmp_path):
+    path, _ = onnx["vgg_small"]
+    shipping.to_int8(path, tmp_path / "net8.onnx")
+    y = outputs(networks["vgg_small"].small, networks["vgg_small"].x)
+    assert float((shipping.onnx_session(tmp_path / "net8.onnx")(networks["vgg_small"].x) - y).norm() / y.norm()) < 0.1
+
+
+def test_eight_bits_of_what_is_no_network(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no ONNX file"):
+        shipping.to_int8(tmp_path / "none.onnx", tmp_path / "net8.onnx")
+    (tmp_path / "bad.onnx").write_bytes(b"not a network at all")
+    with pytest.raises(ValueError, match="bad.onnx is damaged or no ONNX file"):
+        shipping.to_int8(tmp_path / "bad.onnx", tmp_path / "net8.onnx")
+    assert not (tmp_path / "net8.onnx").exists()
