@@ -169,7 +169,7 @@ def frontier(table, metric="accuracy", baseline=None, title="test images", floor
         axis.xaxis.set_major_locator(FixedLocator([0.03, 0.05, 0.1, 0.2, 0.3, 0.6, 1.0]))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.yaxis.set_major_formatter(PercentFormatter(1))
         if floor is not None:
             axis.set_ylim(bottom=floor)
     for axis in axes[::columns]:
@@ -312,6 +312,9 @@ def by_work(table):
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes[0].set_ylabel("accuracy")
+    if {"energy", "fixed"} <= set(table["chooser"]):
+        for name, dash in (("ranks by energy", "-"), ("one fixed share", "--")):
+            axes[0].plot([], [], dash, color="gray", label=name)
     axes[0].legend(fontsize="small")
     return figure
 

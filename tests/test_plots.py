@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lowrank_utils import ddlr, plots
+from lowrank_utils import ddlr, layers, plots
 
 
 @pytest.fixture(autouse=True)
@@ -132,3 +132,34 @@ def test_choosers_have_a_row_a_network_and_a_band_over_draws():
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     assert np.allclose(lines["exact"].get_xdata(), [0.25, 0.5]) and np.allclose(lines["exact"].get_ydata(), [0.3, 0.55])
     assert np.allclose(lines["dense"].get_ydata(), 0.9) and len(figure.axes[0].collections) == 2
+
+
+def ways():
+    kinds = {"dense": (1000, 10.0, 0.9), "low rank": (300, 4.0, 0.88), "8 bit": (250, 30.0, 0.895), "zeros": (400, 10.0, 0.5)}
+    return pd.DataFrame(
+        {"dataset": "digits", "network": "lenet300", "chooser": way, "way": way, "bytes": 1000 * size, "latency_ms_64": time, "accuracy": accuracy,
+         "tuned_accuracy": 0.89 if way == "low rank" else np.nan}
+        for way, (size, time, accuracy) in kinds.items()
+    )  # fmt: skip
+
+
+def test_trade_off_steps_over_what_nothing_beats():
+    left, right = plots.trade_off(ways()).axes
+    assert left.get_xlabel() == "kB on disk" and right.get_xlabel() == "milliseconds for 64 inputs"
+    (steps,) = [line for line in left.lines if line.get_drawstyle() == "steps-post"]
+    assert list(steps.get_xdata()) == [250, 1000] and list(steps.get_ydata()) == [0.895, 0.9]
+    (steps,) = [line for line in right.lines if line.get_drawstyle() == "steps-post"]
+    assert list(steps.get_xdata()) == [4, 10] and list(steps.get_ydata()) == [0.89, 0.9]
+    assert [text.get_text() for text in left.texts] == ["1 below"]
+    assert {text.get_text() for text in right.get_legend().get_texts()} == {"dense", "low rank", "zeros", "8 bit"}
+
+
+def test_explorer_shows_spectrum_work_and_cost():
+    card = next(iter(layers.survey(torch.nn.Sequential(torch.nn.Linear(6, 4)), (6,))))
+    shares = pd.DataFrame({"energy": {"0": 0.5}, "exact": {"0": 1.0}})
+    points = {"dense": (1.0, 0.9), "energy": (0.5, 0.8), "exact": (1.0, 0.9)}
+    left, middle, right = plots.explorer(card, 2, shares, points).axes
+    assert len(left.patches) == 4 and left.get_title() == "0: rank 2 of 4"
+    assert [p.get_height() for p in middle.patches] == [0.5, 1.0]
+    assert {line.get_label() for line in right.lines} == set(points)
+    assert plots.explorer(card, None, shares, points).axes[0].get_title() == "0: dense of 4"

@@ -1,0 +1,88 @@
+"""The claim table: a verdict follows from the published rows, and turns with them."""
+
+import pandas as pd
+import pytest
+
+from lowrank_utils import paths, report
+
+
+def gallery(folder, rows):
+    pd.DataFrame(rows).to_csv(folder / "results.csv", index=False)
+    found = report.claims(folder).set_index(["paper", "claim", "setting"])
+    return [(row["ours"], row["holds"]) for _, row in found.iterrows()]
+
+
+def adaptive(energy, scope="every layer"):
+    about = {"notebook": "02_arsvd", "network": "lenet300", "seed": 0, "factors": "svd", "scope": scope, "target": "kept 0.20", "draw": ""}
+    return [
+        about | {"dataset": dataset, "chooser": chooser, "accuracy": accuracy, "parameters_kept": 0.2}
+        for dataset, value in energy.items() for chooser, accuracy in (("energy", value), ("fixed", 0.5))
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "energy, verdict, said",
+    [
+        ({"mnist": 0.6, "cifar10": 0.55}, "yes", "+5.0 to +10.0"),
+        ({"mnist": 0.6, "cifar10": 0.5}, "in part", "+0.0 to +10.0"),
+        ({"mnist": 0.5, "cifar10": 0.4}, "no", "-10.0 to +0.0"),
+        ({"mnist": 0.502}, "no", "+0.2 to +0.2"),  # within the noise of ten thousand images
+        ({"digits": 0.9}, "-", "not measured"),  # a data set of which the paper says nothing
+    ],
+)
+def test_a_verdict_follows_from_the_rows(tmp_path, energy, verdict, said):
+    found = gallery(tmp_path, adaptive(energy))
+    assert said in found[0][0] and found[0][1] == verdict
+    assert all(row == ("not measured", "-") for row in found[1:])
+
+
+def test_every_scope_has_a_verdict_of_its_own(tmp_path):
+    found = gallery(tmp_path, adaptive({"mnist": 0.6}) + adaptive({"mnist": 0.4}, "hidden layers"))
+    assert [holds for _, holds in found[:2]] == ["yes", "no"]
+
+
+def test_compression_without_loss_needs_the_dense_network_of_the_same_seed(tmp_path):
+    about = {"notebook": "02_arsvd", "dataset": "mnist", "network": "lenet300", "seed": 0, "draw": ""}
+    dense = about | {"chooser": "dense", "factors": "dense", "scope": "", "target": "", "accuracy": 0.98, "parameters_kept": 1.0}
+    cut = about | {"chooser": "energy", "factors": "svd", "scope": "hidden layers", "target": "drop 0.010", "accuracy": 0.97, "parameters_kept": 0.15}
+    assert gallery(tmp_path, [dense, cut])[2] == ("15 to 15 % of the parameters stay, 1.0 to 1.0 points lost on test", "yes")
+    assert gallery(tmp_path, [dense, cut | {"accuracy": 0.95}])[2][1] == "no"
+    assert gallery(tmp_path, [dense, cut | {"parameters_kept": 0.6}])[2][1] == "no"
+
+
+def ddlr(posed, refitted, trimmed):
+    about = {"notebook": "04_ddlr", "dataset": "mnist", "network": "lenet300", "seed": 0, "factors": "own", "scope": "", "draw": ""}
+    scores = {"DDLR": posed, "DDLR, cut, refit": refitted, "Net-Trim, cut, refit, with indices": trimmed}
+    rows = [about | {"chooser": name, "accuracy": value, "target": "kept 0.20", "parameters_kept": 0.2} for name, value in scores.items()]
+    return [about | {"chooser": "dense", "accuracy": 0.98, "target": "dense", "parameters_kept": 1.0}, *rows]
+
+
+@pytest.mark.parametrize("scores, verdicts", [((0.5, 0.97, 0.96), ("in part", "yes")), ((0.97, 0.97, 0.975), ("yes", "no"))])
+def test_ddlr_as_posed_and_refitted_and_against_net_trim(tmp_path, scores, verdicts):
+    assert tuple(holds for _, holds in gallery(tmp_path, ddlr(*scores))[3:5]) == verdicts
+
+
+def searched(fixed, map_, lossless):
+    about = {"notebook": "05_rank_search", "dataset": "digits", "network": "vgg_small", "seed": 0, "draw": 0, "scope": ""}
+    scores = {"fixed": fixed, "ENC-Map": map_, "ENC-Model": map_, "ENC-Inf": map_}
+    rows = [about | {"chooser": name, "factors": "svd", "accuracy": value, "target": "macs 0.50", "macs_kept": 0.5} for name, value in scores.items()]
+    dense = about | {"chooser": "dense", "factors": "dense", "target": "dense", "macs_kept": 1.0, "accuracy": 0.9}
+    whole = about | {"chooser": "exact, Fisher", "factors": "sequential", "target": "lossless", "macs_kept": 0.6, "accuracy": lossless}
+    return [dense, *rows, whole]
+
+
+def test_rank_search_against_one_fixed_share_and_without_loss(tmp_path):
+    ahead, lossless = gallery(tmp_path, searched(0.7, 0.8, 0.9))[5:7]
+    assert ahead == ("mean of the three minus one fixed share +10.0 to +10.0 points, 1 of 1 ahead", "yes")
+    assert lossless == ("MACs kept with no loss on valid: vgg_small 60 %; on test 0.0 points lost at most", "yes")
+    ahead, lossless = gallery(tmp_path, searched(0.8, 0.7, 0.89))[5:7]
+    assert ahead[1] == "no" and "behind by up to: vgg_small 10.0" in ahead[0] and lossless[1] == "no"
+
+
+def test_what_is_said_to_make_the_rows_again_is_there():
+    from lowrank_utils import jobs
+
+    for row in report.claims().to_dict("records"):
+        words = row["rerun"].strip("`").split()
+        assert (paths.NOTEBOOKS / "presets" / f"{words[words.index('--preset') + 1]}.yaml").is_file()
+        assert jobs.select([words[words.index("--only") + 1]])
