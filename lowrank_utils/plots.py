@@ -436,12 +436,14 @@ def explorer(card, rank, shares, points):
     left.legend(fontsize="small")
     colours = dict(zip(shares.columns, sns.color_palette("colorblind")))
     shares.plot.bar(ax=middle, color=colours, width=0.8, legend=len(shares.columns) > 1)
-    middle.set(xlabel="", ylabel="MACs of the layer kept", title="which layers pay")
+    middle.set(xlabel="", ylabel="MACs of the layer kept", title="which layers pay", ylim=(0, 1.3), yticks=np.linspace(0, 1, 6))
     for label, (kept, accuracy) in points.items():
         style = {"color": colours.get(label, "black"), "marker": "*" if label == "dense" else "o"}
         right.plot(kept, accuracy, linestyle="none", markersize=9, label=label, **style)
-    right.set(xlabel="MACs kept (share of dense)", ylabel="accuracy", title="what it costs", xlim=(0, 1.05), ylim=(0, 1.02))
-    for axis in (right.xaxis, right.yaxis, middle.yaxis):
+    reached = [accuracy for _, accuracy in points.values()]
+    right.set(xlabel="MACs kept (share of dense)", ylabel="accuracy", title="what it costs", xlim=(0, 1.05), ylim=(max(0, min(reached) - 0.05), max(reached) + 0.02))
+    for axis in (right.xaxis, middle.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    right.yaxis.set_major_formatter(PercentFormatter(1))
     right.legend(fontsize="small")
     return figure
