@@ -605,7 +605,9 @@ def _answer(model, walk, name, planned, held, subspace, metric, iterations, ridg
         gain = (norm.running_var.double() + norm.eps).rsqrt()
         gain = gain if norm.weight is None else gain * norm.weight.detach().double()
         offset = (0.0 if norm.bias is None else norm.bias.detach().double()) - gain * norm.running_mean.double()
-    floor = 0.05 * gain.square().mean().sqrt()
+    # a unit whose variance is hidden by eps is dead, and its gain of hundreds says nothing of the others
+    alive = gain if norm is None else gain[norm.running_var > norm.eps]
+    floor = 0.05 * alive.square().mean().sqrt()
     floor = floor if floor > 0 else torch.ones_like(floor)
     exact = isinstance(layer, nn.Linear)
     undo = gain / (gain.square() + floor.square()) if norm is not None else gain
@@ -644,8 +646,7 @@ def _answer(model, walk, name, planned, held, subspace, metric, iterations, ridg
                             past = seen_x @ before[0].mT.to(kind) + before[1][:, None].to(kind)
                             current = current + momentum / (momentum + 3) * (current - past)
                         current = g * current + h + other_now
-                        goal = torch.where(goal > 0, goal, current.clamp(max=0))
-                        error = (goal - h - other_now) * u - y if norm is not None else goal - other_now - y
+                        error = error + (torch.where(goal > 0, goal, current.clamp(max=0)) - goal) * u
                     seen.update(seen_x, error, covariance=xx is None)
         if not (torch.isfinite(seen.ex).all() and torch.isfinite(seen.xx).all()):
             raise ValueError("the calibration data make NaN or infinite activations; check images and weights")

@@ -344,3 +344,31 @@ def test_the_spectrum_of_a_grouped_convolution_is_the_root_mean_square_over_its_
     seen = layers.survey(nn.Sequential(layer), (4, 8, 8), scheme="channel")[0].singular_values
     parts = torch.linalg.svdvals(layer.weight.detach().double().reshape(2, 3, 18)).numpy()
     assert np.allclose(seen, np.sqrt((parts**2).mean(0)))
+
+
+def test_a_dead_unit_does_not_spoil_the_others():
+    # its batch norm divides by sqrt(eps): a gain of hundreds on an output that is always zero
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3))
+    x = images(60)
+    model.train()(x)
+    with torch.no_grad():
+        model[0].weight[0] = model[1].running_mean[0] = model[1].running_var[0] = 0
+    model.eval()
+    for steps in (1, 2, 10):
+        small = sweep(model, {"0": 9}, x, relu=True, refit=False, iterations=steps)  # full rank
+        assert torch.allclose(small(x), model(x), atol=1e-5)
+    plain, relu = (error(sweep(model, {"0": 4}, x, relu=r, refit=False)[:3], model[:3], x) for r in (False, True))
+    assert relu < plain
+
+
+def test_a_dead_unit_leaves_the_repair_of_a_shortcut_as_it_is(net):
+    x, plan, lost = images(), {"conv1": ("channel", 5)}, []
+    for dead in (False, True):
+        other = Residual()
+        with torch.no_grad():
+            other.block1.conv2.weight[0] = other.block1.bn2.running_mean[0] = other.block1.bn2.bias[0] = 0
+            other.block1.bn2.running_var[0] = 0 if dead else 1
+        front = [nn.Sequential(m.conv1, m.bn1, nn.ReLU(), m.block1) for m in (sweep(other, plan, x), other)]
+        lost.append(error(*front, x))
+    assert lost[1] < 1.05 * lost[0]
