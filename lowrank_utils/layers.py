@@ -361,9 +361,9 @@ def apply(model, plan, factors="svd", calibration=None, resource="parameters", i
     returns them; `calibration`, network inputs (N first) for methods that need data; `options` of `sequential.sweep`. A
     rank that would not be cheaper in `resource` than the layer leaves the layer dense, and says so in the log; with
     `resource` None every rank is built. MACs are those on inputs of `input_shape` (default: the shape of the
-    `calibration`), as on the cards of `survey`; without either those of a large image, which differ from the cards' on
-    small or odd maps. Where
-    factors need a bias and the layer has none, the batch norm that follows takes it into its running mean.
+    `calibration`), as on the cards of `survey`; without either those of a large image, which are not the cards' on
+    small or odd maps. Where factors need a bias and the layer has none, the batch norm that follows takes it into its
+    running mean.
 
     Raises ValueError for a layer that is not there or cannot be factored, a scheme that it does not have, and a rank
     outside 1..full.

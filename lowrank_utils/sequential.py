@@ -359,7 +359,7 @@ class _Walk:
     """The original network and the one compressed so far, side by side over the calibration images, from layer to layer.
 
     A traced network goes on from where it stood: what is alive there is kept for as many batches as `memory` bytes
-    hold, and computed again from the images for the others. A network that cannot be traced is run from the start each
+    hold at any time, and computed again from the images for the others. A network that cannot be traced is run from the start each
     time.
     """
 
@@ -557,30 +557,35 @@ def sweep(
     weighted=False,
     iterations=None,
     ridge=None,
-    batch_size=250,
-    memory=5e8,
+    batch_size=100,
+    memory=2.5e8,
 ):
     """Return a new model with the planned layers replaced by thin ones, found layer after layer on calibration images.
 
     Each planned layer becomes the rank-r answer to min E|T - W X - b|^2 (`reduced_rank`; `schemes.low_rank` for a
-    convolution), X its inputs (patches) in the network as compressed so far, T its outputs in the original one. Where a
-    batch norm follows, errors count by its squared scale; where the result is added to a shortcut, T is what the sum
-    was less what the shortcut now gives. ``relu=True``: where a ReLU follows, only max(., 0) matters, so the target is
+    convolution), X its inputs (patches) in the network as compressed so far, T its outputs in the original one. Of a
+    large feature map about 256 positions an image are taken, spread over all columns. Where a
+    batch norm follows, errors count by its squared scale; where the result is added to a shortcut of the same shape, T
+    is what the sum was less what the shortcut now gives. ``relu=True``: where a ReLU follows, only max(., 0) matters, so the target is
     T where it is positive and min(current, 0) elsewhere; the problem is solved again `iterations` times (10, or 3 in a
     network with convolutions) with momentum (a heuristic after the majorise-minimise scheme: most steps lower the error
-    after the ReLU, not all do). ``refit=True``: layers that stay dense get the full-rank answer, which costs no parameters.
+    after the ReLU, not all do). ``refit=True``: layers that stay dense get the full-rank answer, which costs no parameters
+    (not those that share a weight or are used more than once).
     ``within``: {layer: orthonormal columns, d_out x rank} holds the outputs of a linear layer in a subspace that was
     chosen elsewhere, and only refits the rest. ``weighted=True``: errors count as much as the network's answer feels
-    them, in the metric 0.7 F / mean(diag F) + 0.3 I with F of `fisher`. `ridge`: share of the mean variance of X, as in `reduced_rank`; by default 1e-6, but where there are fewer
-    than 20 samples for an input (linear layers have one an image) the one that `cross_validated_ridge` finds.
+    them, in the metric 0.7 F / mean(diag F) + 0.3 I with F of `fisher`. `ridge`: share of the mean
+    variance of X, as in `reduced_rank`; by default 1e-6, but where there are fewer than 20 samples for an input (linear
+    layers have one an image) the one that `cross_validated_ridge` finds.
 
     Memory does not depend on the number of images: each pass keeps one matrix of d_in x d_in and one of d_out x d_in
-    numbers, and activations of at most `memory` bytes. The model runs in eval mode. Parameters: `plan`, ``{layer:
+    numbers, the activations of one batch at work, and those of other batches up to `memory` bytes; what does not fit is
+    computed again from the images for each layer. The model runs in eval mode. Parameters: `plan`, ``{layer:
     rank}``, or ``(scheme, rank)``; `calibration`, network inputs (N first). A layer without bias keeps none: where a
-    batch norm follows, its running mean takes the difference. Where torch.fx cannot trace the network, each layer has
-    its own outputs as target, which a warning says. Raises ValueError for layers that are not there or cannot be
-    factored, ranks outside 1..full rank, layers that are used more than once in one pass, and calibration data that are
-    no images of this network.
+    batch norm follows, its running mean takes the difference. Where torch.fx cannot trace the network, or does
+    not see a layer, each layer has its own outputs as target, which a warning says. Raises ValueError for layers that
+    are not there or cannot be factored, ranks outside 1..full rank, planned layers that share a weight, are used more
+    than once in one pass or by some images only, a network without parameters or in half precision, and calibration
+    data that are no images of this network.
 
     >>> model = nn.Sequential(nn.Linear(9, 6), nn.ReLU(), nn.Linear(6, 2))
     >>> [type(layer).__name__ for layer in sweep(model, {"0": 2}, torch.randn(50, 9))]
