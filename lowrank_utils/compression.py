@@ -93,7 +93,7 @@ def compress(model, calibration, kept=0.5, resource="macs", factors=None, dense=
         note += f"{' ' * bool(note)}Ranks and factors rest on {len(calibration)} inputs only; a few hundred are wanted."
     found = rank_search.best(cards, options, values, _share(model, cards, kept, resource), (resource,))
     if chosen in layers.SWEEPS:
-        small = layers.apply(model, found.plan, chosen, calibration, resource)
+        small = layers.apply(model, found.plan, chosen, calibration, resource=None)
         if len(list(model.children())) and not sequential.followed_by(model):
             note += (
                 " " * bool(note)
@@ -101,9 +101,8 @@ def compress(model, calibration, kept=0.5, resource="macs", factors=None, dense=
             )
     else:
         used = {name: layers.parse(entry)[0] for name, entry in found.plan.items()}
-        small = layers.apply(
-            model, found.plan, layers.decompose(model, used, chosen, moments=moments), resource=resource
-        )
+        bases = layers.decompose(model, used, chosen, calibration, moments)
+        small = layers.apply(model, found.plan, bases, resource=None)
     counted = {
         "parameters": score.parameters(small) / score.parameters(model),
         "macs": score.macs(small, shape) / score.macs(model, shape),
@@ -143,12 +142,12 @@ def _values(model, options, names, calibration, moments):
             answers = model(calibration[:1].to(next(model.parameters())))
         if torch.is_tensor(answers) and answers.ndim == 2:
             raise
-        values = rank_search.from_error(rank_search.output_error(model, options, moments=moments))
+        values = rank_search.from_error(rank_search.output_error(model, options, calibration, moments=moments))
         return (
             values,
             f"The answers are not N x classes ({type(error).__name__}), so ranks are by each layer's own error.",
         )
-    losses = rank_search.output_error(model, options, metric=metric, moments=moments)
+    losses = rank_search.output_error(model, options, calibration, metric=metric, moments=moments)
     return {name: -loss for name, loss in losses.items()}, ""
 
 

@@ -246,8 +246,10 @@ def collect(model, names, calibration, batch_size=500):
     """
     if not torch.is_tensor(calibration) or calibration.ndim < 2 or len(calibration) == 0:
         raise ValueError("calibration must be a tensor of at least one input, with the images along its first axis")
-    device = next(model.parameters()).device
-    dtype = next(model.parameters()).dtype
+    first = next(model.parameters(), None)
+    if first is None:
+        raise ValueError("this network has no parameters, so it has no layer whose inputs could be collected")
+    device, dtype = first.device, first.dtype
     modules = dict(model.named_modules())
     for name in names:
         if name not in modules or not schemes.allowed(modules[name]):
@@ -259,25 +261,31 @@ def collect(model, names, calibration, batch_size=500):
     }
 
     def watch(name):
-        def hook(module, inputs):
+        def hook(module, args, kwargs):
+            x = schemes.given(args, kwargs)
             if isinstance(module, nn.Linear):
-                return found[name].update(schemes.patches(module, inputs[0])[0])
-            for some in inputs[0].split(schemes.images_at_once(module, inputs[0])):
+                return found[name].update(schemes.patches(module, x)[0])
+            for some in x.split(schemes.images_at_once(module, x)):
                 seen = schemes.patches(module, some)
-                found[name].update(seen[0] if len(seen) == 1 else seen, seen.dtype)
+                # sums over many positions are too large for half precision
+                wide = torch.promote_types(seen.dtype, torch.float32)
+                found[name].update(seen[0] if len(seen) == 1 else seen, wide)
 
         return hook
 
-    hooks = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
+    with evaluating(model):
+        try:
+            model(calibration[:1].to(device, dtype, copy=True))  # some networks write into their input
+        except Exception as error:  # a reader's own network fails in errors of many kinds
+            shape = tuple(calibration.shape[1:])
+            raise ValueError(f"the network cannot take calibration images of shape {shape}: {error}") from error
+    hooks = [modules[name].register_forward_pre_hook(watch(name), with_kwargs=True) for name in names]
     try:
         with evaluating(model):
             for batch in calibration.split(batch_size):
                 if not torch.isfinite(batch).all():
                     raise ValueError("the calibration images hold NaN or infinite values")
-                model(batch.to(device, dtype))
-    except RuntimeError as error:
-        shape = tuple(calibration.shape[1:])
-        raise ValueError(f"the network cannot take calibration images of shape {shape}: {error}") from error
+                model(batch.to(device, dtype, copy=True))
     finally:
         for hook in hooks:
             hook.remove()

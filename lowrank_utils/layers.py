@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from . import factors as factors_room
 from . import models, schemes
 from .schemes import parse
-from .sequential import followed_by, into_norm, sweep
+from .sequential import followed_by, into_norm, owners, sweep
 
 log = logging.getLogger(__name__)
 
@@ -159,8 +159,8 @@ def survey(model, input_shape, spectra=True, dense=(), scheme=None):
     for wanted in asked.values() if asked else [scheme]:
         if wanted not in (None, *schemes.NAMES):
             raise ValueError(f"unknown scheme {wanted!r}; known: {', '.join(schemes.NAMES)}")
-    uses, counted_macs = _count_uses(model, input_shape)
-    owners = _owners(model)
+    uses, calls, counted_macs = _count_uses(model, input_shape)
+    holders = owners(model)
     counted = set()
     cards = []
     for name, module in model.named_modules():
@@ -179,8 +179,10 @@ def survey(model, input_shape, spectra=True, dense=(), scheme=None):
             reason = "its weight is computed from other parameters"
         elif not known:
             reason = schemes.reason(module)
-        elif len(owners.get(id(weight), ())) > 1:
-            reason = "its weight is shared with " + ", ".join(n for n in owners[id(weight)] if n != name)
+        elif len(holders.get(id(weight), ())) > 1:
+            reason = "its weight is shared with " + ", ".join(n for n in holders[id(weight)] if n != name)
+        elif calls.get(name, 0) > 1:
+            reason = f"it is used {calls[name]} times in one pass"
         elif name in dense:
             reason = "left dense on request"
         elif not used["outputs"]:
@@ -237,23 +239,16 @@ def _own_parameters(module, counted):
     return total
 
 
-def _owners(model):
-    found = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        weight = module._parameters.get("weight")
-        if weight is not None:
-            found.setdefault(id(weight), []).append(name)
-    return found
-
-
 def _count_uses(model, input_shape):
-    # positions at which each layer is applied for one input, and the MACs of the other modules by torch's own counter
-    uses, hooks = {}, []
+    # positions at which each layer is applied for one input, how often it is called, and the MACs of the other modules by
+    # torch's own counter
+    uses, calls, hooks = {}, {}, []
 
     def watch(name):
-        def hook(module, inputs, output):
+        def hook(module, args, kwargs, output):
             seen = uses.setdefault(name, {"inputs": 0, "outputs": 0, "between": 0})
-            x = inputs[0]
+            calls[name] = calls.get(name, 0) + 1
+            x = schemes.given(args, kwargs)
             if isinstance(module, nn.Linear):
                 seen["outputs"] += output.numel() // output.shape[-1]
                 return
@@ -265,7 +260,7 @@ def _count_uses(model, input_shape):
 
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            hooks.append(module.register_forward_hook(watch(name)))
+            hooks.append(module.register_forward_hook(watch(name), with_kwargs=True))
     first = next(model.parameters(), None)
     device, dtype = (first.device, first.dtype) if first is not None else ("cpu", torch.float32)
     try:
@@ -275,13 +270,13 @@ def _count_uses(model, input_shape):
         counter = FlopCounterMode(display=False)
         with models.evaluating(model), counter if others else contextlib.nullcontext():
             model(torch.zeros(1, *input_shape, device=device, dtype=dtype))
-    except (RuntimeError, TypeError) as error:
+    except Exception as error:  # a reader's own network fails in errors of many kinds
         raise ValueError(f"the network cannot take one input of shape {tuple(input_shape)}: {error}") from error
     finally:
         for hook in hooks:
             hook.remove()
     if not others:
-        return uses, {}
+        return uses, calls, {}
     root = type(model).__name__
     found = {
         key.removeprefix(root).lstrip("."): sum(ops.values()) // 2 for key, ops in counter.get_flop_counts().items()
@@ -290,7 +285,7 @@ def _count_uses(model, input_shape):
         name: found.get(name, 0) - sum(found.get(f"{name}.{child}", 0) for child, _ in module.named_children())
         for name, module in model.named_modules()
     }
-    return uses, inner
+    return uses, calls, inner
 
 
 def plan_cost(cards, plan, resource="parameters"):
@@ -358,14 +353,17 @@ def grow(cards, steps, kept, resource="parameters"):
     return {name: free[name].entry(r) for name, r in found.items() if settle(free[name], r, resource) is not None}
 
 
-def apply(model, plan, factors="svd", calibration=None, resource="parameters", **options):
+def apply(model, plan, factors="svd", calibration=None, resource="parameters", input_shape=None, **options):
     """Return a new model with the planned layers replaced by stock thin ones; `model` is left as it was.
 
     Parameters: `plan`, ``{layer name: rank}``, or ``(scheme, rank)`` for a convolution; `factors`, a method of
     `factors.METHODS`, one of `SWEEPS`, or the factors themselves, ``{layer name: factors.Factors}`` as `decompose`
     returns them; `calibration`, network inputs (N first) for methods that need data; `options` of `sequential.sweep`. A
-    rank that would not be cheaper in `resource` than the layer leaves the layer dense, and says so in the log. Where
-    factors need a bias and the layer has none, the batch norm that follows takes it into its running mean.
+    rank that would not be cheaper in `resource` than the layer leaves the layer dense, and says so in the log; with
+    `resource` None every rank is built. MACs are those on inputs of `input_shape` (default: the shape of the
+    `calibration`), as on the cards of `survey`; without either those of a large image, which are not the cards' on
+    small or odd maps. Where factors need a bias and the layer has none, the batch norm that follows takes it into its
+    running mean.
 
     Raises ValueError for a layer that is not there or cannot be factored, a scheme that it does not have, and a rank
     outside 1..full.
@@ -377,8 +375,12 @@ def apply(model, plan, factors="svd", calibration=None, resource="parameters", *
       (second): Linear(in_features=4, out_features=10, bias=True)
     )
     """
-    _check_resource(resource)
-    modules, owners = dict(model.named_modules()), _owners(model)
+    if resource is not None:
+        _check_resource(resource)
+    if input_shape is None and torch.is_tensor(calibration) and calibration.ndim > 1:
+        input_shape = calibration.shape[1:]
+    uses = _count_uses(model, input_shape)[0] if plan and resource == "macs" and input_shape is not None else {}
+    modules, holders = dict(model.named_modules()), owners(model)
     chosen = {}
     for name, planned in plan.items():
         if name not in modules:
@@ -390,7 +392,7 @@ def apply(model, plan, factors="svd", calibration=None, resource="parameters", *
             )
         if "weight" not in layer._parameters:
             raise ValueError(f"layer {name!r} has a weight computed from other parameters, so it cannot be factored")
-        if len(owners.get(id(layer.weight), ())) > 1:
+        if len(holders.get(id(layer.weight), ())) > 1:
             raise ValueError(f"layer {name!r} shares its weight with another, so it cannot be factored alone")
         scheme, rank = parse(planned)
         try:
@@ -400,12 +402,13 @@ def apply(model, plan, factors="svd", calibration=None, resource="parameters", *
         each = schemes.costs(layer)[scheme]
         if not isinstance(rank, (int, np.integer)) or isinstance(rank, bool) or not 0 <= rank <= each.full_rank:
             raise ValueError(f"rank {rank!r} of layer {name!r} is not a whole number from 1 to {each.full_rank}")
-        weights, per_rank = layer.weight.numel(), each.parameters
+        whole, per_rank = layer.weight.numel(), each.parameters
         if resource == "macs" and scheme is not None:
-            # for one output position; what padding adds at the borders is left to the cards
-            per_rank = schemes.costs(layer, layer.stride[0] * layer.stride[1])[scheme].macs
-        if max(int(rank), 1) * per_rank >= weights:
-            log.info("%s stays dense: rank %d costs no less than its %d weights", name, rank, weights)
+            # where the positions are not known, those of one output far from the borders
+            seen = uses.get(name, {"inputs": layer.stride[0] * layer.stride[1], "outputs": 1})
+            whole, per_rank = whole * seen["outputs"], schemes.costs(layer, **seen)[scheme].macs
+        if resource is not None and max(int(rank), 1) * per_rank >= whole:
+            log.info("%s stays dense: rank %d costs no less than the whole layer in %s", name, rank, resource)
             continue
         chosen[name] = (scheme, int(rank))
     if isinstance(factors, str) and factors in SWEEPS:
@@ -433,7 +436,7 @@ def apply(model, plan, factors="svd", calibration=None, resource="parameters", *
             raise ValueError(f"layer {name!r} has weights of shape {what}, its factors make {held}")
         thin[name] = found.layers(rank)
     norms = (
-        followed_by(model)
+        followed_by(model, None, calibration)
         if any(modules[name].bias is None and thin[name].second.bias is not None for name in thin)
         else {}
     )
@@ -457,7 +460,7 @@ def decompose(model, names, method="svd", calibration=None, moments=None):
         if method in factors_room.METHODS:
             if missing:
                 moments = moments | factors_room.collect(model, missing, calibration)
-            norms = followed_by(model)
+            norms = followed_by(model, None, calibration)
     found = {}
     for name in names:
         layer, scheme = model.get_submodule(name), names[name] if isinstance(names, dict) else None

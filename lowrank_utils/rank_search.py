@@ -192,20 +192,11 @@ def measured(model, options, measure, factors="data-aware", calibration=None, po
             base = decompose(model, {own.name: scheme}, factors, calibration)
             for rank in ranks:
                 entry = rank if scheme is None else (scheme, rank)
-                numbers[scheme, rank] = measure(_cut(model, own, entry, base))
+                numbers[scheme, rank] = measure(apply(model, {own.name: entry}, base, resource=None))
         if not np.isfinite([dense, *numbers.values()]).all():
             raise ValueError(f"the measurements of layer {own.name!r} hold NaN or infinity")
         found[own.name] = np.append(_between(own, numbers), dense)
     return found
-
-
-def _cut(model, own, entry, base):
-    # the entry pays in some resource, not always in the same
-    for resource in RESOURCES:
-        small = apply(model, {own.name: entry}, base, resource=resource)
-        if type(small.get_submodule(own.name)) is not type(model.get_submodule(own.name)):
-            break
-    return small
 
 
 def output_error(model, options, calibration=None, factors="data-aware", points=6, metric=None, moments=None):
@@ -221,7 +212,7 @@ def output_error(model, options, calibration=None, factors="data-aware", points=
     names = [own.name for own in options]
     if moments is None:
         moments = factors_room.collect(model, names, calibration)
-    norms, found = followed_by(model), {}
+    norms, found = followed_by(model, None, calibration), {}
     for own in options:
         layer = model.get_submodule(own.name)
         centred = layer.bias is not None or (own.name in norms and norms[own.name].norm is not None)

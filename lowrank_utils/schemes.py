@@ -257,6 +257,15 @@ def patches(layer, x, every=1):
     return windows.reshape(count, -1, layer.weight[0].numel())
 
 
+def given(args, kwargs):
+    """Return the input of a call of a layer, which may be given by its name.
+
+    >>> given((), {"input": 3})
+    3
+    """
+    return args[0] if args else kwargs["input"]
+
+
 def images_at_once(layer, x, limit=8e6):
     """Return how many of the images `x` may be unfolded together so that their patches take about `limit` bytes (at least 1)."""
     if isinstance(layer, nn.Linear):
@@ -285,6 +294,8 @@ def low_rank(target, covariance, offsets, rank, metric=None, start=None, rounds=
         outputs = target @ covariance @ target.T
         vectors = torch.linalg.eigh((outputs + outputs.T) / 2)[1].flip(1)[:, :rank]
         return (vectors if back is None else back @ vectors), vectors.T @ target
+    if not target.any():  # least squares would divide by zero
+        return torch.eye(rows * offsets, rank).to(target), target.new_zeros(rank, size)
     blocks = covariance.reshape(offsets, size, offsets, size)
     mean = torch.stack([blocks[b, :, b] for b in range(offsets)]).mean(0)
     values, vectors = torch.linalg.eigh(mean)

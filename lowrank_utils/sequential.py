@@ -7,6 +7,7 @@ is added to a shortcut, T is what the sum was, less what the shortcut now gives:
 
 import copy
 import logging
+import math
 import operator
 from dataclasses import dataclass
 from numbers import Integral
@@ -57,7 +58,8 @@ def fisher(model, names, images, draws=10, seed=0, batch_size=50):
     `draws` classes, by one backward pass for each class and batch; beyond, `draws` classes are drawn from p(y|x) for
     each image (`seed`). The model runs in eval mode.
 
-    Raises ValueError for layers that are not there, no images, and NaN. Source: Amari 1998; as a metric for layers,
+    Raises ValueError for layers that are not there or not used exactly once in a pass, no images or images that the
+    network cannot take, and NaN. Source: Amari 1998; as a metric for layers,
     Martens & Grosse 2015.
 
     >>> layer = nn.Linear(3, 2)
@@ -72,10 +74,14 @@ def fisher(model, names, images, draws=10, seed=0, batch_size=50):
             raise ValueError(f"there is no layer {name!r} in this network")
     if not torch.is_tensor(images) or len(images) == 0:
         raise ValueError("the Fisher information needs at least one image, the images along the first axis of a tensor")
-    caught, hooks = {}, []
+    first = next(model.parameters(), None)
+    if first is None:
+        raise ValueError("this network has no parameters, so there is no Fisher information of its layers")
+    caught, calls, hooks = {}, {}, []
 
     def catch(name):
         def hook(module, inputs, out):
+            calls[name] += 1
             # a frozen network has no gradients of its own to follow
             caught[name] = out if out.requires_grad else out.requires_grad_()
             return caught[name] + 0  # a ReLU in place must not overwrite it
@@ -84,7 +90,6 @@ def fisher(model, names, images, draws=10, seed=0, batch_size=50):
 
     for name in names:
         hooks.append(modules[name].register_forward_hook(catch(name)))
-    first = next(model.parameters())
     found = {name: 0.0 for name in names}
     modes = [(module, module.training) for module in model.modules()]
     generator = torch.Generator().manual_seed(seed)
@@ -92,7 +97,19 @@ def fisher(model, names, images, draws=10, seed=0, batch_size=50):
     try:
         with torch.enable_grad():
             for batch in images.split(batch_size):
-                logs = model(batch.to(first.device, first.dtype)).log_softmax(1)
+                calls.update(dict.fromkeys(names, 0))
+                try:
+                    answers = model(batch.to(first.device, first.dtype, copy=True))
+                except Exception as error:  # a reader's own network fails in errors of many kinds
+                    raise ValueError(f"the network cannot take images of shape {tuple(batch.shape[1:])}: {error}") from error
+                if not torch.is_tensor(answers) or answers.ndim != 2:
+                    raise ValueError("the Fisher information needs a network whose answers are N x classes")
+                for name in names:
+                    if calls[name] != 1:
+                        raise ValueError(
+                            f"layer {name!r} is used {calls[name]} times in one pass; the Fisher information needs one use"
+                        )
+                logs = answers.log_softmax(1)
                 if not torch.isfinite(logs).all():
                     raise ValueError(
                         "the network's outputs on these images are NaN or infinite; check its weights and the images"
@@ -109,9 +126,12 @@ def fisher(model, names, images, draws=10, seed=0, batch_size=50):
                         for k in range(draws)
                     ]
                 for total, share in rounds:
-                    slopes = torch.autograd.grad(total, [caught[name] for name in names], retain_graph=True)
+                    outputs = [caught[name] for name in names]  # one that the answer does not need has slope zero
+                    slopes = torch.autograd.grad(
+                        total, outputs, retain_graph=True, allow_unused=True, materialize_grads=True
+                    )
                     for name, slope in zip(names, slopes):
-                        rows = _rows(slope)[0]
+                        rows = _rows(modules[name], slope)[0]
                         weight = share.repeat_interleave(len(rows) // len(share)).to(rows)
                         found[name] = found[name] + (rows.T @ (weight[:, None] * rows)).double()
     finally:
@@ -129,7 +149,8 @@ def before_relu(model):
     ['0']
     """
     try:
-        graph = fx.symbolic_trace(model).graph
+        with evaluating(model):
+            graph = fx.symbolic_trace(model).graph
     except Exception as error:  # fx passes on whatever the traced code raises
         log.warning("the network cannot be traced by torch.fx, so no layer counts as followed by a ReLU: %s", error)
         return set()
@@ -162,6 +183,16 @@ class _Tracer(fx.Tracer):
         return name in self.wanted or (super().is_leaf_module(module, name) and not holds)
 
 
+def owners(model):
+    """Return ``{id of a parameter: names of the layers that hold it}``; a shared one has several."""
+    found = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        for value in module._parameters.values():
+            if value is not None:
+                found.setdefault(id(value), []).append(name)
+    return found
+
+
 def _weighty(model):
     return [name for name, module in model.named_modules() if type(module) in (nn.Linear, nn.Conv2d)]
 
@@ -170,7 +201,8 @@ def _graph(model, wanted):
     try:
         if isinstance(model, (nn.Linear, nn.Conv2d)):
             return None  # one layer: nothing to trace
-        return _Tracer(wanted).trace(model)
+        with evaluating(model):  # tracing writes down what the model does in its present mode
+            return _Tracer(wanted).trace(model)
     except Exception as error:  # fx passes on whatever the traced code raises
         log.warning(
             "this network cannot be traced by torch.fx, so shortcuts, batch norms and ReLUs are not seen: each layer has its own outputs as target (%s)",
@@ -179,8 +211,11 @@ def _graph(model, wanted):
         return None
 
 
-def followed_by(model, graph=None):
+def followed_by(model, graph=None, images=None):
     """Return ``{layer: Followed}`` of the linear layers and convolutions of `model`, by ``torch.fx``; {} where it cannot be traced.
+
+    With `images` (two are enough) shapes are checked: a sum of tensors of different shapes is no shortcut, and a batch
+    norm only counts where its channels are the layer's outputs (not for tokens, N x T x C).
 
     >>> followed_by(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU()))["0"]
     Followed(norm='1', other=None, relu=True)
@@ -188,25 +223,23 @@ def followed_by(model, graph=None):
     graph = _graph(model, _weighty(model)) if graph is None else graph
     if graph is None:
         return {}
-    modules = dict(model.named_modules())
+    modules, shapes = dict(model.named_modules()), _shapes(model, graph, images)
     calls = [node.target for node in graph.nodes if node.op == "call_module"]
     found = {}
     for node in graph.nodes:
         if node.op != "call_module" or type(modules[node.target]) not in (nn.Linear, nn.Conv2d):
             continue
         norm, other, at = None, None, node
-        user = _only(at)
-        if (
-            user is not None
-            and user.op == "call_module"
-            and _is_norm(modules[user.target])
-            and calls.count(user.target) == 1
-        ):
+        user, own = _only(at), shapes.get(node)
+        has_norm = user is not None and user.op == "call_module" and _is_norm(modules[user.target])
+        axes = 4 if type(modules[node.target]) is nn.Conv2d else 2
+        fits = has_norm and modules[user.target].num_features == len(modules[node.target].weight)
+        if fits and (own is None or len(own) == axes) and calls.count(user.target) == 1:
             norm, at = user.target, user
             user = _only(at)
         if user is not None and _is_sum(user):
             rest = [arg for arg in user.args if arg is not at]
-            if len(rest) == 1 and isinstance(rest[0], fx.Node) and node not in _ancestors(rest[0]):
+            if len(rest) == 1 and isinstance(rest[0], fx.Node) and shapes.get(rest[0]) == own:
                 other, at = rest[0], user
         users = list(at.users)
         relu = bool(users) and (
@@ -214,6 +247,28 @@ def followed_by(model, graph=None):
         )
         found[node.target] = Followed(norm, other, relu)
     return found
+
+
+class _Shapes(fx.Interpreter):
+    def __init__(self, module):
+        super().__init__(module)
+        self.found = {}
+
+    def run_node(self, node):
+        value = super().run_node(node)
+        self.found[node] = getattr(value, "shape", None)
+        return value
+
+
+def _shapes(model, graph, images):
+    # {node: shape of its value}; {} without images
+    if images is None:
+        return {}
+    with evaluating(model):
+        runs = _Shapes(fx.GraphModule(model, graph))
+        first = next(model.parameters())
+        runs.run(images[:2].to(first.device, first.dtype, copy=True))
+    return runs.found
 
 
 def _only(node):
@@ -246,16 +301,6 @@ def _inplace(node, modules):
     return node.target == "relu_" or bool(node.kwargs.get("inplace"))
 
 
-def _ancestors(node):
-    found, ahead = set(), [node]
-    while ahead:
-        at = ahead.pop()
-        if at not in found:
-            found.add(at)
-            ahead += at.all_input_nodes
-    return found
-
-
 def into_norm(norm, layer):
     """Return a copy of the batch norm `norm` that takes over the bias of `layer`, the one that it follows; `layer` is left without.
 
@@ -269,8 +314,8 @@ def into_norm(norm, layer):
     return norm
 
 
-def _order(model, names, image):
-    # the planned layers as a forward pass meets them
+def _order(model, names, plan, image):
+    # the named layers as a forward pass meets them; one that is met twice cannot be planned, and is not refitted
     met = []
     hooks = [
         model.get_submodule(name).register_forward_pre_hook(lambda module, inputs, name=name: met.append(name))
@@ -279,19 +324,19 @@ def _order(model, names, image):
     try:
         with evaluating(model):
             model(image)
-    except RuntimeError as error:
+    except Exception as error:  # a reader's own network fails in errors of many kinds
         raise ValueError(
             f"the network cannot take calibration images of shape {tuple(image.shape[1:])}: {error}"
         ) from error
     finally:
         for hook in hooks:
             hook.remove()
-    twice = sorted({name for name in met if met.count(name) > 1})
+    twice = [name for name in plan if met.count(name) > 1]
     if twice:
         raise ValueError(
             f"layer {twice[0]!r} is used {met.count(twice[0])} times in one pass; sequential factors need one use"
         )
-    return met
+    return [name for name in met if met.count(name) == 1]
 
 
 class _Reached(Exception):
@@ -314,7 +359,7 @@ class _Walk:
     """The original network and the one compressed so far, side by side over the calibration images, from layer to layer.
 
     A traced network goes on from where it stood: what is alive there is kept for as many batches as `memory` bytes
-    hold, and computed again from the images for the others. A network that cannot be traced is run from the start each
+    hold at any time, and computed again from the images for the others. A network that cannot be traced is run from the start each
     time.
     """
 
@@ -345,8 +390,9 @@ class _Walk:
     def _start(self, index):
         batch = self._batch(index)
         inputs = [node for node in self.nodes if node.op == "placeholder"]
-        given = {node: node.args[0] if node.args else None for node in inputs} | {inputs[0]: batch}
-        return 0, dict(given), dict(given)
+        given = {node: node.args[0] if node.args else None for node in inputs}
+        # copies, for networks that write into their input
+        return 0, *({**given, inputs[0]: batch.clone()} for _ in self.runs)
 
     def _advance(self, state, upto):
         at, *both = state
@@ -368,12 +414,13 @@ class _Walk:
             if some not in env and some not in needed:
                 needed.add(some)
                 ahead += some.all_input_nodes
-        run.env = dict(env)
+        live = {source for some in needed for source in some.all_input_nodes if source in env}
+        run.env = {**env, **{source: _copied(env[source]) for source in live}}  # operations in place must not reach these
         for some in sorted(needed, key=self.place.get):
             run.env[some] = run.run_node(some)
         return run.env[node]
 
-    def at(self, name, other):
+    def at(self, name, other=None):
         """Yield, batch by batch, (inputs now, inputs in the original, what `other` lost or None) of the named layer."""
         for index in range(len(self.batches)):
             if self.graph is None:
@@ -381,39 +428,59 @@ class _Walk:
                 yield _inputs(self.model, self.instead, name, batch), _inputs(self.model, {}, name, batch), None
                 continue
             node = self.layer[name]
-            state = self._advance(self.kept.pop(index, None) or self._start(index), self.place[node])
+            state = self.kept.pop(index)[1] if index in self.kept else self._start(index)
+            state = self._advance(state, self.place[node])
             _, original, now = state
             lost = None
             if other is not None:
                 other_now = self._value(self.runs[1], now, other)
                 lost = self._value(self.runs[0], original, other) - other_now, other_now
-            source = node.args[0]
+            source = schemes.given(node.args, node.kwargs)
             yield now[source], original[source], lost
-            size = sum(v.numel() * v.element_size() for env in state[1:] for v in env.values() if torch.is_tensor(v))
-            if self.memory and (index + 1) * size <= self.memory:
-                self.kept[index] = state
+            size = _held([list(env.values()) for env in state[1:]])
+            if sum(kept for kept, _ in self.kept.values()) + size <= self.memory:
+                self.kept[index] = size, state
+
+
+def _held(value):
+    # bytes that `value` keeps alive: parts of one tensor, such as those of chunk, share its memory
+    stores = {}
+
+    def note(part):
+        if torch.is_tensor(part):
+            stores[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
+
+    fx.node.map_aggregate(value, note)
+    return sum(stores.values())
+
+
+def _copied(value):
+    return fx.node.map_aggregate(value, lambda part: part.clone() if torch.is_tensor(part) else part)
 
 
 def _inputs(model, instead, name, batch):
     # what the named layer sees of a batch; the rest of the network is not run
     caught = []
 
-    def catch(module, inputs):
-        caught.append(inputs[0])
+    def catch(module, args, kwargs):
+        caught.append(schemes.given(args, kwargs))
         raise _Reached
 
-    hooks = [model.get_submodule(name).register_forward_pre_hook(catch)]
+    def swap(new):
+        return lambda module, args, kwargs, out: new(*args, **kwargs)
+
+    hooks = [model.get_submodule(name).register_forward_pre_hook(catch, with_kwargs=True)]
     for other, new in instead.items():
-        hooks.append(
-            model.get_submodule(other).register_forward_hook(lambda module, inputs, out, new=new: new(*inputs))
-        )
+        hooks.append(model.get_submodule(other).register_forward_hook(swap(new), with_kwargs=True))
     try:
-        model(batch)
+        model(batch.clone())  # some networks write into their input
     except _Reached:
         pass
     finally:
         for hook in hooks:
             hook.remove()
+    if not caught:
+        raise ValueError(f"some calibration images do not reach layer {name!r}; give it images that do, or leave it out")
     return caught[0]
 
 
@@ -454,7 +521,8 @@ def cross_validated_ridge(covariance, cross, energy, count):
     `energy` E|e - mean|^2, all from `count` samples. Minimises RSS / (1 - dof / count)^2 over a grid from 1e-6 to 10,
     dof = 1 + sum of s / (s + ridge) over the eigenvalues s of C. With about as many samples as inputs plain least squares
     fits the noise, and is worse than with half of the samples ("double descent"); a ridge keeps the answer near
-    the original weights instead. Source: Golub, Heath & Wahba 1979.
+    the original weights instead. Where even the largest leaves as many degrees of freedom as samples, it is the
+    largest. Source: Golub, Heath & Wahba 1979.
 
     >>> x, e = torch.randn(50, 40, dtype=torch.float64), torch.randn(50, 3, dtype=torch.float64)  # nothing to be learnt
     >>> cross_validated_ridge(x.T @ x / 50, e.T @ x / 50, e.square().sum() / 50, 50) > 0.1
@@ -465,8 +533,9 @@ def cross_validated_ridge(covariance, cross, energy, count):
         return RIDGE
     values, vectors = torch.linalg.eigh(covariance)
     values, share = values.clamp(min=0), (cross @ vectors).square().sum(0)
-    best, found = torch.inf, RIDGE
-    for ridge in torch.logspace(-6, 1, 29, dtype=torch.float64).tolist():
+    grid = torch.logspace(-6, 1, 29, dtype=torch.float64).tolist()
+    best, found = torch.inf, grid[-1]
+    for ridge in grid:
         damped = values + ridge * scale
         left = 1 - (1 + (values / damped).sum()) / count
         if left <= 0.02:
@@ -488,31 +557,35 @@ def sweep(
     weighted=False,
     iterations=None,
     ridge=None,
-    batch_size=250,
-    memory=5e8,
+    batch_size=100,
+    memory=2.5e8,
 ):
     """Return a new model with the planned layers replaced by thin ones, found layer after layer on calibration images.
 
     Each planned layer becomes the rank-r answer to min E|T - W X - b|^2 (`reduced_rank`; `schemes.low_rank` for a
-    convolution), X its inputs (patches) in the network as compressed so far, T its outputs in the original one. Where a
-    batch norm follows, errors count by its squared scale; where the result is added to a shortcut, T is what the sum
-    was less what the shortcut now gives. ``relu=True``: where a ReLU follows, only max(., 0) matters, so the target is
+    convolution), X its inputs (patches) in the network as compressed so far, T its outputs in the original one. Of a
+    large feature map about 256 positions an image are taken, spread over all columns. Where a
+    batch norm follows, errors count by its squared scale; where the result is added to a shortcut of the same shape, T
+    is what the sum was less what the shortcut now gives. ``relu=True``: where a ReLU follows, only max(., 0) matters, so the target is
     T where it is positive and min(current, 0) elsewhere; the problem is solved again `iterations` times (10, or 3 in a
-    network with convolutions) with momentum (a majorise-minimise scheme; each step lowers the error after the ReLU but
-    for the momentum). ``refit=True``: layers that stay dense get the full-rank answer, which costs no parameters.
+    network with convolutions) with momentum (a heuristic after the majorise-minimise scheme: most steps lower the error
+    after the ReLU, not all do). ``refit=True``: layers that stay dense get the full-rank answer, which costs no parameters
+    (not those that share a weight or are used more than once).
     ``within``: {layer: orthonormal columns, d_out x rank} holds the outputs of a linear layer in a subspace that was
     chosen elsewhere, and only refits the rest. ``weighted=True``: errors count as much as the network's answer feels
-    them, in the metric 0.7 F / mean(diag F) + 0.3 I with F of `fisher`; with ``relu=True`` the iteration is then a
-    heuristic. `ridge`: share of the mean variance of X, as in `reduced_rank`; by default 1e-6, but where there are fewer
-    than 20 samples for an input (linear layers have one an image) the one that `cross_validated_ridge` finds.
+    them, in the metric 0.7 F / mean(diag F) + 0.3 I with F of `fisher`. `ridge`: share of the mean
+    variance of X, as in `reduced_rank`; by default 1e-6, but where there are fewer than 20 samples for an input (linear
+    layers have one an image) the one that `cross_validated_ridge` finds.
 
     Memory does not depend on the number of images: each pass keeps one matrix of d_in x d_in and one of d_out x d_in
-    numbers, and activations of at most `memory` bytes. The model runs in eval mode. Parameters: `plan`, ``{layer:
+    numbers, the activations of one batch at work, and those of other batches up to `memory` bytes; what does not fit is
+    computed again from the images for each layer. The model runs in eval mode. Parameters: `plan`, ``{layer:
     rank}``, or ``(scheme, rank)``; `calibration`, network inputs (N first). A layer without bias keeps none: where a
-    batch norm follows, its running mean takes the difference. Where torch.fx cannot trace the network, each layer has
-    its own outputs as target, which a warning says. Raises ValueError for layers that are not there or cannot be
-    factored, ranks outside 1..full rank, layers that are used more than once in one pass, and calibration data that are
-    no images of this network.
+    batch norm follows, its running mean takes the difference. Where torch.fx cannot trace the network, or does
+    not see a layer, each layer has its own outputs as target, which a warning says. Raises ValueError for layers that
+    are not there or cannot be factored, ranks outside 1..full rank, planned layers that share a weight, are used more
+    than once in one pass or by some images only, a network without parameters or in half precision, and calibration
+    data that are no images of this network.
 
     >>> model = nn.Sequential(nn.Linear(9, 6), nn.ReLU(), nn.Linear(6, 2))
     >>> [type(layer).__name__ for layer in sweep(model, {"0": 2}, torch.randn(50, 9))]
@@ -534,20 +607,36 @@ def sweep(
         )
         if not fits or not torch.allclose(subspace.T @ subspace, torch.eye(subspace.shape[1]).to(subspace), atol=1e-4):
             raise ValueError(f"within= of layer {name!r} is not d_out x rank with orthonormal columns")
-    first = next(model.parameters())
+    first = next(model.parameters(), None)
+    if first is None:
+        raise ValueError("this network has no parameters, so there is nothing to factor")
     if not first.is_floating_point() or first.dtype in (torch.float16, torch.bfloat16):
         raise ValueError(
             f"the network's weights are {first.dtype}; sequential factors need float32 or float64, so convert it with .float()"
         )
-    wanted = [name for name in _weighty(model) if name in plan or (refit and "weight" in modules[name]._parameters)]
-    order = _order(model, wanted, calibration[:1].to(first.device, first.dtype))
+    holders = owners(model)
+
+    def alone(name):  # a copy of a shared parameter would be one more
+        return all(len(holders[id(value)]) == 1 for value in modules[name].parameters())
+
+    refitted = [name for name in _weighty(model) if refit and "weight" in modules[name]._parameters and alone(name)]
+    wanted = [name for name in _weighty(model) if name in plan or name in refitted]
+    order = _order(model, wanted, plan, calibration[:2].to(first.device, first.dtype, copy=True))
+    tied = [name for name in plan if not alone(name)]
+    if tied:
+        raise ValueError(f"layer {tied[0]!r} shares its weight with another, so it cannot be factored alone")
     unmet = [name for name in plan if name not in order]
     if unmet:
         raise ValueError(f"no input reaches layer {unmet[0]!r} in a forward pass")
     graph = _graph(model, _weighty(model))
-    after = followed_by(model, graph) if graph is not None else {}
-    if graph is not None and not set(order) <= set(after):
-        graph, after = None, {}  # a layer that is called without being seen
+    after = followed_by(model, graph, calibration) if graph is not None else {}
+    unseen = [name for name in order if name not in after]
+    if graph is not None and unseen:
+        log.warning(
+            "torch.fx does not see where layer %r is called, so shortcuts, batch norms and ReLUs are not seen: each layer has its own outputs as target",
+            unseen[0],
+        )
+        graph, after = None, {}
     elif graph is not None:
         order = [name for name in after if name in order]  # as the nodes stand
     metrics = {}
@@ -588,10 +677,19 @@ def _planned(modules, name, planned):
     return scheme, int(rank)
 
 
-def _rows(y, groups=1, every=1):
+def _rows(layer, y, groups=1, every=1):
     # N x O x height x width, or N x ... x O of a linear layer -> groups x rows x O / groups
-    rows = y.flatten(2)[:, :, ::every].transpose(1, 2).flatten(0, 1) if y.ndim == 4 else y.reshape(-1, y.shape[-1])
+    wide = isinstance(layer, nn.Conv2d)
+    rows = y.flatten(2)[:, :, ::every].transpose(1, 2).flatten(0, 1) if wide else y.reshape(-1, y.shape[-1])
     return rows.reshape(len(rows), groups, -1).transpose(0, 1)
+
+
+def _step(high, wide):
+    # a large image has many positions, and neighbours are alike: about 256 are enough, in all columns
+    step = high * wide // 256 | 1
+    while math.gcd(step, wide) > 1:
+        step += 1
+    return step
 
 
 def _answer(model, walk, name, planned, held, subspace, metric, iterations, ridge):
@@ -605,7 +703,9 @@ def _answer(model, walk, name, planned, held, subspace, metric, iterations, ridg
         gain = (norm.running_var.double() + norm.eps).rsqrt()
         gain = gain if norm.weight is None else gain * norm.weight.detach().double()
         offset = (0.0 if norm.bias is None else norm.bias.detach().double()) - gain * norm.running_mean.double()
-    floor = 0.05 * gain.square().mean().sqrt()
+    # a unit whose variance is hidden by eps is dead, and its gain of hundreds says nothing of the others
+    alive = gain if norm is None else gain[norm.running_var > norm.eps]
+    floor = 0.05 * alive.square().mean().sqrt()
     floor = floor if floor > 0 else torch.ones_like(floor)
     exact = isinstance(layer, nn.Linear)
     undo = gain / (gain.square() + floor.square()) if norm is not None else gain
@@ -624,12 +724,11 @@ def _answer(model, walk, name, planned, held, subspace, metric, iterations, ridg
                     at += len(x)
                     kind = torch.float64 if exact else x.dtype
                     y = layer(x)
-                    # a large image has many positions, and neighbours are alike: about 256 are enough, an odd step meets all columns
-                    every = y[0, 0].numel() // 256 | 1 if y.ndim == 4 else 1
-                    y, y_then = (_rows(v, count, every).to(kind) for v in (y, layer(then)))
+                    every = 1 if exact else _step(*y.shape[-2:])
+                    y, y_then = (_rows(layer, v, count, every).to(kind) for v in (y, layer(then)))
                     error = y_then - y  # of the original weights: what the answer must add
                     if lost is not None:
-                        missing, other = (_rows(v[here], count, every).to(kind) for v in lost)
+                        missing, other = (_rows(layer, v[here], count, every).to(kind) for v in lost)
                         error = error + missing * undo.reshape(count, 1, -1).to(kind)
                     seen_x = schemes.patches(layer, x, every).to(kind)
                     if found is not None:
@@ -644,8 +743,7 @@ def _answer(model, walk, name, planned, held, subspace, metric, iterations, ridg
                             past = seen_x @ before[0].mT.to(kind) + before[1][:, None].to(kind)
                             current = current + momentum / (momentum + 3) * (current - past)
                         current = g * current + h + other_now
-                        goal = torch.where(goal > 0, goal, current.clamp(max=0))
-                        error = (goal - h - other_now) * u - y if norm is not None else goal - other_now - y
+                        error = error + (torch.where(goal > 0, goal, current.clamp(max=0)) - goal) * u
                     seen.update(seen_x, error, covariance=xx is None)
         if not (torch.isfinite(seen.ex).all() and torch.isfinite(seen.xx).all()):
             raise ValueError("the calibration data make NaN or infinite activations; check images and weights")

@@ -136,3 +136,29 @@ def test_bad_input(x, change, words):
 def test_few_inputs_are_said(x):
     found = compression.compress(net(), x[:3], 0.5)
     assert "rest on 3 inputs only" in found.note and "rest on" not in compression.compress(net(), x, 0.5).note
+
+
+def test_the_budget_holds_on_maps_of_odd_sides():
+    # from 3 x 3 to 2 x 2 positions rank 12 pays, by the product of the strides it would not
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(16, 5),
+    ).eval()  # fmt: skip
+    found = compression.compress(model, torch.randn(60, 8, 5, 5), 0.975, factors="svd", dense=["0"], floor=0.5)
+    assert found.plan == {"2": ("input", 12)} and isinstance(found.model[2], nn.Sequential)
+    assert 0.96 < found.kept["macs"] <= 0.975
+
+
+def test_a_network_with_a_layer_used_twice_is_compressed_around_it():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(20, 30), nn.Linear(30, 30), nn.Linear(30, 4)
+
+        def forward(self, x):
+            return self.c(torch.relu(self.b(torch.relu(self.b(torch.relu(self.a(x)))))))
+
+    found = compression.compress(Twice(), torch.randn(60, 20), 0.95)
+    assert list(found.plan) == ["a"] and found.kept["macs"] <= 0.95
+    assert found.layers.set_index("layer").loc["b", "why"] == "it is used 2 times in one pass"

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank_utils import arsvd, factors, layers, pruning, sequential
+from lowrank_utils import arsvd, factors, layers, pruning, schemes, sequential
+from lowrank_utils.models import evaluating
 from lowrank_utils.sequential import followed_by, sweep
 
 
@@ -344,3 +345,233 @@ def test_the_spectrum_of_a_grouped_convolution_is_the_root_mean_square_over_its_
     seen = layers.survey(nn.Sequential(layer), (4, 8, 8), scheme="channel")[0].singular_values
     parts = torch.linalg.svdvals(layer.weight.detach().double().reshape(2, 3, 18)).numpy()
     assert np.allclose(seen, np.sqrt((parts**2).mean(0)))
+
+
+def test_a_dead_unit_does_not_spoil_the_others():
+    # its batch norm divides by sqrt(eps): a gain of hundreds on an output that is always zero
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3))
+    x = images(60)
+    model.train()(x)
+    with torch.no_grad():
+        model[0].weight[0] = model[1].running_mean[0] = model[1].running_var[0] = 0
+    model.eval()
+    for steps in (1, 2, 10):
+        small = sweep(model, {"0": 9}, x, relu=True, refit=False, iterations=steps)  # full rank
+        assert torch.allclose(small(x), model(x), atol=1e-5)
+    plain, relu = (error(sweep(model, {"0": 4}, x, relu=r, refit=False)[:3], model[:3], x) for r in (False, True))
+    assert relu < plain
+
+
+def test_a_dead_unit_leaves_the_repair_of_a_shortcut_as_it_is(net):
+    x, plan, lost = images(), {"conv1": ("channel", 5)}, []
+    for dead in (False, True):
+        other = Residual()
+        with torch.no_grad():
+            other.block1.conv2.weight[0] = other.block1.bn2.running_mean[0] = other.block1.bn2.bias[0] = 0
+            other.block1.bn2.running_var[0] = 0 if dead else 1
+        front = [nn.Sequential(m.conv1, m.bn1, nn.ReLU(), m.block1) for m in (sweep(other, plan, x), other)]
+        lost.append(error(*front, x))
+    assert lost[1] < 1.05 * lost[0]
+
+
+class Grouped(nn.Module):
+    """A grouped convolution, a batch norm of unequal scales, a shortcut and a ReLU: all that the target is made of."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.c0, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False)
+        self.n, self.l = nn.BatchNorm2d(8), nn.Linear(8, 3)
+        with torch.no_grad():
+            self.n.weight.copy_(torch.linspace(0.2, 2, 8))
+            self.n.bias.normal_()
+            self.n.running_mean.normal_()
+            self.n.running_var.uniform_(0.5, 2)
+
+    def forward(self, x):
+        h = F.relu(self.c0(x))
+        return self.l(F.relu(self.n(self.c(h)) + h).mean((2, 3)))
+
+
+def by_hand(model, h0, h1, rank, steps):
+    # the majorise-minimise steps (the first two are without momentum) of model.c in one piece, without walk or batches
+    g = model.n.weight / (model.n.running_var + model.n.eps).sqrt()
+    offset, floor = model.n.bias - g * model.n.running_mean, 0.05 * g.square().mean().sqrt()
+    u, metric = g / (g**2 + floor**2), torch.diag(g**2 + floor**2)
+
+    def rows(v):
+        return v.permute(0, 2, 3, 1).reshape(-1, 8)
+
+    x = F.unfold(h1, 3, padding=1).transpose(1, 2).reshape(-1, 2, 36)
+    shortcut, y = rows(h1), rows(model.c(h1))
+    first = rows(model.c(h0)) - y + (rows(h0) - shortcut) * u
+    goal, error = g * (y + first) + offset + shortcut, first
+    ridges, whole, shift = [], [], []
+    for step in range(steps):
+        if step:
+            now = g * torch.cat([x[:, k] @ whole[k].T + shift[k] for k in range(2)], 1) + offset + shortcut
+            error = first + (torch.where(goal > 0, goal, now.clamp(max=0)) - goal) * u
+        whole, shift = [], []
+        for k in range(2):
+            part, start = slice(4 * k, 4 * k + 4), model.c.weight[4 * k : 4 * k + 4].reshape(4, 36)
+            mean, e = x[:, k].mean(0), error[:, part]
+            centred, e = x[:, k] - mean, e - e.mean(0)
+            xx, ex = centred.T @ centred / len(x), e.T @ centred / len(x)
+            if not step:
+                ridges.append(sequential.cross_validated_ridge(xx, ex, e.square().sum() / len(x), len(x)))
+            pair = sequential.reduced_rank(xx, ex + start @ xx, rank, ridges[k], metric[part, part], start)
+            whole.append(pair[0] @ pair[1])
+            shift.append(error[:, part].mean(0) + (start - whole[k]) @ mean)
+    assert ridges[0] != ridges[1]
+    return torch.stack(whole), torch.cat(shift)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_answer_of_one_layer_is_that_of_its_definition(steps, monkeypatch):
+    monkeypatch.setattr(schemes, "images_at_once", lambda layer, x: 1)
+    model, x = Grouped().double().eval(), images(10)[:, :, :5, :5].double()
+    plan = {"c0": ("channel", 3), "c": ("channel", 2)}
+    small = sweep(model, plan, x, relu=True, refit=False, iterations=steps, batch_size=4)
+    with torch.no_grad():
+        whole, shift = by_hand(model, F.relu(model.c0(x)), F.relu(small.c0(x)), 2, steps)
+        found = small.c.second.weight.reshape(2, 4, 2) @ small.c.first.weight.reshape(2, 2, 36)
+    assert torch.allclose(found, whole, atol=1e-5)
+    assert torch.allclose(model.n.running_mean - small.n.running_mean, shift, atol=1e-5)
+
+
+def test_a_batch_norm_of_two_layers_and_a_relu_beside_another_use_count_for_nothing():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(4, 4, 1) for _ in range(3))
+            self.n = nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            y = self.c(self.n(self.b(self.n(self.a(x)))))
+            return F.relu(y) + y
+
+    assert set(followed_by(Odd()).values()) == {sequential.Followed()}
+
+
+class Halves(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c0, self.c1, self.c2 = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x):
+        a = self.c0(x).chunk(2, 1)
+        return self.c2(torch.cat([self.c1(a[0]), a[1]], 1)).mean((2, 3))
+
+
+@pytest.mark.parametrize("limit", [0, 1e5, 1e9])
+def test_kept_activations_stay_within_the_memory_and_are_only_those_still_needed(limit):
+    model, x = Halves().eval(), images(40)
+    walk = sequential._Walk(model, sequential._graph(model, ["c0", "c1", "c2"]), {}, x, 8, limit)
+    each = {"c0": 3, "c1": 16, "c2": 16}  # channels alive before each layer; both halves of the chunk are one tensor
+    for name, channels in each.items():
+        with evaluating(model):
+            for _ in walk.at(name):
+                held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(walk.kept)}
+                assert sum(held.values()) <= limit
+        bytes_of_batch = 2 * 8 * channels * 100 * 4  # in both networks
+        assert len(walk.kept) == min(5, limit // bytes_of_batch)
+        assert {size for size, _ in walk.kept.values()} <= {bytes_of_batch}
+
+
+def tensors(value):
+    if torch.is_tensor(value):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+    return [tensor for part in parts for tensor in tensors(part)]
+
+
+def test_operations_in_place_on_the_images_and_on_the_shortcut_change_nothing():
+    class Place(nn.Module):
+        def __init__(self, inplace):
+            super().__init__()
+            torch.manual_seed(0)
+            self.inplace = inplace
+            self.c0, self.n, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1)
+            self.o = nn.Linear(8, 3)
+
+        def forward(self, x):
+            h = self.n(self.c0(x.sub_(0.5) if self.inplace else x - 0.5))
+            y = self.c(h)
+            return self.o((y + F.relu(h, inplace=self.inplace)).mean((2, 3)))
+
+    x, answers = images(60), []
+    given = x.clone()
+    for inplace in (True, False):
+        model = Place(inplace).eval()
+        for factors_of in ("sequential", "relu-aware", "data-aware"):
+            small = layers.apply(model, {"c0": ("channel", 3), "c": ("channel", 3)}, factors_of, given)
+            answers.append(small(x.clone()))
+    assert torch.equal(given, x)
+    for one, other in zip(answers, answers[3:]):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", ["spatial", "input", "channel"])
+@pytest.mark.parametrize("kind", ["data-aware", "sequential"])
+def test_a_layer_or_a_group_of_zeros_stays_zero(scheme, kind):
+    x = images(20)
+    zero = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3)).eval()
+    group = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3, groups=2)).eval()
+    with torch.no_grad():
+        zero[0].weight.zero_()
+        group[2].weight[:3] = 0
+    small = layers.apply(zero, {"0": (scheme, 1)}, kind, x)
+    assert torch.allclose(small(x), zero(x), atol=1e-5)
+    small = layers.apply(group, {"2": (scheme, 2)}, kind, x, resource=None)
+    assert torch.allclose(small(x)[:, :3], group(x)[:, :3], atol=1e-5) and torch.isfinite(small(x)).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1, 1), (1, 8, 10, 10), (8, 1, 1)])
+def test_a_sum_with_another_shape_is_no_shortcut(shape):
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.c0, self.c, self.o = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4)
+            self.p = nn.Parameter(torch.randn(shape))
+
+        def forward(self, x):
+            return self.o(F.relu(self.c(F.relu(self.c0(x))) + self.p).mean((2, 3)))
+
+    model, x = Shifted().eval(), images(50)
+    plan = {"c0": ("channel", 4), "c": ("channel", 4)}
+    swept, plain = (error(layers.apply(model, plan, kind, x), model, x) for kind in ("sequential", "data-aware"))
+    assert swept < plain and followed_by(model, None, x)["c"].other is None
+
+
+def test_large_maps_are_sampled_in_all_columns():
+    for side in range(1, 240):
+        step = sequential._step(side, side)
+        assert len({k * step % side for k in range(side)}) == side and step < side * side / 256 + 8
+    assert [sequential._step(side, side) for side in (14, 28, 32)] == [1, 3, 5]
+
+
+def test_macs_on_small_maps_are_settled_by_the_real_positions():
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, bias=False))
+    for shape, scheme, rank in (((16, 3, 3), "input", 9), ((16, 3, 3), "spatial", 13)):
+        small = layers.apply(model, {"0": (scheme, rank)}, resource="macs", input_shape=shape)
+        assert isinstance(small[0], nn.Conv2d)  # the pair would cost more than 2304
+        assert isinstance(layers.apply(model, {"0": (scheme, rank)}, resource=None)[0], nn.Sequential)
+    strided = nn.Sequential(nn.Conv2d(32, 32, 3, 2, 1, bias=False))
+    (card,) = layers.survey(strided, (32, 1, 1), scheme="input")
+    plan = {"0": ("input", card.break_even("macs"))}
+    for given in ({"input_shape": (32, 1, 1)}, {"calibration": torch.zeros(2, 32, 1, 1)}):
+        small = layers.apply(strided, plan, resource="macs", **given)
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            small(torch.zeros(1, 32, 1, 1))
+        assert counter.get_total_flops() // 2 == layers.plan_cost([card], plan, "macs") < card.macs
+
+
+def test_half_precision_does_not_overflow():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3)).half()
+    x = 3 * torch.randn(60, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    moments = factors.collect(model, ["0"], x)["0"]
+    assert torch.isfinite(moments.scatter).all()
+    small = layers.apply(model, {"0": ("channel", 3)}, "data-aware", x)
+    assert all(torch.isfinite(value).all() for value in small.parameters())

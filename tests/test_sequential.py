@@ -8,7 +8,7 @@ from conftest import mlp
 from torch import nn
 from torch.nn import functional as F
 
-from lowrank_utils import layers, score, sequential
+from lowrank_utils import factors, layers, score, sequential
 from lowrank_utils.sequential import before_relu, fisher, reduced_rank, sweep
 
 
@@ -347,3 +347,163 @@ def test_the_cross_validated_ridge_is_large_for_noise_and_small_for_a_law():
         sequential.cross_validated_ridge(torch.zeros(3, 3).double(), torch.zeros(2, 3).double(), torch.tensor(0.0), 5)
         == 1e-6
     )
+
+
+class Dropping(nn.Module):
+    """Dropout as a function, and a layer that only evaluation uses."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(12, 10), nn.Linear(10, 10), nn.Linear(10, 4)
+
+    def forward(self, x):
+        x = F.dropout(F.relu(self.a(x)), 0.5, self.training)
+        return self.c(x if self.training else F.relu(self.b(x)))
+
+
+def test_the_network_is_traced_in_eval_mode(x):
+    model = Dropping().train()
+    assert sequential.followed_by(model)["b"].relu and before_relu(model) == {"a", "b"}
+    small = sweep(model, {"b": 5}, x)
+    assert model.training and torch.equal(small.eval()(x), sweep(model.eval(), {"b": 5}, x)(x))
+
+
+def test_a_layer_that_fx_does_not_see_is_said(x, caplog):
+    class Hiding(Dropping):
+        def forward(self, x):
+            x = F.relu(self.a(x))
+            return self.c(F.relu(self.b(x)) if isinstance(x, torch.Tensor) else x)
+
+    with caplog.at_level(logging.WARNING):
+        small = sweep(Hiding(), {"a": 5, "b": 5}, x)
+    assert "does not see where layer 'b' is called" in caplog.text and small.b.first.weight.shape == (5, 10)
+
+
+def test_linear_layers_over_a_grid_are_those_over_a_list():
+    class Grid(nn.Module):
+        def __init__(self, flat):
+            super().__init__()
+            torch.manual_seed(0)
+            self.flat, self.a, self.b, self.o = flat, nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = x.flatten(1, 2) if self.flat else x
+            return self.o(F.relu(self.b(F.relu(self.a(x)))).flatten(1, -2).mean(1))
+
+    grid, flat = Grid(False), Grid(True)
+    z = torch.randn(30, 8, 8, 6, generator=torch.Generator().manual_seed(0))  # as many rows as outputs
+    for relu in (False, True):
+        one, other = (sweep(m, {"a": 3, "b": 3}, z, relu=relu) for m in (grid, flat))
+        assert torch.allclose(one(z), other(z), atol=1e-5)
+    assert torch.allclose(fisher(grid, ["a"], z)["a"], fisher(flat, ["a"], z)["a"], atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [7, 16])
+def test_a_batch_norm_over_tokens_is_not_one_of_the_outputs(tokens):
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.n = nn.Linear(12, 16, bias=False), nn.BatchNorm1d(tokens)
+            self.b = nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.b(F.relu(self.n(self.a(x)))).mean(1)
+
+    model = Tokens().eval()
+    z = torch.randn(50, tokens, 12, generator=torch.Generator().manual_seed(0)) + 1 + torch.arange(12.0) / 4
+    for kind in ("sequential", "data-aware"):
+        small = layers.apply(model, {"a": 5}, kind, z)
+        assert torch.equal(small.n.running_mean, model.n.running_mean)
+        assert (small(z) - model(z)).square().mean() < 0.05 * model(z).square().mean()
+
+
+def test_tied_weights_stay_tied_and_are_not_refitted(x):
+    model = mlp((12, 9, 9, 9, 3))
+    model[4].weight = model[2].weight
+    small = sweep(model, {"0": 3}, x)
+    assert small[4].weight is small[2].weight
+    assert score.parameters(small) == score.parameters(model) - 108 + 3 * 21
+    with pytest.raises(ValueError, match="layer '2' shares its weight with another"):
+        sweep(model, {"2": 4}, x)
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.idle = nn.Linear(12, 9), nn.Linear(9, 9), nn.Linear(9, 4), nn.Linear(9, 3)
+
+    def forward(self, x):
+        x = F.relu(self.b(F.relu(self.b(F.relu(self.a(x))))))
+        self.idle(x)
+        return self.c(x)
+
+
+def test_a_layer_that_is_used_twice_is_left_as_it_is(x):
+    model = Twice()
+    reasons = {card.name: card.reason for card in layers.survey(model, (12,))}
+    assert reasons == {"a": "", "b": "it is used 2 times in one pass", "c": "", "idle": ""}
+    small = sweep(model, {"a": 3}, x)
+    assert torch.equal(small.b.weight, model.b.weight) and not torch.equal(small.c.weight, model.c.weight)
+    with pytest.raises(ValueError, match="layer 'b' is used 2 times in one pass; the Fisher information needs one"):
+        fisher(model, ["b"], x)
+    assert not fisher(model, ["idle"], x)["idle"].any()  # the answer does not depend on it
+
+
+def test_layers_may_be_called_by_keyword(x):
+    class Keyword(nn.Module):
+        def __init__(self, named):
+            super().__init__()
+            torch.manual_seed(0)
+            self.named, self.a, self.b = named, nn.Linear(12, 10), nn.Linear(10, 4)
+
+        def forward(self, x):
+            if self.named:
+                return self.b(input=F.relu(self.a(input=x)))
+            return self.b(F.relu(self.a(x)))
+
+    named, plain = Keyword(True), Keyword(False)
+    assert [c.macs for c in layers.survey(named, (12,))] == [c.macs for c in layers.survey(plain, (12,))]
+    for kind in ("data-aware", "sequential"):
+        one, other = (layers.apply(m, {"a": 4}, kind, x) for m in (named, plain))
+        assert torch.allclose(one(x), other(x), atol=1e-6)
+
+
+class Choosy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(12, 9), nn.Linear(12, 9), nn.Linear(9, 9)
+
+    def forward(self, x):
+        n, width = x.shape
+        torch._assert(width == 12, "wrong width")
+        return self.a(x) if x.sum() > 0 else self.b(x)
+
+
+def test_networks_that_cannot_be_swept_are_refused_in_one_sentence(x):
+    model, empty = Choosy(), nn.Sequential(nn.ReLU())
+    some = torch.cat([x[:50].abs(), -x[:50].abs()])
+    calls = [
+        (lambda: sweep(model, {"a": 3}, some, batch_size=50), "some calibration images do not reach layer 'a'"),
+        (lambda: sweep(model, {"a": 3}, x[:, :5]), r"cannot take calibration images of shape \(5,\): wrong width"),
+        (lambda: sweep(model, {"a": 3}, x[:, None]), r"cannot take calibration images of shape \(1, 12\)"),
+        (lambda: factors.collect(model, ["a"], x[:, :5]), r"cannot take calibration images of shape \(5,\)"),
+        (lambda: layers.survey(model, (5,)), r"cannot take one input of shape \(5,\)"),
+        (lambda: layers.survey(model, (2, 12)), r"cannot take one input of shape \(2, 12\)"),
+        (lambda: fisher(model, ["a"], x[:, :5]), r"cannot take images of shape \(5,\)"),
+        (lambda: fisher(model, ["c"], x), "layer 'c' is used 0 times in one pass"),
+        (lambda: fisher(nn.Conv1d(3, 2, 1), [""], torch.zeros(2, 3, 5)), "whose answers are N x classes"),
+        (lambda: fisher(empty, ["0"], x), "this network has no parameters"),
+        (lambda: sweep(empty, {}, x), "this network has no parameters"),
+        (lambda: factors.collect(empty, [], x), "this network has no parameters"),
+    ]
+    for call, words in calls:
+        with pytest.raises(ValueError, match=words):
+            call()
+
+
+def test_the_largest_ridge_is_taken_where_none_leaves_a_degree_of_freedom():
+    z, e = torch.randn(3, 1000, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    z, e = z - z.mean(0), e - e.mean(0)
+    assert sequential.cross_validated_ridge(z.T @ z / 3, e.T @ z / 3, e.square().sum() / 3, 3) == pytest.approx(10)
