@@ -386,7 +386,8 @@ def trade_off(table, floor=0.1):
 
     `table`: result rows with columns dataset, network, chooser, way ("dense", "low rank", "units", "zeros", "8 bit"), accuracy,
     bytes, latency_ms_64. The steps join what nothing smaller (or faster) beats; what loses more than `floor` is below the panel
-    and is counted in its corner. Where the column tuned_accuracy has a value, a hollow marker stands at it.
+    and is counted in its corner. Where the column tuned_accuracy has a value, a hollow marker stands at it; what runs in
+    onnxruntime (column factors) has a black ring.
     """
     cases = list(table[["dataset", "network"]].drop_duplicates().itertuples(index=False, name=None))
     costs = {"bytes": ("kB on disk", 1e-3), "latency_ms_64": ("milliseconds for 64 inputs", 1.0)}
@@ -403,15 +404,19 @@ def trade_off(table, floor=0.1):
             axis.plot(unit * part[column], part["accuracy"], label=way, **style, alpha=0.8)
             if "tuned_accuracy" in part:
                 axis.plot(unit * part[column], part["tuned_accuracy"], markerfacecolor="none", **style)
-        best = pd.concat([mine["accuracy"], mine.get("tuned_accuracy", mine["accuracy"])], axis=1).max(axis=1)
-        front = pd.DataFrame({"cost": unit * mine[column], "best": best}).sort_values(["cost", "best"], ascending=[True, False])
+        if "factors" in mine:
+            part = mine[mine["factors"].astype(str).str.contains("onnxruntime")]
+            style = {"linestyle": "none", "marker": "o", "color": "black", "markersize": 12, "markerfacecolor": "none"}
+            axis.plot(unit * part[column], part["accuracy"], label="in onnxruntime", **style)
+        front = pd.DataFrame({"cost": unit * mine[column], "best": mine["accuracy"]})
+        front = front.sort_values(["cost", "best"], ascending=[True, False])
         front = front[front["best"] > front["best"].cummax().shift(fill_value=-np.inf)]
         axis.step(front["cost"], front["best"], where="post", color="gray", linewidth=1, zorder=0)
         low = dense - floor
-        below = int((best < low).sum())
+        below = int((mine["accuracy"] < low).sum())
         if below:
             axis.annotate(f"{below} below", (0.98, 0.03), xycoords="axes fraction", ha="right", fontsize="small")
-        axis.set(xscale="log", xlabel=label, title=f"{network} on {dataset}", ylim=(low, min(1.0, best.max() + 0.1 * floor)))
+        axis.set(xscale="log", xlabel=label, title=f"{network} on {dataset}", ylim=(low, min(1.0, mine["accuracy"].max() + 0.1 * floor)))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter("")
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
