@@ -73,9 +73,9 @@ def job_rows(folder):
             table.insert(min(place, table.shape[1]), name, str(value))
     table["address"] = done["address"]
     table["run_parameters"] = json.dumps(done["parameters"], sort_keys=True)
-    table["data_fingerprint"] = done["data_fingerprint"]
-    table["versions"] = ", ".join(f"{name} {version}" for name, version in done["versions"].items())
-    return table.assign(commit=done["commit"], finished=done["finished"])
+    table["data_fingerprint"] = done.get("data_fingerprint", "")  # a record of an older version may lack some
+    table["versions"] = ", ".join(f"{name} {version}" for name, version in done.get("versions", {}).items())
+    return table.assign(commit=done.get("commit", ""), finished=done.get("finished", ""))
 
 
 def joined(tables):
