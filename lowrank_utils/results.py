@@ -94,4 +94,4 @@ def typed(table):
     """Return a text table with numbers as numbers and empty fields as NaN."""
     import pandas as pd
 
-    return pd.read_csv(io.StringIO(table.to_csv(index=False)))
+    return pd.read_csv(io.StringIO(table.to_csv(index=False)), low_memory=False)  # one type for a whole column

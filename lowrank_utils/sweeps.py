@@ -11,6 +11,8 @@ A worker executes a cell in a scratch folder of its own and then puts it in its 
 killed leaves either a finished cell or none.
 """
 
+import asyncio
+import concurrent.futures
 import contextlib
 import errno
 import json
@@ -198,8 +200,10 @@ def _client(scheduler, workers, threads, cells):
             yield client
         return
     try:
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:  # in a notebook this thread has a loop already
+            pool.submit(asyncio.run, _handshake(scheduler)).result()
         client = distributed.Client(scheduler, timeout=ANSWER)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError):
         reason = f"no scheduler answers at {scheduler} within {ANSWER} s"
         raise runs.RunError(f"{reason}; start one with: dask scheduler") from None
     with client:
@@ -209,6 +213,16 @@ def _client(scheduler, workers, threads, cells):
             reason = f"the scheduler at {scheduler} has no worker"
             raise runs.RunError(f"{reason}; start one with: dask worker {scheduler} --nthreads 1") from None
         yield client
+
+
+async def _handshake(scheduler):
+    """Raise TimeoutError where `scheduler` takes the connection and says nothing: distributed would wait for ever."""
+    from distributed import Security
+    from distributed.comm import connect
+
+    arguments = Security().get_connection_args("client")
+    comm = await asyncio.wait_for(connect(scheduler, timeout=ANSWER, **arguments), ANSWER)
+    comm.abort()
 
 
 # ---- its place ---------------------------------------------------------------------------------------------
@@ -315,7 +329,7 @@ def gather(finished, to):
     means = summary(rows)
     for name, lines, table in (("results", text, rows), ("summary", means, means)):
         _put(fs, f"{root}/{name}.csv", lines.to_csv(index=False).encode())
-        words = table.select_dtypes("object").columns  # a column of one type, as parquet wants it
+        words = [c for c in table if table[c].dtype == object]  # parquet wants one type in a column
         _put(fs, f"{root}/{name}.parquet", table.astype(dict.fromkeys(words, "string")).to_parquet(index=False))
     return rows, means
 
