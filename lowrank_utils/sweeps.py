@@ -47,7 +47,7 @@ def read_grid(words):
     grid = {}
     for word in words:
         name, equals, text = word.partition("=")
-        if Path(word).is_file():
+        if os.path.isfile(word):  # no error for a text that is too long for a name
             part = jobs.read_yaml(word, "grid")
             part = {key: value if isinstance(value, list) else [value] for key, value in part.items()}
         elif equals and name.strip():
@@ -99,7 +99,7 @@ def run(planned, request, to=None, workers=None, threads=1, scheduler=None, retr
 
     to = str(to or paths.SWEEPS / planned[0].notebook)
     fs, root = _locate(to)
-    lock = Path(root) if _is_local(fs) else paths.SWEEPS / re.sub(r"[^\w.-]+", "-", to)
+    lock = Path(root) if _is_local(fs) else paths.SWEEPS / re.sub(r"[^\w.-]+", "-", to)[-100:]
     record = {"run": Path(root).name, "status": "running", "started": runs.now(), "request": request}
     with _in_words(to), runs.locked(lock):
         done, failed = _scan(fs, root, planned)

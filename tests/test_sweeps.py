@@ -32,7 +32,8 @@ while word == "hold" and seed and not (paths.ROOT / "go").exists():
 """
 END = """\
 from lowrank_utils import runs
-rows = [{"chooser": c, "accuracy": threshold * 0.1 + seed * k, "note": f"by seed {seed}", "threads": os.environ["OMP_NUM_THREADS"]}
+threads = os.environ["OMP_NUM_THREADS"]
+rows = [{"chooser": c, "accuracy": threshold * 0.1 + seed * k, "note": f"by seed {seed}", "threads": threads}
         for k, c in enumerate(["energy", "fixed"])]
 runs.save(output_folder, rows, files={"big.bin": bytes(%d)})
 note("end")
@@ -162,11 +163,12 @@ def test_rows_of_an_older_version_are_joined_by_name(toy):
 
 def test_a_finished_sweep_of_100_cells_is_checked_at_once(toy, monkeypatch):
     monkeypatch.setattr(sweeps, "_client", None)  # no workers are started
-    planned, request = sweeps.plan("02", {"seed": list(range(100))})
+    grid = sweeps.read_grid(["seed=" + ",".join(map(str, range(100)))])
+    planned, request = sweeps.plan("02", grid)
     forged(toy, planned, toy.sweep)
     first = sweeps.run(planned, request)
     start = time.process_time()
-    planned, request = sweeps.plan("02", {"seed": list(range(100))})
+    planned, request = sweeps.plan("02", grid)
     assert sweeps.run(planned, request) == first and len(first[1]) == 100
     assert time.process_time() - start < 0.5
     (toy.sweep / "summary.csv").unlink()
