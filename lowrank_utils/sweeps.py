@@ -165,6 +165,7 @@ def _cell(job, fs, root, threads):
     fs.invalidate_cache()
     if fs.exists(f"{root}/{job.address}/done.json"):
         return ""  # finished by a worker that was lost before it could say so
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it says is on record
     os.environ.update(dict.fromkeys(THREADS, str(threads)))  # kernels inherit it
     with tempfile.TemporaryDirectory(dir=get_worker().local_directory) as scratch:
         try:
@@ -353,7 +354,7 @@ def summary(table):
     """Return the means and standard deviations over seeds of all numbers in `table`, results as `gather` has them.
 
     Rows belong together that agree in every parameter but the seed and in what they name: `chooser`, `factors`
-    and each other text that has the same values under every seed. Of a run's rows that agree in all this, the
+    and each other text whose values are the same under every seed. Of a run's rows that agree in all this, the
     first belongs with the first, the second with the second. `seeds` says how many runs stand behind a row.
 
     >>> import pandas as pd
@@ -365,10 +366,15 @@ def summary(table):
 
     known = [c for c in table.dropna(axis=1, how="all") if c not in (*results.PROVENANCE_COLUMNS, "seed")]
     measured = [c for c in table[known].select_dtypes("number") if not c.startswith("run_")]
-    by_seed = [part for _, part in table.groupby("seed", dropna=False)]
-    same = [c for c in known if len({frozenset(part[c].dropna()) for part in by_seed}) == 1]
-    named = {*same, *results.RESULT_COLUMNS, *(c for c in known if c.startswith("run_"))} - set(measured)
-    names = [c for c in known if c in named]
+    settings = [c for c in known if c.startswith("run_") or c in ("notebook", *KEYS)]
+
+    def is_name(column):
+        if column in measured or column in settings or column in results.RESULT_COLUMNS:
+            return column not in measured
+        values = table.groupby([*settings, "address"], dropna=False)[column].agg(lambda v: frozenset(v.dropna()))
+        return values.groupby(settings, dropna=False).nunique().max() == 1
+
+    names = [c for c in known if is_name(c)]
     nth = table.groupby(["address", *names], dropna=False).cumcount()
     groups = table.assign(nth=nth).groupby([*names, "nth"], dropna=False, sort=False)
     columns = [groups["address"].nunique().rename("seeds")]

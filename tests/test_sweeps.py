@@ -161,6 +161,15 @@ def test_rows_of_an_older_version_are_joined_by_name(toy):
     assert set(pd.read_parquet(toy.sweep / "summary.parquet")["seeds"]) == {1} and len(means) == 2
 
 
+def test_a_text_that_depends_on_the_seed_parts_no_rows_also_where_a_seed_is_missing():
+    cells = [(0.1, 0), (0.1, 1), (0.2, 0)]
+    rows = [(f"{k}-{s}", s, k, f"{k} {t}", f"{s} {t}", t + s) for k, s in cells for t in (1, 2)]
+    means = sweeps.summary(pd.DataFrame(rows, columns=["address", "seed", "run_kept", "target", "plan", "f1"]))
+    assert list(means["target"]) == ["0.1 1", "0.1 2", "0.2 1", "0.2 2"] and "plan" not in means
+    assert list(means["seeds"]) == [2, 2, 1, 1] and list(means["f1_mean"]) == [1.5, 2.5, 1, 2]
+    assert list(means["f1_std"].isna()) == [False, False, True, True]
+
+
 def test_a_finished_sweep_of_100_cells_is_checked_at_once(toy, monkeypatch):
     monkeypatch.setattr(sweeps, "_client", None)  # no workers are started
     grid = sweeps.read_grid(["seed=" + ",".join(map(str, range(100)))])
@@ -217,11 +226,16 @@ def test_a_killed_worker_is_replaced_by_the_others(toy):
     assert kept.items() <= states(toy.sweep).items() and len(pd.read_csv(toy.sweep / "results.csv")) == 8
 
 
-def test_a_killed_sweep_goes_on_where_it_stopped_and_a_killed_kernel_is_a_failed_cell(toy):
-    words = ["sweep", "02", "--workers", "1", "--grid", "seed=0,1", "word=hold", "--quiet"]
+def held(made, seed, tries=1):
+    """The (seed, kernel, worker) of the cell of this seed, once it has begun so many times."""
+    return wait_for(lambda: [line for line in logged(made, "begin") if line[0] == seed][tries - 1 :], 60)[0]
+
+
+def test_whatever_ends_a_sweep_it_goes_on_where_it_stopped(toy):
+    words = ["sweep", "02", "--workers", "1", "--grid", "seed=0,1,2", "word=hold", "--quiet"]
     sweep = toy.start(*words)
     try:
-        ((_, kernel, worker),) = wait_for(lambda: [line for line in logged(toy, "begin") if line[0] == 1], 60)
+        _, kernel, worker = held(toy, 1)
         before = states(toy.sweep)
         with pytest.raises(runs.RunError, match=f"02_second is being worked on by process {sweep.pid}"):
             sweeps.run(*sweeps.plan("02", {"seed": [0]}))
@@ -230,25 +244,19 @@ def test_a_killed_sweep_goes_on_where_it_stopped_and_a_killed_kernel_is_a_failed
         sweep.communicate()
     wait_for(lambda: not os.path.exists(f"/proc/{worker}") and not os.path.exists(f"/proc/{kernel}"))
     assert len(before) == 1 and states(toy.sweep) == before
-    assert [cell["status"] for cell in runs.read_run(toy.sweep)["jobs"]] == ["pending", "pending"]
+    assert {cell["status"] for cell in runs.read_run(toy.sweep)["jobs"]} == {"pending"}
 
-    sweep = toy.start(*words)
-    kernel = wait_for(lambda: [line for line in logged(toy, "begin") if line[0] == 1][1:], 60)[0][1]
-    os.kill(kernel, signal.SIGKILL)
-    _, err = sweep.communicate(timeout=60)
-    assert sweep.returncode == 1 and "its kernel died" in err
-    assert states(toy.sweep) == before and len(pd.read_csv(toy.sweep / "results.csv")) == 2
-
-
-def test_ctrl_c_ends_in_a_sentence(toy):
-    words = ["sweep", "02", "--workers", "1", "--grid", "seed=0,1", "word=hold", "--quiet"]
     sweep = toy.start(*words, start_new_session=True)
-    wait_for(lambda: [line for line in logged(toy, "begin") if line[0] == 1], 60)
+    os.kill(held(toy, 1, tries=2)[1], signal.SIGKILL)  # a kernel: its cell has failed, the next one begins
+    held(toy, 2)
     os.killpg(sweep.pid, signal.SIGINT)  # as a terminal does: to the workers, too
     out, err = sweep.communicate(timeout=60)
     assert (sweep.returncode, out, err) == (130, "", "interrupted; go on with the same command\n")
-    assert runs.read_run(toy.sweep)["status"] == "interrupted" and len(states(toy.sweep)) == 1
-    assert len(pd.read_csv(toy.sweep / "results.csv")) == 2
+    record = runs.read_run(toy.sweep)
+    assert [cell["status"] for cell in record["jobs"]] == ["done", "failed", "pending"]
+    assert record["status"] == "interrupted" and "its kernel died" in record["jobs"][1]["error"]
+    assert states(toy.sweep) == before and len(pd.read_csv(toy.sweep / "results.csv")) == 2
+    assert [line[0] for line in logged(toy, "end")] == [0]
 
 
 def test_a_folder_that_fills_up_ends_the_sweep_and_leaves_only_whole_cells(project, tmp_path):
