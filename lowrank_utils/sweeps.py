@@ -162,12 +162,12 @@ def _cell(job, fs, root, threads):
     """Execute one cell on a worker and put it in its place; return its error in words, "" for none."""
     from distributed import get_worker
 
-    fs.invalidate_cache()
-    if fs.exists(f"{root}/{job.address}/done.json"):
-        return ""  # finished by a worker that was lost before it could say so
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it says is on record
     os.environ.update(dict.fromkeys(THREADS, str(threads)))  # kernels inherit it
-    with tempfile.TemporaryDirectory(dir=get_worker().local_directory) as scratch:
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it says is on record
+    with _alone(fs, root, job.address), tempfile.TemporaryDirectory(dir=get_worker().local_directory) as scratch:
+        fs.invalidate_cache()
+        if fs.exists(f"{root}/{job.address}/done.json"):
+            return ""  # finished for a sweep that was killed, or by a worker that was lost before it could say so
         try:
             _store(runs.execute(job, scratch, progress=False), fs, root)
             return ""
@@ -183,6 +183,19 @@ def _cell(job, fs, root, threads):
             runs.write_json(folder / "failed.json", {**content, "finished": runs.now(), **runs.provenance()})
             _store(folder, fs, root)
             return content["error"]
+
+
+@contextlib.contextmanager
+def _alone(fs, root, address):
+    """Wait until no other worker is at this cell, as one may still be for a sweep that was killed."""
+    if not _is_local(fs):
+        yield
+        return
+    import fcntl
+
+    with open(f"{root}/cells.lock", "a") as lock:  # a byte of it for each cell
+        fcntl.lockf(lock, fcntl.LOCK_EX, 1, int(address[-8:], 16))
+        yield
 
 
 @contextlib.contextmanager

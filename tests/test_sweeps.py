@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import nbformat
@@ -210,25 +211,45 @@ def test_results_go_to_any_fsspec_address_and_a_failed_cell_waits_for_retry(toy)
 # ---- cut off
 
 
-def test_a_killed_worker_is_replaced_by_the_others(toy):
-    with cluster(toy, workers=2) as (address, workers):
-        words = ["--grid", "seed=0,1,2,3", "word=hold", "--scheduler", address, "--quiet"]
-        sweep = toy.start("sweep", "02", *words)
-        begun = wait_for(lambda: [line for line in logged(toy, "begin") if line[0]], 60)
-        kept = states(toy.sweep)
-        victim = next(worker for worker in workers if worker.pid == begun[0][2])
-        victim.send_signal(signal.SIGKILL)
-        wait_for(lambda: not os.path.exists(f"/proc/{begun[0][1]}"))  # its kernel ends with it
-        (toy.root / "go").touch()
-        out, err = sweep.communicate(timeout=120)
-    assert sweep.returncode == 0 and out.startswith("4 of 4 cells are done"), err
-    assert sorted(line[0] for line in logged(toy, "end")) == [0, 1, 2, 3]
-    assert kept.items() <= states(toy.sweep).items() and len(pd.read_csv(toy.sweep / "results.csv")) == 8
-
-
 def held(made, seed, tries=1):
     """The (seed, kernel, worker) of the cell of this seed, once it has begun so many times."""
     return wait_for(lambda: [line for line in logged(made, "begin") if line[0] == seed][tries - 1 :], 60)[0]
+
+
+def test_a_killed_worker_is_replaced_and_a_cell_that_goes_on_without_its_sweep_is_not_done_twice(toy):
+    with cluster(toy, workers=2) as (address, workers):
+        words = ["--grid", "seed=0,1,2", "word=hold", "--scheduler", address, "--quiet"]
+        first = toy.start("sweep", "02", *words)
+        try:
+            (_, kernel, victim), _ = held(toy, 1), held(toy, 2)
+        finally:
+            first.kill()
+            first.communicate()
+        kept = states(toy.sweep)
+        second = toy.start("sweep", "02", *words)
+        wait_for(lambda: json.loads((toy.sweep / "run.json").read_text())["jobs"][0]["status"] == "done", 60)
+        next(worker for worker in workers if worker.pid == victim).send_signal(signal.SIGKILL)
+        wait_for(lambda: not os.path.exists(f"/proc/{kernel}"))  # a kernel ends with its worker
+        (toy.root / "go").touch()
+        out, err = second.communicate(timeout=120)
+    assert second.returncode == 0 and out.startswith("3 of 3 cells are done"), err
+    assert sorted(line[0] for line in logged(toy, "begin")) == [0, 1, 1, 2]
+    assert sorted(line[0] for line in logged(toy, "end")) == [0, 1, 2]
+    assert kept.items() <= states(toy.sweep).items() and len(pd.read_csv(toy.sweep / "results.csv")) == 6
+
+
+def test_a_worker_waits_for_another_at_the_same_cell_only(tmp_path):
+    fs, root = sweeps._locate(tmp_path)
+    held = "with s._alone(*s._locate(sys.argv[1]), 'x-0000000a'): print(flush=True), time.sleep(60)"
+    words = [sys.executable, "-c", f"import sys, time; from lowrank_utils import sweeps as s\n{held}", str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with sweeps._alone(fs, root, "x-0000000b"):
+            pass
+        start = time.monotonic()
+        threading.Timer(0.5, other.kill).start()
+        with sweeps._alone(fs, root, "x-0000000a"):
+            assert time.monotonic() - start > 0.4
 
 
 def test_whatever_ends_a_sweep_it_goes_on_where_it_stopped(toy):
