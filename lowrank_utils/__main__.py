@@ -78,7 +78,7 @@ def run(
 def sweep(
     notebook: Annotated[str, typer.Argument(help="Such as notebooks/02_arsvd.ipynb or 02.")],
     values: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME=V,V,...]...", help="More parameters of the grid.")
+        list[str] | None, typer.Argument(metavar="NAME=V,V,...", help="More parameters of the grid.")
     ] = None,
     grid: Annotated[
         list[str] | None,
