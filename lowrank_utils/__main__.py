@@ -1,6 +1,7 @@
 """The command line: ``python -m lowrank_utils --help`` says it all."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -74,6 +75,61 @@ def run(
 
 
 @app.command()
+def sweep(
+    notebook: Annotated[str, typer.Argument(help="Such as notebooks/02_arsvd.ipynb or 02.")],
+    values: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME=V,V,...", help="More parameters of the grid.")
+    ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=V,V,...", help="A parameter and its values, or a YAML file of them; repeatable."),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A preset, for the parameters outside the grid.")
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Instead of outputs/sweeps/NOTEBOOK: a folder, or an fsspec address such as s3://bucket/sweep.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Workers on this machine; else as many as its cores feed.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that each notebook computes with.")] = 1,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="A running Dask scheduler, such as tcp://host:8786.")
+    ] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Run the failed cells again.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+):
+    """Run a notebook over a grid of parameters, as in: sweep 02 --grid threshold=0.8,0.9 seed=0,1,2
+
+    Each cell of the grid is a run at an address made from its parameters, so the same command again, or one
+    with more values, does only what is missing. Rows of all cells, and their means over seeds, are put
+    together in results and summary (.csv and .parquet).
+    """
+    from lowrank_utils import sweeps
+
+    if workers and scheduler:
+        raise ValueError("--workers is for a cluster on this machine; with --scheduler, start workers there")
+    planned, request = sweeps.plan(notebook, sweeps.read_grid([*(grid or []), *(values or [])]), preset)
+    try:
+        place, done, failed = sweeps.run(planned, request, to, workers, threads, scheduler, retry, not quiet)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; go on with the same command", err=True)
+        raise typer.Exit(130) from None
+    where = _short(Path(place)) if Path(place).is_dir() else place
+    typer.echo(f"{len(done)} of {len(planned)} cells are done: {where}")
+    if failed:
+        for address, error in failed.items():
+            typer.echo(f"{address}: {error}", err=True)
+        typer.echo(f"error: {len(failed)} of {len(planned)} cells failed; to run them again, add --retry", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
 def parameters(
     notebooks: Annotated[list[str] | None, typer.Argument(help="Such as 02 or 02_arsvd.")] = None,
 ):
@@ -93,8 +149,6 @@ def refresh(
     ] = None,
 ):
     """Execute notebooks in place at their defaults, before they are committed."""
-    from pathlib import Path
-
     from lowrank_utils import paths, runs
 
     for path in files or [*sorted(paths.NOTEBOOKS.glob("*.ipynb")), *sorted(paths.SOLUTIONS.glob("*.ipynb"))]:

@@ -8,10 +8,12 @@ import ast
 import contextlib
 import difflib
 import hashlib
+import itertools
 import json
 import math
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from lowrank_utils import paths
@@ -145,8 +147,6 @@ def typed(name, kind, value):
 
 def read_preset(name, folder=None):
     """Return the parameters in a preset, by name (notebooks/presets/NAME.yaml) or by a YAML file's path."""
-    import yaml
-
     presets = Path(folder or paths.NOTEBOOKS) / "presets"
     path = Path(name) if Path(name).suffix in (".yaml", ".yml") else presets / f"{name}.yaml"
     if not path.is_file():
@@ -154,14 +154,21 @@ def read_preset(name, folder=None):
         raise ValueError(
             f"unknown preset {name!r}; known: {', '.join(known) or 'none'}{_closest(name, known)}"
         )
+    return read_yaml(path, "preset")
+
+
+def read_yaml(path, what):
+    """Return the mapping in a YAML file; raises ValueError, which calls the file a `what`, for anything else."""
+    import yaml
+
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(Path(path).read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"preset {path.name} is not readable as YAML: {' '.join(str(error).split())}"
+            f"{what} {Path(path).name} is not readable as YAML: {' '.join(str(error).split())}"
         ) from None
     if values is not None and not isinstance(values, dict):
-        raise ValueError(f"preset {path.name} must hold lines of the form name: value")
+        raise ValueError(f"{what} {Path(path).name} must hold lines of the form name: value")
     return values or {}
 
 
@@ -182,15 +189,16 @@ def read_settings(settings):
     return values
 
 
-def plan(only=(), preset=None, settings=None, seeds=(), folder=None):
+def plan(only=(), preset=None, settings=None, seeds=(), folder=None, grid=None):
     """Return the list of jobs: the chosen notebooks for the first seed, then the next, parameters resolved.
 
-    Defaults of the notebook give way to the preset, this to `settings`, this to `seeds`.
+    Defaults of the notebook give way to the preset, this to `settings`, this to `seeds` and `grid`.
 
     Parameters: `only`, names or numbers of notebooks (empty: all); `preset`, a name, a path or a dict;
     `settings`, a dict, values typed or as text (read as YAML unless the parameter is a str); `seeds`, ints;
-    `folder` of the notebooks. Raises ValueError, before anything runs, for an unknown notebook, preset or
-    parameter, a value of the wrong type or out of range, or an unknown data set or network.
+    `folder` of the notebooks; `grid`, {parameter: list of values}, every combination of which is one job for
+    each notebook, the last parameter changing fastest. Raises ValueError, before anything runs, for an unknown
+    notebook, preset or parameter, a value of the wrong type or out of range, or an unknown data set or network.
     """
     import yaml
 
@@ -204,20 +212,23 @@ def plan(only=(), preset=None, settings=None, seeds=(), folder=None):
     known = {name for _, cards in chosen.values() for name in cards}
     # a preset serves all notebooks, so that it may hold what none of the chosen ones takes
     anywhere = known.union(*(inspect(path) for path in notebooks(folder).values()))
-    for name in [*asked, *(["seed"] if seeds else [])]:
+    axes = {**(grid or {}), **({"seed": seeds} if seeds else {})}
+    for name in [*asked, *axes]:
         if name == GIVEN:
             raise ValueError(f"{GIVEN} is given by the run itself and cannot be set")
-        names = anywhere if name in held and name not in (settings or {}) else known
+        names = anywhere if name in held and name not in {**(settings or {}), **axes} else known
         if name not in names:
             listed = sorted(names - {GIVEN})
             raise ValueError(
                 f"no chosen notebook has a parameter {name!r}{_closest(str(name), listed)}; known: {', '.join(listed)}"
             )
+    sources = {name: code_digest(path) for name, (path, _) in chosen.items()}
+    fingerprint = lru_cache(_fingerprint)  # images of a folder are read once
     jobs = []
-    for seed in seeds or (None,):
+    for point in itertools.product(*axes.values()):
         for notebook, (path, cards) in chosen.items():
             values = {name: default for name, (_, default, _) in cards.items() if name != GIVEN}
-            given = asked if seed is None else {**asked, "seed": seed}
+            given = {**asked, **dict(zip(axes, point))}
             for name, value in given.items():
                 if name in cards:
                     kind = cards[name][0]
@@ -232,7 +243,7 @@ def plan(only=(), preset=None, settings=None, seeds=(), folder=None):
                         f"unknown network {values['network']!r}; known: {', '.join(models.NAMES)}"
                     )
             jobs.append(
-                Job(notebook, str(path), values, _fingerprint(values.get("dataset")), code_digest(path))
+                Job(notebook, str(path), values, fingerprint(values.get("dataset")), sources[notebook])
             )
     return jobs
 

@@ -13,6 +13,7 @@ PRESETS = NOTEBOOKS / "presets"
 SOLUTIONS = NOTEBOOKS / "solutions"
 OUTPUTS = ROOT / "outputs"
 RUNS = OUTPUTS / "runs"
+SWEEPS = OUTPUTS / "sweeps"
 GALLERY = OUTPUTS / "gallery"
 
 

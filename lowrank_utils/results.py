@@ -73,9 +73,9 @@ def job_rows(folder):
             table.insert(min(place, table.shape[1]), name, str(value))
     table["address"] = done["address"]
     table["run_parameters"] = json.dumps(done["parameters"], sort_keys=True)
-    table["data_fingerprint"] = done["data_fingerprint"]
-    table["versions"] = ", ".join(f"{name} {version}" for name, version in done["versions"].items())
-    return table.assign(commit=done["commit"], finished=done["finished"])
+    table["data_fingerprint"] = done.get("data_fingerprint", "")  # a record of an older version may lack some
+    table["versions"] = ", ".join(f"{name} {version}" for name, version in done.get("versions", {}).items())
+    return table.assign(commit=done.get("commit", ""), finished=done.get("finished", ""))
 
 
 def joined(tables):
@@ -94,4 +94,4 @@ def typed(table):
     """Return a text table with numbers as numbers and empty fields as NaN."""
     import pandas as pd
 
-    return pd.read_csv(io.StringIO(table.to_csv(index=False)))
+    return pd.read_csv(io.StringIO(table.to_csv(index=False)), low_memory=False)  # one type for a whole column

@@ -85,11 +85,11 @@ def execute(job, run, progress=True):
         "parameters": job.parameters,
         "data_fingerprint": job.fingerprint,
         "source": job.source,
-        "finished": _now(),
+        "finished": now(),
         "seconds": round(time.time() - started, 2),
         **provenance(),
     }
-    _write_json(folder / "done.json", done)
+    write_json(folder / "done.json", done)
     return folder
 
 
@@ -221,18 +221,18 @@ def run(jobs, request, folder=None, progress=True, into=None):
     check_kernel()
     place = Path(into) if into else new_run(folder)
     try:
-        _fetch({job.parameters["dataset"] for job in jobs if "dataset" in job.parameters})
+        fetch({job.parameters["dataset"] for job in jobs if "dataset" in job.parameters})
     except BaseException:
         with contextlib.suppress(OSError):  # nothing has begun; a folder that holds something stays
             place.rmdir()
         raise
-    with _locked(place):
-        record = {"run": place.name, "status": "running", "started": _now(), "request": request}
+    with locked(place):
+        record = {"run": place.name, "status": "running", "started": now(), "request": request}
         if into:
             check_writable(place)
             record["started"] = read_run(place)["started"]
         record |= {"provenance": provenance(), "jobs": [_entry(job, is_done(job, place)) for job in jobs]}
-        _write_json(place / "run.json", record)
+        write_json(place / "run.json", record)
         try:
             with tqdm(
                 total=len(jobs), desc="notebooks", unit="notebook", disable=None if progress else True
@@ -240,13 +240,13 @@ def run(jobs, request, folder=None, progress=True, into=None):
                 for job, entry in zip(jobs, record["jobs"]):
                     if entry["status"] != "done":
                         entry["status"] = "running"
-                        _write_json(place / "run.json", record)
+                        write_json(place / "run.json", record)
                         execute(job, place, progress)
                         entry["status"] = "done"
                     bar.update()
                     write_results(place)
-                    _write_json(place / "run.json", record)
-            record.update(status="done", finished=_now())
+                    write_json(place / "run.json", record)
+            record.update(status="done", finished=now())
         except BaseException as error:
             record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             entry.update(status=record["status"], error=str(error))
@@ -261,11 +261,11 @@ def run(jobs, request, folder=None, progress=True, into=None):
             raise
         finally:
             with contextlib.suppress(OSError):  # a full folder must not hide why the run ended
-                _write_json(place / "run.json", record)
+                write_json(place / "run.json", record)
     return place
 
 
-def _fetch(datasets):
+def fetch(datasets):
     from lowrank_utils import data
 
     for name in sorted(datasets & (set(data.NAMES) - {"digits"})):  # scikit-learn holds digits
@@ -282,9 +282,10 @@ def _entry(job, done):
 
 
 @contextlib.contextmanager
-def _locked(place):
+def locked(place):
     import fcntl
 
+    place.mkdir(parents=True, exist_ok=True)
     with open(place / "run.lock", "a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -391,10 +392,10 @@ def _commit():
     return commit.stdout.strip() + ("+changes" if edits.stdout.strip() else "")
 
 
-def _write_json(path, content):
+def write_json(path, content):
     with paths.whole(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _now():
+def now():
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,8 +1,10 @@
 """What several tests share: toy projects whose notebooks take a second."""
 
+import contextlib
 import os
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import matplotlib
@@ -84,12 +86,34 @@ def make_project(root):
     )
 
 
+def wait_for(condition, seconds=30):
+    """Return what `condition` returns once it is true."""
+    end = time.time() + seconds
+    while not (found := condition()):
+        assert time.time() < end, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+@contextlib.contextmanager
+def mounted(folder, options):
+    """Yield `folder` as a file system of its own, for root only."""
+    folder.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True)
+    if mount.returncode:
+        pytest.skip("file systems can be mounted by root only")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A toy project that the package takes for its own, in this process and in kernels."""
     root = tmp_path / "project {x}"  # papermill would read the braces as a parameter
     monkeypatch.setenv("LOWRANK_ROOT", str(root))
-    own = {name: getattr(paths, name) for name in ("ROOT", "DATA", "NOTEBOOKS", "OUTPUTS", "RUNS", "GALLERY")}
+    own = {name: getattr(paths, name) for name in ("ROOT", "DATA", "NOTEBOOKS", "OUTPUTS", "RUNS", "SWEEPS", "GALLERY")}
     for name, path in own.items():
         monkeypatch.setattr(paths, name, root / path.relative_to(own["ROOT"]))
     return make_project(root)

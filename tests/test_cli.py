@@ -23,12 +23,12 @@ def test_help_answers_within_a_second(toy):
         shown = toy.call("--help")
         seconds.append(time.perf_counter() - start)
     assert shown.code == 0 and min(seconds) < 1
-    assert all(word in shown.out for word in ("run", "data", "report", "parameters", "publish-checkpoint"))
+    assert all(word in shown.out for word in ("run", "sweep", "data", "report", "parameters", "publish-checkpoint"))
 
 
-@pytest.mark.parametrize("module", ["__main__", "runs", "jobs", "results", "report", "paths"])
+@pytest.mark.parametrize("module", ["__main__", "runs", "jobs", "results", "report", "sweeps", "paths"])
 def test_heavy_libraries_come_late(module):
-    heavy = "{'torch', 'pandas', 'papermill', 'matplotlib', 'sklearn'}"
+    heavy = "{'torch', 'pandas', 'papermill', 'matplotlib', 'sklearn', 'distributed'}"
     code = f"import sys, lowrank_utils.{module}; print({heavy} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
 

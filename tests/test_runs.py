@@ -1,17 +1,14 @@
 """jobs.py, runs.py, results.py and report.py, on toy notebooks."""
 
-import contextlib
 import json
 import os
 import pickle
 import signal
-import subprocess
-import time
 
 import nbformat
 import pandas as pd
 import pytest
-from conftest import SAVE, WORK, make_project, write_notebook
+from conftest import SAVE, WORK, make_project, mounted, wait_for, write_notebook
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -291,14 +288,6 @@ def test_a_kernel_of_another_python_is_refused(project, monkeypatch):
 # ---- runs: cut off, and at once
 
 
-def wait_for(condition, seconds=30):
-    end = time.time() + seconds
-    while not (found := condition()):
-        assert time.time() < end, "waited in vain"
-        time.sleep(0.05)
-    return found
-
-
 def partial_of_second(project):
     return list(project.runs.glob("*/02_second-*/.partial.ipynb"))
 
@@ -356,18 +345,6 @@ def test_runs_that_start_in_one_second_get_a_folder_each(tmp_path):
 
 
 # ---- runs: no room
-
-
-@contextlib.contextmanager
-def mounted(folder, options):
-    folder.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True)
-    if mount.returncode:
-        pytest.skip("file systems can be mounted by root only")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
 
 
 @pytest.mark.parametrize(
