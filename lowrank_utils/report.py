@@ -187,6 +187,8 @@ def claims(folder=None):
     import pandas as pd
 
     table = gallery(folder=folder)
+    needed = "notebook dataset network seed draw chooser factors scope target accuracy parameters_kept macs_kept".split()
+    table = table.reindex(columns=list(dict.fromkeys([*table.columns, *needed])))  # other notebooks write other columns
     table = table.assign(accuracy=100 * table["accuracy"])
     rows = [
         {"paper": paper, "claim": claim, "setting": setting, "theirs": theirs}

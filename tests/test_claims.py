@@ -36,6 +36,11 @@ def test_a_verdict_follows_from_the_rows(tmp_path, energy, verdict, said):
     assert all(row == ("not measured", "-") for row in found[1:])
 
 
+def test_rows_of_other_notebooks_say_nothing(tmp_path):
+    rows = [{"notebook": "01_first", "dataset": "digits", "network": "toy", "seed": 0, "accuracy": 0.5}]
+    assert all(row == ("not measured", "-") for row in gallery(tmp_path, rows))
+
+
 def test_every_scope_has_a_verdict_of_its_own(tmp_path):
     found = gallery(tmp_path, adaptive({"mnist": 0.6}) + adaptive({"mnist": 0.4}, "hidden layers"))
     assert [holds for _, holds in found[:2]] == ["yes", "no"]
