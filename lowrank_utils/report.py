@@ -214,6 +214,11 @@ def _span(gain):
     return f"{gain.min():+.1f} to {gain.max():+.1f}".replace("-0.0", "0.0").replace("+0.0", "0.0")
 
 
+def _dense(table, keys):
+    # accuracy of the dense network of each run
+    return table[table["chooser"] == "dense"].groupby(keys)["accuracy"].mean()
+
+
 def _adaptive_ahead(scope):
     def measure(table):
         import pandas as pd
@@ -240,7 +245,7 @@ def _small_without_loss(scope):
         if not len(cut):
             return None
         keys = ["dataset", "network", "seed"]
-        dense = ours[ours["chooser"] == "dense"].groupby(keys)["accuracy"].mean()
+        dense = _dense(ours, keys)
         lost = dense.reindex(cut.set_index(keys).index).to_numpy() - cut["accuracy"].to_numpy()
         kept = 100 * cut["parameters_kept"]
         said = f"{kept.min():.0f} to {kept.max():.0f} % of the parameters stay, {lost.min():.1f} to {lost.max():.1f} points lost on test"
@@ -252,7 +257,7 @@ def _small_without_loss(scope):
 def _ddlr_small(table):
     mine = table[(table["notebook"] == "04_ddlr") & (table["network"] == "lenet300")]
     keys = ["dataset", "seed"]
-    dense = mine[mine["chooser"] == "dense"].set_index(keys)["accuracy"]
+    dense = _dense(mine, keys)
     lost = {}
     for name in ("DDLR", "DDLR, cut, refit"):
         cut = mine[(mine["chooser"] == name) & (mine["target"] == "kept 0.20")].set_index(keys)["accuracy"]
@@ -284,7 +289,7 @@ def _enc_ahead(table):
     names = ["ENC-Map", "ENC-Model", "ENC-Inf"]
     if not {*names, "fixed"} <= set(by):
         return None
-    dense = table[(table["notebook"] == "05_rank_search") & (table["chooser"] == "dense")].groupby(keys[:2])["accuracy"].mean()
+    dense = _dense(table[table["notebook"] == "05_rank_search"], keys[:2])
     whole = dense.reindex(by.index.droplevel("target")).to_numpy()
     by = by[by[[*names, "fixed"]].max(axis=1) > whole - 20]
     gain, settings = by[names].mean(axis=1) - by["fixed"], len(whole)
@@ -298,7 +303,7 @@ def _lossless(table):
     if not len(mine):
         return None
     keys = ["dataset", "network", "seed", "draw"]
-    dense = table[(table["notebook"] == "05_rank_search") & (table["chooser"] == "dense")].groupby(keys)["accuracy"].mean()
+    dense = _dense(table[table["notebook"] == "05_rank_search"], keys)
     dense = dense.reindex(mine.set_index(keys).index).to_numpy()
     lost = dense - mine["accuracy"].to_numpy()
     said = ", ".join(f"{network} {100 * part.min():.0f} to {100 * part.max():.0f} %" for network, part in mine.groupby("network")["macs_kept"])

@@ -140,8 +140,8 @@ def row(model, original, test, threads=1, timed=False, counted=None, **columns):
 
     `test` is (images, labels); `columns` are what the caller knows (notebook, dataset, chooser, ...), added
     as they are, in place of what is measured where they have the same name. `counted` is the network whose parameters,
-    MACs and bytes count, where `model` runs it in a form that has none, such as an ONNX file in onnxruntime. Latency at batch 1 and 64 is measured where `timed` is true and NaN otherwise. Raises
-    ValueError for NaN weights.
+    MACs and bytes count, where `model` runs it in a form that has none, such as an ONNX file in onnxruntime. Latency at
+    batch 1 and 64 is measured where `timed` is true and NaN otherwise. Raises ValueError for NaN weights.
     """
     counted = model if counted is None else counted
     check_finite(counted)
