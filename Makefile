@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 UNDERWAY := $(VENV)/.installing
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lab notebooks clean
+.PHONY: help run test lab site notebooks clean
 
 help:  ## say this
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */make \1\t/' | expand -t 16
@@ -25,11 +25,14 @@ test: $(STAMP)  ## check everything: units, docstrings, every notebook against i
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(BIN)/python -m jupyterlab $(ARGS) notebooks
 
+site: $(STAMP)  ## build the pages of notebooks and gallery, to be read without a network, in outputs/site
+	@$(BIN)/python -m lowrank_utils report --site $(ARGS)
+
 notebooks: $(STAMP)  ## execute the notebooks and solutions in place, at their defaults
 	@$(BIN)/python -m lowrank_utils refresh $(ARGS)
 
 clean:  ## remove what make made; data and outputs/gallery stay
-	rm -rf $(VENV) outputs/runs outputs/sweeps build *.egg-info .pytest_cache .hypothesis .benchmarks
+	rm -rf $(VENV) outputs/runs outputs/sweeps outputs/site build *.egg-info .pytest_cache .hypothesis .benchmarks
 	find . -name data -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt
@@ -40,5 +43,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@mkdir -p $(VENV) && touch $(UNDERWAY)
 	@echo 'setting up $(VENV), which takes some minutes the first time'
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,site]'
 	@rm $(UNDERWAY) && touch $@

@@ -174,11 +174,24 @@ def report(
         list[str] | None, typer.Argument(metavar="RUN", help="Names or folders of runs; none: the newest.")
     ] = None,
     gallery: Annotated[bool, typer.Option("--gallery", help="Put these runs into outputs/gallery.")] = False,
+    site: Annotated[
+        bool, typer.Option("--site", help="Build the pages of notebooks and gallery, and of RUN if one is named.")
+    ] = False,
+    to: Annotated[str | None, typer.Option(metavar="FOLDER", help="With --site: instead of outputs/site.")] = None,
 ):
-    """Show the results of runs as a table; with --gallery publish them."""
+    """Show the results of runs (or sweeps) as a table; with --gallery publish them; with --site build the pages."""
     from lowrank_utils import report as room
     from lowrank_utils import results, runs
 
+    if to and not site:
+        raise ValueError("--to says where --site builds its pages; add --site")
+    if site:
+        from lowrank_utils import pages
+
+        if gallery or len(names or []) > 1:
+            raise ValueError("--site shows one run at most, and publishes none: leave --gallery for a call of its own")
+        typer.echo(f"the site begins at {_short(pages.build(names[0] if names else None, to))}")
+        return
     places = [runs.find_run(name) for name in names] if names else runs.all_runs()[-1:]
     if not places:
         raise runs.RunError("there is no run yet; start one with: python -m lowrank_utils run")

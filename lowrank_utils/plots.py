@@ -183,6 +183,50 @@ def frontier(table, metric="accuracy", baseline=None, title="test images", floor
     return figure
 
 
+_FORMS = {"svd": "components, plain factors", "data-aware": "components, data-aware factors"}
+_FORMS |= {"folded": "units, mean folded", "refitted": "units, next layer refitted"}
+
+
+def rankings(table, title="test images"):
+    """Return accuracy against parameters kept for what notebook 03 prunes: components above, units below.
+
+    `table`: result rows as for `frontier`; rows of the chooser "dense" give the dotted line. What loses more than 40 points is cut off.
+    """
+    drawn = table[table["target"].str.match(r"kept \S+$") & table["factors"].isin(_FORMS)]
+    panel = pd.Categorical(drawn["factors"].map(_FORMS), list(_FORMS.values()))
+    drawn = drawn.assign(panel=panel).sort_values("panel", kind="stable")
+    baseline = table.loc[table["chooser"] == "dense", "accuracy"].mean()
+    return frontier(drawn, "accuracy", baseline, title, max(baseline - 0.4, 0), panels="panel", columns=2)
+
+
+def programs(table, title="test images"):
+    """Return accuracy against parameters kept for notebook 04: what a convex program gives, and what takes its size as given.
+
+    `table`: result rows as for `frontier`; rows of the chooser "dense" give the dotted line. What loses more than 15 points is cut off.
+    """
+    drawn = table[table["target"].str.match("kept|epsilon")]
+    convex = drawn["chooser"].str.startswith(("DDLR", "Net-Trim"))
+    drawn = drawn.assign(panel=np.where(convex, "from a convex program", "at a given size"))
+    baseline = table.loc[table["chooser"] == "dense", "accuracy"].mean()
+    return frontier(drawn, "accuracy", baseline, title, max(baseline - 0.15, 0), panels="panel")
+
+
+def described(figure):
+    """Return a figure in words: what its panels show against what, and which lines or points they hold.
+
+    >>> figure = gap(pd.DataFrame({"iteration": [1, 2], "objective": [3.0, 2.5], "bound": [1.0, 2.0]}), "fc1")
+    >>> described(figure)
+    'fc1: nuclear norm against iteration; what is not yet proved: relative gap against iteration. Lines: feasible weights, lower bound.'
+    """
+    panels, lines = [], []
+    for axis in [a for a in figure.axes if a.axison]:
+        what = " against ".join(t for t in (axis.get_ylabel(), axis.get_xlabel()) if t)
+        panels.append(": ".join(t for t in (axis.get_title(), what) if t))
+        lines += [t for t in axis.get_legend_handles_labels()[1] if not t.startswith("_")]
+    said = "; ".join(p for p in dict.fromkeys(panels) if p)
+    return f"{said}. Lines: {', '.join(dict.fromkeys(lines))}." if lines else f"{said}."
+
+
 def histograms(values, bins):
     """Return the histogram of each entry of `values`, {title: 1-D numbers}, in `bins` bins between its own bounds."""
     figure, axes = _canvas(len(values), width=2.9, height=2.6)

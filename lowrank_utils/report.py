@@ -87,6 +87,31 @@ def publish(*run_folders, folder=None):
     return [folder / f"{label}.ipynb" for label in ready]
 
 
+def figures(table):
+    """Return {name: matplotlib Figure} of all that notebooks 02 to 06 draw from result rows: accuracy against size.
+
+    `table`: rows of any number of notebooks, data sets, networks and seeds, as `gather` and `gallery` return them or a
+    sweep's results.parquet holds them. Means over runs, with a band from the lowest to the highest. What no row supports
+    is left out.
+    """
+    from lowrank_utils import plots
+
+    needed = "notebook dataset network seed chooser factors scope target way accuracy parameters_kept macs_kept".split()
+    table = table.reindex(columns=list(dict.fromkeys([*table.columns, *needed])))
+    table = table[table["target"].notna() & table["accuracy"].notna()]
+    drawn = {}
+    each = {"02_arsvd": _figure, "03_entropy_pruning": plots.rankings, "04_ddlr": plots.programs}
+    whole = {"02b_convolutions": plots.by_work, "05_rank_search": plots.choosers, "06_side_by_side": plots.trade_off}
+    for notebook, mine in table.groupby("notebook"):
+        if notebook in each:
+            for (dataset, network), part in mine.groupby(["dataset", "network"]):
+                if part["target"].str.match("kept|own").any():
+                    drawn[f"{notebook}-{dataset}-{network}"] = each[notebook](part)
+        elif notebook in whole and (mine["chooser"] != "dense").any():
+            drawn[notebook] = whole[notebook](mine)
+    return drawn
+
+
 def _figure(table):
     from lowrank_utils import plots
 

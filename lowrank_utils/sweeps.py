@@ -5,6 +5,7 @@ A *sweep* is a folder laid out like a run, here or at any fsspec address:
     SWEEP/run.json                   what was asked, the cells and how they stand, provenance
     SWEEP/results.csv, .parquet      the rows of all finished cells, with run_NAME for every parameter NAME
     SWEEP/summary.csv, .parquet      their means and standard deviations over seeds
+    SWEEP/NOTEBOOK-....png           the figures of the notebooks, drawn from these rows
     SWEEP/ADDRESS/...                what the notebook left, and done.json or failed.json, written last
 
 A worker executes a cell in a scratch folder of its own and then puts it in its place, so that whatever is
@@ -15,6 +16,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import errno
+import io
 import json
 import logging
 import os
@@ -22,7 +24,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from lowrank_utils import jobs, paths, results, runs
+from lowrank_utils import jobs, paths, report, results, runs
 
 ANSWER = 10  # seconds that a scheduler has to answer, and to name a worker
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no cell could be stored any more: the sweep stops
@@ -326,7 +328,7 @@ def _record(fs, root, record, planned, done, failed):
 
 
 def gather(finished, to):
-    """Write results and summary (.csv and .parquet) of the `finished` jobs at `to`; return both as DataFrames.
+    """Write results and summary (.csv and .parquet) of the `finished` jobs at `to`, and figures; return both as DataFrames.
 
     Rows are joined by the names of their columns: what an older version did not write is empty. Raises OSError
     where `to` is full or cannot be written.
@@ -345,6 +347,10 @@ def gather(finished, to):
         _put(fs, f"{root}/{name}.csv", lines.to_csv(index=False).encode())
         words = [c for c in table if table[c].dtype == object]  # parquet wants one type in a column
         _put(fs, f"{root}/{name}.parquet", table.astype(dict.fromkeys(words, "string")).to_parquet(index=False))
+    for name, figure in report.figures(rows).items():
+        with io.BytesIO() as drawn:
+            figure.savefig(drawn, format="png")
+            _put(fs, f"{root}/{name}.png", drawn.getvalue())
     return rows, means
 
 

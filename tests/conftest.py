@@ -113,7 +113,7 @@ def project(tmp_path, monkeypatch):
     """A toy project that the package takes for its own, in this process and in kernels."""
     root = tmp_path / "project {x}"  # papermill would read the braces as a parameter
     monkeypatch.setenv("LOWRANK_ROOT", str(root))
-    own = {name: getattr(paths, name) for name in ("ROOT", "DATA", "NOTEBOOKS", "OUTPUTS", "RUNS", "SWEEPS", "GALLERY")}
+    own = {name: getattr(paths, name) for name in ("ROOT", "DATA", "NOTEBOOKS", "SOLUTIONS", "OUTPUTS", "RUNS", "SWEEPS", "GALLERY")}
     for name, path in own.items():
         monkeypatch.setattr(paths, name, root / path.relative_to(own["ROOT"]))
     return make_project(root)

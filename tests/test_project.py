@@ -15,7 +15,8 @@ from packaging.utils import canonicalize_name
 from lowrank_utils import __version__, jobs, paths
 
 PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
-WANTED = [Requirement(r) for r in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]]
+EXTRAS = PROJECT["optional-dependencies"]
+WANTED = [Requirement(r) for r in PROJECT["dependencies"] + EXTRAS["test"] + EXTRAS["site"]]
 PINS = [r for r in (paths.ROOT / "constraints.txt").read_text().splitlines() if r and not r.startswith("#")]
 CONDA_NAMES = {"pytorch-cpu": "torch"}
 
@@ -36,7 +37,7 @@ def test_conda_and_pip_name_the_same_packages_and_versions():
     found = conda()
     python = found.pop("python")
     found.pop("pip")
-    assert {name: str(r.specifier) for name, r in found.items()} == {r.name: str(r.specifier) for r in WANTED}
+    assert {name: str(r.specifier) for name, r in found.items()} == {r.name: str(r.specifier) for r in WANTED if str(r) not in EXTRAS["site"]}
     assert "3.11.0" in python.specifier and PROJECT["requires-python"] == ">=3.11"
 
 
@@ -129,7 +130,7 @@ def clone(tmp_path):
 
 
 RUN = "-m lowrank_utils run"
-INSTALL = "-m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[test]"
+INSTALL = "-m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[test,site]"
 
 
 def test_make_sets_up_once(clone):
@@ -138,6 +139,7 @@ def test_make_sets_up_once(clone):
     assert clone("run", "ARGS=--only 01")[1] == ["-m lowrank_utils run --only 01"]
     assert clone("test")[1] == ["-m lowrank_utils data fashion-mnist", "-m pytest"]
     assert clone("lab")[1] == ["-m jupyterlab notebooks"]
+    assert clone("site")[1] == ["-m lowrank_utils report --site"]
     os.utime(clone.folder / "constraints.txt", (2e9, 2e9))
     assert INSTALL in clone("run")[1]
 

@@ -1,0 +1,359 @@
+"""pages.py: the site as files, and the site and JupyterLab as a reader sees them in a browser."""
+
+import contextlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from conftest import write_notebook
+
+from lowrank_utils import pages, paths, plots, report, runs
+from lowrank_utils.__main__ import main
+
+ROWS = """\
+from lowrank_utils import runs
+share = [0.1, 0.2, 0.5]
+rows = [{"chooser": c, "factors": "svd", "scope": s, "target": f"kept {k:.2f}", "parameters_kept": k, "accuracy": k + 0.01 * seed,
+         "notebook": "02_arsvd", "dataset": "toys", "network": "mlp"} for c in ("energy", "fixed") for s in ("every layer", "hidden layers") for k in share]
+runs.save(output_folder, rows + [dict(rows[0], chooser="dense", factors="dense", target="dense", accuracy=0.9)])
+"""
+DRAW = "import matplotlib.pyplot as plt\n_ = plt.plot([1, 2])"
+TOLD = "## A line\nIt rises from *one* to $x^2$."
+
+
+class _Images(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "img":
+            self.found.append(dict(attributes))
+
+
+@pytest.fixture
+def toy(project):
+    """A toy project with all that a site is made of; notebook 02_second writes rows that 02_arsvd might."""
+    (project.root / "README.md").write_text(
+        "# Toys\n[01](notebooks/01_first.ipynb), [all](notebooks/solutions), [data](data/README.md)\n"
+    )
+    (project.root / "data").mkdir(exist_ok=True)
+    (project.root / "data" / "README.md").write_text("# Data\nNone.\n")
+    write_notebook(project.second, ROWS)
+    write_notebook(project.root / "notebooks" / "solutions" / "01_first.ipynb", "1")
+    return project
+
+
+def read(made, name):
+    return (made.root / "outputs" / "site" / f"{name}.html").read_text()
+
+
+def test_committed_notebooks_become_pages_in_their_order(toy, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["lowrank_utils", "report", "--site"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"the site begins at {Path('outputs') / 'site' / 'index.html'}\n"
+    first = read(toy, "index")
+    places = [
+        first.index(f'href="{name}.html"')
+        for name in ("notebooks/01_first", "notebooks/02_second", "notebooks/solutions/01_first", "data/README")
+    ]
+    assert places[:2] == sorted(places[:2])
+    assert "Nothing is published" in read(toy, "outputs/gallery/README") and "No row here" in read(
+        toy, "outputs/gallery/figures"
+    )
+    assert not (toy.root / "outputs" / "site" / "run").exists()
+    assert sorted(p.name for p in (toy.root / "outputs").iterdir()) == ["site"]  # nothing lies about
+
+
+def test_figures_have_alternative_texts_and_stderr_stays_out(toy):
+    path = write_notebook(toy.first, "import sys; print('loud', file=sys.stderr); print('said')", DRAW)
+    notebook = nbformat.read(path, 4)
+    notebook.cells.insert(3, nbformat.v4.new_markdown_cell(TOLD))
+    nbformat.write(notebook, path)
+    runs.refresh(path)
+    notebook = nbformat.read(path, 4)
+    notebook.cells[2].outputs.append(nbformat.v4.new_output("stream", name="stderr", text="loud"))
+    nbformat.write(notebook, path)
+    pages.build()
+    page = read(toy, "notebooks/01_first")
+    (image,) = [i for i in _Images(page).found if "_images" in i["src"]]
+    assert image["alt"] == "A line: It rises from one to x^2."
+    assert "said" in page and page.count("loud") == 1  # in the code alone
+    assert 'class="math notranslate nohighlight">\\(x^2\\)' in page
+
+
+def test_a_run_takes_the_place_of_what_is_committed(toy):
+    assert toy.call("run", "--quiet", "--set", "threshold=0.3").code == 0
+    (place,) = toy.runs.iterdir()
+    pages.build(place.name)
+    assert "threshold = 0.3" in re.sub("<[^>]*>", "", read(toy, "notebooks/02_second"))
+    results = read(toy, "run/results")
+    assert f"Results of {place.name}" in results and "02_arsvd-toys-mlp" in results
+    (image,) = _Images(results).found
+    assert image["alt"].startswith("every layer cut") and "Lines: energy, fixed, dense." in image["alt"]
+    (file,) = (toy.root / "outputs" / "site" / "_downloads").rglob("results.csv")
+    table = pd.read_csv(file)
+    assert results.count("<tr") == len(table) + 1 == 15  # 13 rows of 02_second, one of 01_first
+    assert table["accuracy"].max() == 0.9
+
+
+def test_a_sweep_shows_each_cell_and_its_own_figure(toy):
+    done = toy.call("sweep", "02", "--grid", "seed=0,1", "threshold=0.1,0.2", "--workers", "1", "--quiet")
+    assert done.code == 0, done.err
+    place = toy.root / "outputs" / "sweeps" / "02_second"
+    assert (place / "02_arsvd-toys-mlp.png").read_bytes().startswith(b"\x89PNG")
+    table = pd.read_parquet(place / "results.parquet")
+    (figure,) = report.figures(table).values()
+    line = next(line for line in figure.axes[0].lines if line.get_label() == "fixed")
+    assert line.get_ydata() == pytest.approx([0.105, 0.205, 0.505])  # means of seeds 0 and 1
+    pages.build(place)
+    names = sorted(p.stem for p in (toy.root / "outputs" / "site" / "run").glob("02_second*"))
+    assert len(names) == 4 and all(name in read(toy, "index") for name in names)
+
+
+def test_figures_of_a_table_that_holds_nothing_to_draw():
+    assert report.figures(report.gallery(folder="/nowhere")) == {}
+    rows = {
+        "notebook": ["02_arsvd", "05_rank_search"],
+        "chooser": "dense",
+        "dataset": "toys",
+        "network": "mlp",
+        "target": "dense",
+    }
+    assert report.figures(pd.DataFrame(rows | {"accuracy": 0.5, "seed": 0})) == {}
+
+
+@pytest.mark.parametrize(
+    "notebook", ["02_arsvd", "02b_convolutions", "03_entropy_pruning", "04_ddlr", "05_rank_search"]
+)
+def test_every_notebook_with_published_rows_has_its_figure(notebook):
+    table = report.gallery(notebook=notebook)
+    figures = report.figures(table)
+    networks = table[["dataset", "network"]].drop_duplicates()
+    assert len(figures) == (1 if notebook.startswith(("02b", "05")) else len(networks))
+    for figure in figures.values():
+        assert all(len(axis.lines) > 1 for axis in figure.axes if axis.axison)
+        assert "against" in plots.described(figure) and "Lines:" in plots.described(figure)
+
+
+def stands(made):
+    """Build a site, and return a function that says whether it is as it was."""
+    pages.build()
+    before = {p: p.read_bytes() for p in (made.root / "outputs" / "site").rglob("*") if p.is_file()}
+    return lambda: all(p.is_file() and p.read_bytes() == content for p, content in before.items())
+
+
+def test_a_page_that_cannot_be_built_leaves_the_old_site(toy):
+    still = stands(toy)
+    (toy.root / "README.md").write_text("# Toys\n[gone](notebooks/99_gone.ipynb)\n")
+    with pytest.raises(runs.RunError, match=r"cannot be built: index.md.*99_gone"):
+        pages.build()
+    toy.first.write_text("{")
+    with pytest.raises(runs.RunError, match="01_first.ipynb is no notebook"):
+        pages.build()
+    assert still() and sorted(p.name for p in (toy.root / "outputs").iterdir()) == ["site"]
+
+
+def test_bad_requests_are_one_sentence(toy, monkeypatch):
+    with pytest.raises(runs.RunError, match="there is no run 'gone'"):
+        pages.build("gone")
+    place = runs.new_run()
+    runs.write_json(place / "run.json", {"status": "running", "request": {}, "jobs": []})
+    with pytest.raises(runs.RunError, match="has executed nothing yet"):
+        pages.build(place)
+    (toy.root / "mine").mkdir()
+    (toy.root / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(runs.RunError, match="holds files that are no site"):
+        pages.build(folder=toy.root / "mine")
+    assert (toy.root / "mine" / "letter.txt").read_text() == "dear"
+    for words in (["--to", "x"], ["--site", "--gallery"], ["--site", "a", "b"]):
+        assert (done := toy.call("report", *words)).code == 2 and done.err.count("\n") == 1, done.err
+    monkeypatch.setattr(sys, "executable", str(without_sphinx(toy.root)))
+    with pytest.raises(runs.RunError, match=r"built with sphinx, which is not installed: make site"):
+        pages.build()
+
+
+def without_sphinx(folder):
+    python = folder / "python"
+    python.write_text(f"#!/bin/sh\necho '{sys.executable}: No module named sphinx' >&2\nexit 1\n")
+    python.chmod(0o755)
+    return python
+
+
+# ---- in a browser ------------------------------------------------------------------------------------------
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    return pages.build(folder=tmp_path_factory.mktemp("built") / "site").parent
+
+
+@contextlib.contextmanager
+def page_of(browser, local=("file:", "data:", "blob:")):
+    """Yield a page of `browser` that reaches no network, and the list of what it complains of."""
+    context = browser.new_context()
+    complaints = []
+
+    def pass_on(route):
+        if route.request.url.startswith(local):
+            route.continue_()
+        else:
+            complaints.append(f"asks for {route.request.url}")
+            route.abort()
+
+    context.route("**/*", pass_on)
+    page = context.new_page()
+    page.on("console", lambda said: said.type == "error" and complaints.append(said.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    gone = "net::ERR_ABORTED"  # what was still loading when the reader went on
+    page.on("requestfailed", lambda request: request.failure != gone and complaints.append(f"lacks {request.url}"))
+    yield page, complaints
+    context.close()
+
+
+TYPESET = "() => !window.MathJax || !document.querySelector('.math') || document.querySelector('mjx-container')"
+STATE = """() => ({
+    formulas: document.querySelectorAll('.math').length,
+    typeset: document.querySelectorAll('.math mjx-container').length,
+    wrong: document.querySelectorAll('mjx-merror, [data-mjx-error]').length,
+    flat: [...document.querySelectorAll('mjx-container')].filter(m => m.getBoundingClientRect().height < 4).length,
+    images: [...document.querySelectorAll('article img')].map(i => [i.src, i.naturalWidth, i.clientHeight, i.alt]),
+    code: document.querySelectorAll('article div.highlight pre').length,
+    buttons: document.querySelectorAll('article button.copybtn').length,
+    chapters: [...document.querySelectorAll('.sidebar-tree a.internal')].map(a => a.getAttribute('href')),
+})"""
+
+
+@in_browser
+@pytest.mark.timeout(280)
+def test_every_page_loads_without_a_network_math_typeset_and_figures_seen(browser, site):
+    files = [p for p in sorted(site.rglob("*.html")) if "_static" not in p.parts]
+    formulas = figures = 0
+    with page_of(browser) as (page, complaints):
+        for path in files:
+            page.goto(path.as_uri(), wait_until="load")
+            page.wait_for_function(TYPESET)
+            now = page.evaluate(STATE)
+            name = path.relative_to(site)
+            assert complaints == [], name
+            assert now["typeset"] == now["formulas"] and now["wrong"] == now["flat"] == 0, (name, now)
+            for source, width, height, alternative in now["images"]:
+                assert width > 100 and height > 50, (name, source)
+                assert len(alternative) > 20 and not alternative.endswith(".png"), (name, source)
+            assert now["buttons"] >= now["code"], name
+            formulas, figures = formulas + now["formulas"], figures + len(now["images"])
+    assert len(files) > 70 and formulas > 100 and figures > 100
+
+
+@in_browser
+def test_reader_finds_the_way(browser, site):
+    with page_of(browser) as (page, complaints):
+        page.goto((site / "index.html").as_uri(), wait_until="networkidle")
+        chapters = page.evaluate(STATE)["chapters"]
+        wanted = [f"notebooks/{p.stem}.html" for p in sorted(paths.NOTEBOOKS.glob("*.ipynb"))]
+        assert [c for c in chapters if re.fullmatch(r"notebooks/\w+\.html", c)] == wanted
+        page.click(f"article a[href='{wanted[1]}']")
+        page.wait_for_load_state("networkidle")
+        assert "ARSVD" in page.title()
+        page.click(".related-pages .next-page")
+        page.wait_for_load_state("networkidle")
+        assert "02b_convolutions" in page.url
+        assert complaints == []
+        page.goto((site / "search.html").as_uri() + "?q=nuclear")  # excerpts beside the hits need a server
+        page.wait_for_selector("#search-results li a")
+        assert any("04_ddlr" in link.get_attribute("href") for link in page.query_selector_all("#search-results li a"))
+
+
+@in_browser
+def test_a_page_with_a_fault_is_found(browser, tmp_path):
+    # the two tests above must be able to fail
+    (tmp_path / "a.html").write_text(
+        "<script src='https://example.org/x.js'></script><img src='gone.png'><script>boom()</script>"
+    )
+    with page_of(browser) as (page, complaints):
+        page.goto((tmp_path / "a.html").as_uri())
+        said = " ".join(complaints)
+    assert "asks for https://example.org/x.js" in said and "gone.png" in said and "boom is not defined" in said
+
+
+@contextlib.contextmanager
+def jupyter_lab(folder):
+    """Yield the address of a JupyterLab that serves `folder`."""
+    options = ["--no-browser", "--allow-root", "--port=0", "--IdentityProvider.token=", "--ServerApp.password="]
+    options += [
+        f"--ServerApp.root_dir={folder}",
+        "--LabApp.news_url=",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]
+    log = folder / "lab.log"
+    with open(log, "w") as said:
+        lab = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], cwd=folder, stdout=said, stderr=said)
+        try:
+            for _ in range(600):
+                if found := re.search(r"(http://(?:localhost|127\.0\.0\.1):\d+)/lab", log.read_text()):
+                    break
+                assert lab.poll() is None, log.read_text()
+                time.sleep(0.1)
+            urllib.request.urlopen(f"{found[1]}/api").close()
+            yield found[1]
+        finally:
+            lab.terminate()
+            lab.wait(20)
+
+
+@in_browser
+@pytest.mark.timeout(280)
+def test_jupyterlab_runs_02_from_top_to_bottom(browser, tmp_path):
+    notebook = nbformat.read(paths.NOTEBOOKS / "02_arsvd.ipynb", 4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(notebook, tmp_path / "02_arsvd.ipynb")
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+    with (
+        jupyter_lab(tmp_path) as address,
+        page_of(browser, (address, "data:", "blob:", address.replace("http", "ws"))) as (page, complaints),
+    ):
+        page.goto(f"{address}/lab/tree/02_arsvd.ipynb")
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+        page.wait_for_selector("text=Python 3 (ipykernel) | Idle", timeout=60_000)
+        page.click("text=Run >> nth=0")
+        page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
+        page.wait_for_selector("text=Python 3 (ipykernel) | Busy", timeout=60_000)
+        page.wait_for_selector("text=Python 3 (ipykernel) | Idle", timeout=200_000)
+        page.click(".jp-NotebookPanel-toolbar [data-jp-item-name='save']")
+        page.wait_for_selector(".jp-mod-current:not(.jp-mod-dirty)")
+        ran = nbformat.read(tmp_path / "02_arsvd.ipynb", 4)
+        done = [c for c in ran.cells if c.cell_type == "code"]
+        assert report.errors(ran) == []
+        assert [c.execution_count for c in done] == list(range(1, len(code) + 1))
+        assert sum("image/png" in o.get("data", {}) for c in done for o in c.outputs) >= 5
+        seen = page.wait_for_selector(
+            ".jp-OutputArea-output img[src^='data:image/png']", timeout=30_000, state="attached"
+        )
+        assert seen.evaluate("i => i.naturalWidth") > 300
+    assert complaints == []
