@@ -12,6 +12,7 @@ rank r. In a spatial pair of stride (a, b) the first layer has stride (a, 1) and
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import nn
@@ -58,6 +59,26 @@ def reason(layer):
             return "a depthwise convolution: each channel is one small kernel"
         return ""
     return "" if type(layer) is nn.Linear else f"a layer of type {type(layer).__name__} is not factored"
+
+
+def planned(layer, name, entry):
+    """Return (scheme, rank) of the entry of a plan for `layer`, called `name`.
+
+    Raises ValueError, with the name, for a layer or scheme that cannot be factored and a rank that is not a whole number
+    from 1 to the full rank.
+
+    >>> planned(nn.Conv2d(4, 6, 3), "conv1", ("channel", 2)), planned(nn.Linear(4, 6), "fc1", 3)
+    (('channel', 2), (None, 3))
+    """
+    scheme, rank = parse(entry)
+    try:
+        scheme = check(layer, scheme)
+    except ValueError as error:
+        raise ValueError(f"layer {name!r}: {error}") from error
+    full = costs(layer)[scheme].full_rank
+    if isinstance(rank, bool) or not isinstance(rank, Integral) or not 1 <= rank <= full:
+        raise ValueError(f"rank {rank!r} of layer {name!r} is not a whole number from 1 to {full}")
+    return scheme, int(rank)
 
 
 def check(layer, scheme):

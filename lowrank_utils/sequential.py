@@ -10,7 +10,6 @@ import logging
 import math
 import operator
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from torch import fx, nn
@@ -598,7 +597,10 @@ def sweep(
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
         raise ValueError(f"iterations={iterations!r} is not a whole number of at least 1")
     modules = dict(model.named_modules())
-    chosen = {name: _planned(modules, name, planned) for name, planned in plan.items()}
+    missing = [name for name in plan if name not in modules]
+    if missing:
+        raise ValueError(f"layer {missing[0]!r} is not in the model; sequential factors need layers of it")
+    chosen = {name: schemes.planned(modules[name], name, entry) for name, entry in plan.items()}
     for name, subspace in (within or {}).items():
         fits = (
             name in plan
@@ -660,21 +662,6 @@ def sweep(
             thin[held.norm] = into_norm(model.get_submodule(held.norm), last)
         thin[name] = new.eval()
     return replaced(model, thin)
-
-
-def _planned(modules, name, planned):
-    # (scheme, rank) of an entry of a plan, checked
-    scheme, rank = schemes.parse(planned)
-    if name not in modules:
-        raise ValueError(f"layer {name!r} is not in the model; sequential factors need layers of it")
-    try:
-        scheme = schemes.check(modules[name], scheme)
-    except ValueError as error:
-        raise ValueError(f"layer {name!r}: {error}") from error
-    full = schemes.costs(modules[name])[scheme].full_rank
-    if isinstance(rank, bool) or not isinstance(rank, Integral) or not 1 <= rank <= full:
-        raise ValueError(f"rank {rank!r} of layer {name!r} is not a whole number from 1 to {full}")
-    return scheme, int(rank)
 
 
 def _rows(layer, y, groups=1, every=1):

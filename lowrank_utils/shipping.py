@@ -205,18 +205,12 @@ def _pair(module):
 def _skeleton(original, plan, tensors):
     # a copy of `original` with pairs of layers of the planned shapes, whatever their numbers
     modules, pairs = dict(original.named_modules()), {}
-    for name, planned in plan.items():
+    for name, entry in plan.items():
         if name not in modules:
             raise ValueError(f"it has no layer {name!r}, which the plan names")
-        layer, (scheme, rank) = modules[name], schemes.parse(planned)
-        try:
-            scheme = schemes.check(layer, scheme)
-        except ValueError as error:
-            raise ValueError(f"planned layer {name!r}: {error}") from error
-        cost, count = schemes.costs(layer)[scheme], schemes.groups(layer)
-        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= cost.full_rank:
-            raise ValueError(f"rank {rank!r} of layer {name!r} is not a whole number from 1 to {cost.full_rank}")
-        rows, columns = cost.shape
+        layer = modules[name]
+        scheme, rank = schemes.planned(layer, name, entry)
+        count, (rows, columns) = schemes.groups(layer), schemes.costs(layer)[scheme].shape
         parts = torch.zeros(count, rows, rank), torch.zeros(count, rank, columns)
         bias = torch.zeros(layer.weight.shape[0]) if f"{name}.second.bias" in tensors else None
         pairs[name] = schemes.thin(layer, scheme, *parts, bias)

@@ -230,8 +230,8 @@ def without(mapping, name):
         (lambda t, h: (t, h | {"plan": "{"}), "is damaged or no safetensors file"),
         (lambda t, h: (t, h | {"plan": "[3]"}), r"is damaged: its plan is \[3\]"),
         (lambda t, h: (t, h | {"plan": '{"fc9": 3}'}), "cannot be loaded: it has no layer 'fc9', which the plan names"),
-        (lambda t, h: (t, h | {"plan": '{"relu1": 3}'}), "planned layer 'relu1': a layer of type ReLU is not factored"),
-        (lambda t, h: (t, h | {"plan": '{"fc1": ["spatial", 3]}'}), "planned layer 'fc1': scheme 'spatial'"),
+        (lambda t, h: (t, h | {"plan": '{"relu1": 3}'}), "layer 'relu1': a layer of type ReLU is not factored"),
+        (lambda t, h: (t, h | {"plan": '{"fc1": ["spatial", 3]}'}), "layer 'fc1': scheme 'spatial'"),
         (lambda t, h: (t, h | {"plan": '{"fc1": [3]}'}), r"cannot be loaded: \(3,\) is no entry of a plan"),
         (lambda t, h: (t, h | {"plan": '{"fc1": 145}'}), "rank 145 of layer 'fc1' is not a whole number from 1 to 144"),
         (lambda t, h: (t, h | {"plan": '{"fc1": 0}'}), "rank 0 of layer 'fc1'"),
@@ -283,7 +283,7 @@ def test_a_readers_network_that_is_not_the_one(networks, tmp_path):
     net, path = networks["lenet300"], tmp_path / "net.safetensors"
     shipping.save(net.small, path, net.plan, **net.about)
     for mine, words in (
-        (net.small, "planned layer 'fc1': a layer of type Sequential is not factored"),
+        (net.small, "layer 'fc1': a layer of type Sequential is not factored"),
         (models.build("mlp", (1, 12, 12), 10), r"another network: fc1.first.weight has|another network: fc1.second"),
         (copy.deepcopy(net.model).to("meta"), "model= is on the meta device"),
     ):
