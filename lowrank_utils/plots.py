@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, PercentFormatter
 
 # One colour and one marker for a chooser, the same in every notebook; what rank by the same score share a colour.
 _LOOKS = {
@@ -426,43 +426,45 @@ _WAYS = {"dense": (7, "*"), "low rank": (0, "o"), "units": (1, "s"), "zeros": (2
 
 
 def trade_off(table, floor=0.1):
-    """Return accuracy against bytes on disk and against milliseconds a batch of 64, one row of panels for each network.
+    """Return accuracy against bytes on disk and against the time of a batch of 64, one row of panels for each network.
 
     `table`: result rows with columns dataset, network, chooser, way ("dense", "low rank", "units", "zeros", "8 bit"), accuracy,
-    bytes, latency_ms_64. The steps join what nothing smaller (or faster) beats; what loses more than `floor` is below the panel
+    bytes, faster_64 (how many times faster than the dense network in torch). The steps join what nothing smaller (or faster) beats; what loses more than `floor` is below the panel
     and is counted in its corner. Where the column tuned_accuracy has a value, a hollow marker stands at it; what runs in
     onnxruntime (column factors) has a black ring.
     """
     cases = list(table[["dataset", "network"]].drop_duplicates().itertuples(index=False, name=None))
-    costs = {"bytes": ("kB on disk", 1e-3), "latency_ms_64": ("milliseconds for 64 inputs", 1.0)}
+    table = table.assign(kilobytes=table["bytes"] / 1000, time=1 / table["faster_64"])
+    costs = {"kilobytes": "kB on disk", "time": "time for 64 inputs (dense network in torch: 1)"}
     figure, axes = _canvas(2, len(cases), width=4.8, height=3.4, sharey="row")
     colours = sns.color_palette("colorblind")
     for place, axis in enumerate(axes):
-        (dataset, network), (column, (label, unit)) = cases[place // 2], list(costs.items())[place % 2]
+        (dataset, network), (column, label) = cases[place // 2], list(costs.items())[place % 2]
         mine = table[(table["dataset"] == dataset) & (table["network"] == network) & table[column].notna()]
         dense = mine.loc[mine["way"] == "dense", "accuracy"].max()
         axis.axhline(dense, color="black", linestyle=":", linewidth=1)
         for way in [w for w in _WAYS if w in set(mine["way"])]:
             part, (colour, marker) = mine[mine["way"] == way], _WAYS[way]
             style = {"linestyle": "none", "color": colours[colour], "marker": marker, "markersize": 10 if way == "dense" else 6}
-            axis.plot(unit * part[column], part["accuracy"], label=way, **style, alpha=0.8)
+            axis.plot(part[column], part["accuracy"], label=way, **style, alpha=0.8)
             if "tuned_accuracy" in part:
-                axis.plot(unit * part[column], part["tuned_accuracy"], markerfacecolor="none", **style)
+                axis.plot(part[column], part["tuned_accuracy"], markerfacecolor="none", **style)
         if "factors" in mine:
             part = mine[mine["factors"].astype(str).str.contains("onnxruntime")]
             style = {"linestyle": "none", "marker": "o", "color": "black", "markersize": 12, "markerfacecolor": "none"}
-            axis.plot(unit * part[column], part["accuracy"], label="in onnxruntime", **style)
-        front = pd.DataFrame({"cost": unit * mine[column], "best": mine["accuracy"]})
+            axis.plot(part[column], part["accuracy"], label="in onnxruntime", **style)
+        front = pd.DataFrame({"cost": mine[column], "best": mine["accuracy"]})
         front = front.sort_values(["cost", "best"], ascending=[True, False])
         front = front[front["best"] > front["best"].cummax().shift(fill_value=-np.inf)]
         axis.step(front["cost"], front["best"], where="post", color="gray", linewidth=1, zorder=0)
         low = dense - floor
         below = int((mine["accuracy"] < low).sum())
         if below:
-            axis.annotate(f"{below} below", (0.98, 0.03), xycoords="axes fraction", ha="right", fontsize="small")
+            axis.annotate(f"{below} lower down", (0.98, 0.03), xycoords="axes fraction", ha="right", fontsize="small")
         axis.set(xscale="log", xlabel=label, title=f"{network} on {dataset}", ylim=(low, min(1.0, mine["accuracy"].max() + 0.1 * floor)))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter("")
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for axis in axes[::2]:
         axis.set_ylabel("accuracy")
