@@ -32,7 +32,7 @@ notebooks: $(STAMP)  ## execute the notebooks and solutions in place, at their d
 	@$(BIN)/python -m lowrank_utils refresh $(ARGS)
 
 clean:  ## remove what make made; data and outputs/gallery stay
-	rm -rf $(VENV) outputs/runs outputs/sweeps outputs/site build *.egg-info .pytest_cache .hypothesis .benchmarks
+	rm -rf $(VENV) outputs/runs outputs/sweeps outputs/site outputs/.site-build build *.egg-info .pytest_cache .hypothesis .benchmarks
 	find . -name data -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt

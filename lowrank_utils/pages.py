@@ -1,11 +1,13 @@
 """The static site: executed notebooks, gallery tables and figures as pages that need no network to be read."""
 
 import contextlib
+import html
+import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
+import textwrap
 from pathlib import Path
 
 from lowrank_utils import jobs, paths, plots, report, results, runs
@@ -34,9 +36,9 @@ _CSS = """\
 .cell_output { overflow-x: auto; }
 .cell_output table, article table { font-size: 80%; }
 article table td, article table th { padding: 0.15rem 0.5rem; }
-.content { width: 60em; max-width: 100%; }
 .cell_output pre { white-space: pre-wrap; }
 """
+MARK = ".lowrank-site"  # names the files of a site, so that nobody else's are replaced with it
 _NEEDED = "make site, or python -m pip install -e '.[site]'"
 
 
@@ -49,30 +51,63 @@ def build(run=None, folder=None, gallery=None):
 
     Parameters: `run`, a name or folder; `folder` of the site (default outputs/site), replaced as a whole once the
     new one is done; `gallery` (default outputs/gallery). Raises RunError where Sphinx is missing, the run is
-    not there or has executed nothing, `folder` holds something else, or a page cannot be built, in Sphinx's words, or read.
+    not there or has executed nothing, another build is at work there, `folder` is or holds something else than a site, or a
+    page cannot be read or built.
     """
     folder, gallery = Path(folder or paths.OUTPUTS / "site").absolute(), Path(gallery or paths.GALLERY)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "objects.inv").is_file():
-        raise runs.RunError(f"{folder} holds files that are no site; name another folder")
-    with contextlib.ExitStack() as stack:
-        source = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        _write_source(source, runs.find_run(run) if run else None, gallery)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder.parent, prefix=".site-")))
-        _sphinx(source, made / "site")
-        if folder.exists():
-            folder.rename(made / "before")
-        (made / "site").rename(folder)
+    if "://" in str(run or ""):
+        raise runs.RunError(f"pages are built from a folder of this machine; copy {run} here first")
+    place = runs.find_run(run) if run else None
+    _check_target(folder)
+    beside = folder.parent / f".{folder.name}-build"  # on the same file system, so that one rename puts the site there
+    beside.mkdir(parents=True, exist_ok=True)
+    try:
+        with runs.locked(beside):
+            for left in beside.glob("*/"):  # of a build that was killed
+                shutil.rmtree(left)
+            _write_source(beside / "source", place, gallery)
+            _sphinx(beside / "source", beside / "site")
+            files = sorted(
+                p.relative_to(beside / "site").as_posix() for p in (beside / "site").rglob("*") if p.is_file()
+            )
+            (beside / "site" / MARK).write_text("\n".join(files) + "\n")
+            if folder.exists():
+                folder.rename(beside / "before")
+            try:
+                (beside / "site").rename(folder)
+            except OSError:
+                if (beside / "before").exists():
+                    (beside / "before").rename(folder)
+                raise
+            shutil.rmtree(beside)
+    except runs.RunError as error:
+        if "being worked on" in str(error):
+            raise runs.RunError(f"another build of {folder} is under way: wait for its end") from None
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
     return folder / "index.html"
+
+
+def _check_target(folder):
+    if folder.is_symlink() or folder.exists() and not folder.is_dir() or os.path.ismount(folder):
+        raise runs.RunError(f"{folder} is not a folder that can be replaced; name another one")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    known = {MARK, *(folder / MARK).read_text().splitlines()} if (folder / MARK).is_file() else set()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.relative_to(folder).as_posix() not in known:
+            raise runs.RunError(
+                f"{folder} holds {path.relative_to(folder)}, which is no page of ours; name another folder"
+            )
 
 
 def _sphinx(source, target):
     command = [sys.executable, "-m", "sphinx", "-b", "html", "-q", "-W", "--keep-going"]
     command += ["-d", str(source / ".doctrees"), str(source), str(target)]
     done = subprocess.run(command, capture_output=True, text=True)
-    if "No module named" in done.stderr:
-        missing = re.search(r"No module named '?([\w.-]+)", done.stderr)[1]
-        raise runs.RunError(f"the site is built with {missing}, which is not installed: {_NEEDED}")
+    missing = re.search(r"No module named '?([\w.-]+)|no theme named '(\w+)'", done.stderr)
+    if done.returncode and missing:
+        raise runs.RunError(f"the site is built with {missing[1] or missing[2]}, which is not installed: {_NEEDED}")
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         said = next((line for line in lines if re.search("WARNING|ERROR|rror:", line)), "no reason given")
@@ -83,35 +118,56 @@ def _sphinx(source, target):
 
 
 def _write_source(source, place, gallery):
+    source.mkdir()
     (source / "conf.py").write_text(_CONF)
     (source / "_own").mkdir()
     (source / "_own" / "own.css").write_text(_CSS)
-    executed = _executed(place) if place else {}
+    with _reading(place):
+        executed = _executed(place) if place else {}
     chapters = list(jobs.select([]))
     for name in chapters:
-        _page(executed.pop(name, paths.NOTEBOOKS / f"{name}.ipynb"), source / "notebooks" / f"{name}.ipynb")
+        target, note = (
+            source / "notebooks" / f"{name}.ipynb",
+            f"As executed by {place.name}." if name in executed else "",
+        )
+        _page(executed.pop(name, paths.NOTEBOOKS / f"{name}.ipynb"), target, note=note)
     solved = [path for path in sorted(paths.SOLUTIONS.glob("*.ipynb")) if path.stem in chapters]
     for path in solved:
         _page(path, source / "notebooks" / "solutions" / path.name)
     (source / "data").mkdir()
-    shutil.copy(paths.DATA / "README.md", source / "data")
+    with _reading(paths.DATA / "README.md"):
+        shutil.copy(paths.DATA / "README.md", source / "data")
+    with _reading(place):
+        own = _run_pages(source, place, executed) if place else []
+    with _reading(gallery):
+        published = _gallery_pages(source, gallery)
     trees = {
         "The workbook": [f"notebooks/{name}" for name in chapters],
         "Solutions": [f"notebooks/solutions/{path.stem}" for path in solved],
-        "This run": _run_pages(source, place, executed) if place else [],
-        "Results": _gallery_pages(source, gallery),
+        "This run": own,
+        "Results": published,
         "About": ["data/README"],
     }
-    first = (paths.ROOT / "README.md").read_text()
+    with _reading(paths.ROOT / "README.md"):
+        first = (paths.ROOT / "README.md").read_text()
     if solved:  # a link to a folder is one to its first page
         first = first.replace("](notebooks/solutions)", f"](notebooks/solutions/{solved[0].name})")
     (source / "index.md").write_text(first + "".join(_tree(c, pages, "hidden") for c, pages in trees.items() if pages))
 
 
+@contextlib.contextmanager
+def _reading(path):
+    """Turn what goes wrong with a damaged or missing file into one sentence."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise runs.RunError(f"{Path(path).name} is missing or damaged ({reason})") from None
+
+
 def _tree(caption, pages, option):
-    return "\n".join(
-        ["\n", "```{toctree}", f":caption: {caption}", ":maxdepth: 1", f":{option}:", "", *pages, "```", ""]
-    )
+    lines = ["\n", "```{toctree}", f":caption: {caption}", ":maxdepth: 1", f":{option}:", "", *pages, "```", ""]
+    return "\n".join(lines)
 
 
 def _gallery_pages(source, gallery):
@@ -120,11 +176,13 @@ def _gallery_pages(source, gallery):
     behind = sorted(gallery.glob("*.ipynb"))
     for path in behind:
         _page(path, here / path.name, title=path.stem)
-    for name in ("README.md", "arsvd.png"):
+    for name in ("README.md", "arsvd.png", "results.csv"):
         if (gallery / name).is_file():
             shutil.copy(gallery / name, here)
     page = here / "README.md"
     text = page.read_text() if page.is_file() else "# The gallery\n\nNothing is published."
+    if (here / "results.csv").is_file():
+        text += "\n\nAll rows: [results.csv](results.csv).\n"
     page.write_text(text + _tree("Every notebook behind it", [p.stem for p in behind], "titlesonly"))
     drawn = _figures(here, report.figures(report.gallery(folder=gallery)))
     (here / "figures.md").write_text("\n\n".join(["# The gallery in figures", *drawn]) + "\n")
@@ -136,28 +194,39 @@ def _run_pages(source, place, executed):
     here = source / "run"
     here.mkdir()
     for label, path in executed.items():
-        _page(path, here / f"{label}.ipynb", title=label)
-    rows = report.gather(place)
+        _page(path, here / f"{label}.ipynb", title=label, note=f"As executed by {place.name}.")
+    rows, cells = report.gather(place), runs.read_run(place)["jobs"]
     rows.to_csv(here / "results.csv", index=False)
     shown = [c for c in (*results.RESULT_COLUMNS, "target") if c in rows and rows[c].notna().any()]
     table = rows[shown].to_html(index=False, border=0, na_rep="", float_format="{:.4g}".format)
-    parts = [
-        f"# Results of {place.name}",
-        f"{len(rows)} rows, with everything on record in [results.csv](results.csv).",
-    ]
+    done = len(runs.finished(place))
+    parts = [f"# Results of {place.name}", f"{done} of {len(cells)} notebooks were executed to their end."]
+    parts += [f"- `{cell['address']}`: {html.escape(cell['error'])}" for cell in cells if cell.get("error")]
+    parts += [f"{len(rows)} rows, with everything on record in [results.csv](results.csv)."]
     parts += [*_figures(here, report.figures(rows)), "## Rows", table]
     (here / "results.md").write_text("\n\n".join(parts) + "\n")
     return ["run/results", *(f"run/{label}" for label in executed)]
+
+
+_CAPTIONS = {
+    "02_arsvd": "Plain and data-aware factors; EVBMF at its own size. Vertical axes are not cut off.",
+    "02b_convolutions": "First and last layer dense. Whole lines: ranks by energy; dashed: one fixed share.",
+    "03_entropy_pruning": "What loses more than 40 points is cut off.",
+    "04_ddlr": "What loses more than 15 points is cut off; sizes that some seeds did not reach are left out.",
+    "05_rank_search": "Bands run over draws of calibration and measuring images.",
+    "06_side_by_side": "What loses more than ten points is counted in the corner.",
+}
 
 
 def _figures(folder, figures):
     """Write figures below `folder`; return the Markdown that shows them, each with its alternative text."""
     if not figures:
         return ["No row here can be drawn."]
-    parts = ["Drawn from the rows, on test images. Bands run from the lowest to the highest run."]
+    parts = ["Drawn from the rows, on test images: means over seeds and draws, bands from the lowest to the highest."]
     for label, figure in figures.items():
         figure.savefig(folder / f"{label}.png", format="png")
-        parts.append(f"## {label}\n![{plots.described(figure)}]({label}.png)")
+        image = ["```{image} " + f"{label}.png", f":alt: {' '.join(plots.described(figure).split())}", "```"]
+        parts += [f"## {label}", _CAPTIONS[label.split("-")[0]], "\n".join(image)]
     return parts
 
 
@@ -178,28 +247,34 @@ def _executed(place):
     return flat
 
 
-def _page(path, target, title=None):
-    """Copy a notebook as a page: with alternative texts, without stderr, under another title if one is given."""
+def _page(path, target, title=None, note=""):
+    """Copy a notebook as a page: with alternative texts, without stderr, with a title and a note if they are given."""
     import nbformat
 
-    try:
-        notebook = nbformat.read(path, as_version=4)
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError):
-        raise runs.RunError(f"{path.name} is no notebook, or a damaged one") from None
-    heading = said = ""
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            if title and cell.source.startswith("# "):
-                cell.source, title = re.sub(r"^# .*", f"# {title}", cell.source, count=1), None
-            heading = next(iter(re.findall(r"^#+ (.*)", cell.source, re.M)[::-1]), heading)
-            said = cell.source.strip().rpartition("\n\n")[2].rpartition("\n#")[2]
-        elif cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
-            if any("image/png" in o.get("data", {}) for o in cell.outputs):
-                cell.metadata.setdefault("mystnb", {})["image"] = {"alt": f"{_plain(heading)}: {_plain(said)}"[:300]}
-    notebook.metadata.pop("widgets", None)  # sliders want a kernel; the figure itself is there
-    target.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(notebook, target)
+    with _reading(path):
+        try:
+            notebook = nbformat.read(path, as_version=4)
+        except (nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
+            raise ValueError(str(error)[:80]) from None
+        heading, said, told = "", "", []
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                heading = next(iter(re.findall(r"^#+ (.*)", cell.source, re.M)[::-1]), heading)
+                said = cell.source.strip().rpartition("\n\n")[2].rpartition("\n#")[2]
+            elif cell.cell_type == "code":
+                cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+                if any("image/png" in o.get("data", {}) for o in cell.outputs):
+                    words = textwrap.shorten(f"{_plain(heading)}: {_plain(said)}", 300, placeholder=" ...")
+                    told.append(words)
+                    again = f" (figure {told.count(words)})" if told.count(words) > 1 else ""
+                    cell.metadata.setdefault("mystnb", {})["image"] = {"alt": words + again}
+        first = next((c for c in notebook.cells if c.cell_type == "markdown" and c.source.startswith("# ")), None)
+        if first is not None:
+            head, _, rest = first.source.partition("\n")
+            first.source = "\n".join([f"# {title}" if title else head, f"\n*{note}*\n" if note else "", rest])
+        notebook.metadata.pop("widgets", None)  # sliders want a kernel; the figure itself is there
+        target.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, target)
 
 
 def _plain(markdown):

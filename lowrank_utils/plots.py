@@ -55,6 +55,16 @@ _MARKERS = {name: marker for name, (_, marker) in _LOOKS.items()}
 _STYLE = {"axes.grid": True, "grid.alpha": 0.4, "figure.dpi": 100, "savefig.dpi": 100, "savefig.bbox": "tight"}
 
 
+def _colour(chooser):
+    return _COLOURS.get(chooser, "dimgray")  # of one that is not ours
+
+
+def _in_order(choosers):
+    # ours in our order, then any others; the dense network is a line of its own
+    there = set(choosers) - {"dense"}
+    return [c for c in CHOOSERS if c in there] + sorted(there - set(CHOOSERS))
+
+
 def _canvas(columns=1, rows=1, width=4.6, height=3.4, **options):
     with sns.axes_style("whitegrid", rc=_STYLE), sns.plotting_context("notebook", font_scale=0.85):
         figure, axes = plt.subplots(
@@ -149,28 +159,25 @@ def frontier(table, metric="accuracy", baseline=None, title="test images", floor
     highest. `baseline`: the dense network's value, drawn as a line. `floor`: where the vertical axis starts; what lies
     below is cut off. `columns`: panels in a row, all by default.
     """
-    unknown = sorted(set(table["chooser"]) - set(CHOOSERS))
-    if unknown:
-        raise ValueError(f"no colour is set for {unknown[0]!r}; known: {', '.join(CHOOSERS)}")
     names = list(table[panels].unique())
     columns = columns or len(names)
     figure, axes = _canvas(columns, -(-len(names) // columns), width=4.6, sharey=True, sharex="col")
     for axis, name in zip(axes, names):
         mine = table[table[panels] == name]
-        for chooser in [c for c in CHOOSERS if c in set(mine["chooser"])]:
+        for chooser in _in_order(mine["chooser"]):
             line = mine[mine["chooser"] == chooser].groupby("target", sort=False)
             points = pd.DataFrame({"kept": line["parameters_kept"].mean()} | {w: line[metric].agg(w) for w in ("mean", "min", "max")})
             points = points.sort_values("kept")
             axis.plot(points["kept"], points["mean"], label=chooser, **_line(chooser, alone=len(points) == 1))
-            axis.fill_between(points["kept"], points["min"], points["max"], color=_COLOURS[chooser], alpha=0.2)
-        if baseline is not None:
+            axis.fill_between(points["kept"], points["min"], points["max"], color=_colour(chooser), alpha=0.2)
+        if baseline is not None and baseline == baseline:
             axis.axhline(baseline, color="black", linestyle=":", label="dense")
         axis.set(xscale="log", xlabel="parameters kept (share of dense)", title=f"{name}{' factors' * (panels == 'factors')}, {title}")
         axis.xaxis.set_major_locator(FixedLocator([0.03, 0.05, 0.1, 0.2, 0.3, 0.6, 1.0]))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axis.yaxis.set_major_formatter(PercentFormatter(1))
-        if floor is not None:
+        if floor is not None and floor == floor:
             axis.set_ylim(bottom=floor)
     for axis in axes[::columns]:
         axis.set_ylabel({"accuracy": "accuracy", "f1": "macro F1"}.get(metric, metric))
@@ -183,8 +190,22 @@ def frontier(table, metric="accuracy", baseline=None, title="test images", floor
     return figure
 
 
-_FORMS = {"svd": "components, plain factors", "data-aware": "components, data-aware factors"}
-_FORMS |= {"folded": "units, mean folded", "refitted": "units, next layer refitted"}
+FORMS = {"svd": "components, plain factors", "data-aware": "components, data-aware factors"}
+FORMS |= {"folded": "units, mean folded", "refitted": "units, next layer refitted"}
+
+
+def rules(table, title="test images"):
+    """Return accuracy against parameters kept for the rank rules of notebook 02, a panel for each scope and kind of factors.
+
+    `table`: result rows as for `frontier` with column scope; rows of the chooser "dense" give the dotted line.
+    """
+    titles = {"every layer": "every layer cut", "hidden layers": "classifier left dense"}
+    drawn = table[table["target"].str.match("kept|own") & table["scope"].isin(titles)]
+    baseline = table.loc[table["chooser"] == "dense", "accuracy"].mean()
+    several = drawn["factors"].nunique() > 1
+    panel = drawn["scope"].map(titles) + (", " + drawn["factors"] if several else "")
+    drawn = drawn.assign(panel=panel).sort_values(["factors", "scope"], ascending=[False, True], kind="stable")
+    return frontier(drawn, "accuracy", baseline, title, panels="panel", columns=drawn["scope"].nunique())
 
 
 def rankings(table, title="test images"):
@@ -192,8 +213,8 @@ def rankings(table, title="test images"):
 
     `table`: result rows as for `frontier`; rows of the chooser "dense" give the dotted line. What loses more than 40 points is cut off.
     """
-    drawn = table[table["target"].str.match(r"kept \S+$") & table["factors"].isin(_FORMS)]
-    panel = pd.Categorical(drawn["factors"].map(_FORMS), list(_FORMS.values()))
+    drawn = table[table["target"].str.match(r"kept \S+$") & table["factors"].isin(FORMS)]
+    panel = pd.Categorical(drawn["factors"].map(FORMS), list(FORMS.values()))
     drawn = drawn.assign(panel=panel).sort_values("panel", kind="stable")
     baseline = table.loc[table["chooser"] == "dense", "accuracy"].mean()
     return frontier(drawn, "accuracy", baseline, title, max(baseline - 0.4, 0), panels="panel", columns=2)
@@ -202,9 +223,11 @@ def rankings(table, title="test images"):
 def programs(table, title="test images"):
     """Return accuracy against parameters kept for notebook 04: what a convex program gives, and what takes its size as given.
 
-    `table`: result rows as for `frontier`; rows of the chooser "dense" give the dotted line. What loses more than 15 points is cut off.
+    `table`: result rows as for `frontier`, with column seed; rows of the chooser "dense" give the dotted line. What loses more than 15 points is cut off.
     """
     drawn = table[table["target"].str.match("kept|epsilon")]
+    runs = drawn.groupby(["chooser", "target"])["seed"].transform("nunique")
+    drawn = drawn[runs == table["seed"].nunique()]  # a size that some runs did not reach would compare other networks
     convex = drawn["chooser"].str.startswith(("DDLR", "Net-Trim"))
     drawn = drawn.assign(panel=np.where(convex, "from a convex program", "at a given size"))
     baseline = table.loc[table["chooser"] == "dense", "accuracy"].mean()
@@ -216,15 +239,15 @@ def described(figure):
 
     >>> figure = gap(pd.DataFrame({"iteration": [1, 2], "objective": [3.0, 2.5], "bound": [1.0, 2.0]}), "fc1")
     >>> described(figure)
-    'fc1: nuclear norm against iteration; what is not yet proved: relative gap against iteration. Lines: feasible weights, lower bound.'
+    'fc1: nuclear norm against iteration; what is not yet proved: relative gap against iteration. Lines: feasible weights; lower bound.'
     """
     panels, lines = [], []
     for axis in [a for a in figure.axes if a.axison]:
         what = " against ".join(t for t in (axis.get_ylabel(), axis.get_xlabel()) if t)
         panels.append(": ".join(t for t in (axis.get_title(), what) if t))
         lines += [t for t in axis.get_legend_handles_labels()[1] if not t.startswith("_")]
-    said = "; ".join(p for p in dict.fromkeys(panels) if p)
-    return f"{said}. Lines: {', '.join(dict.fromkeys(lines))}." if lines else f"{said}."
+    said = "; ".join(p for p in dict.fromkeys([figure.get_suptitle(), *panels]) if p)
+    return f"{said}. Lines: {'; '.join(dict.fromkeys(lines))}." if lines else f"{said}."
 
 
 def histograms(values, bins):
@@ -321,7 +344,7 @@ def scatter(table, y, xs, labels):
 
 def _line(chooser, alone):
     # energy and entropy often coincide: the one is drawn wide, the other dashed on top of it
-    style = {"color": _COLOURS[chooser], "marker": _MARKERS[chooser], "markersize": 5}
+    style = {"color": _colour(chooser), "marker": _MARKERS.get(chooser, "."), "markersize": 5}
     if chooser.endswith("energy"):
         style |= {"linewidth": 3.5, "markersize": 8, "alpha": 0.7}
     return style | {"linestyle": "none" if alone else {"entropy": "--", "component entropy": "--"}.get(chooser, "-")}
@@ -405,12 +428,12 @@ def choosers(table):
         mine = table[(table["dataset"] == dataset) & (table["network"] == network)]
         axis.axhline(mine.loc[mine["chooser"] == "dense", "accuracy"].mean(), color="black", linestyle=":", label="dense")
         mine = cut[(cut["dataset"] == dataset) & (cut["network"] == network) & (cut["factors"] == kind)]
-        for chooser in [c for c in CHOOSERS if c in set(mine["chooser"])]:
+        for chooser in _in_order(mine["chooser"]):
             line = mine[mine["chooser"] == chooser].groupby("target", sort=False)
             kept = line["macs_kept"].mean().sort_values()
             value = line["accuracy"].agg(["mean", "min", "max"]).reindex(kept.index)
             axis.plot(kept, value["mean"], label=chooser, **_line(chooser, alone=len(kept) == 1))
-            axis.fill_between(kept, value["min"], value["max"], color=_COLOURS[chooser], alpha=0.15)
+            axis.fill_between(kept, value["min"], value["max"], color=_colour(chooser), alpha=0.15)
         axis.set_title(f"{network} on {dataset}, {kind} factors", fontsize="small")
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

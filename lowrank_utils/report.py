@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -59,6 +60,8 @@ def publish(*run_folders, folder=None):
     """
     import nbformat
 
+    from lowrank_utils import plots
+
     folder = Path(folder or paths.GALLERY)
     ready, tables = {}, []
     for place in [runs.find_run(place) for place in run_folders]:
@@ -83,7 +86,8 @@ def publish(*run_folders, folder=None):
     shown = gallery("fashion-mnist", "02_arsvd", "lenet300", folder)
     if len(shown):
         with paths.whole(folder / "arsvd.png") as temporary:
-            _figure(shown).savefig(temporary, format="png")
+            plain = shown[shown["factors"].isin(["svd", "dense"])]
+            plots.rules(plain, f"{shown['seed'].nunique()} seeds").savefig(temporary, format="png")
     return [folder / f"{label}.ipynb" for label in ready]
 
 
@@ -91,35 +95,68 @@ def figures(table):
     """Return {name: matplotlib Figure} of all that notebooks 02 to 06 draw from result rows: accuracy against size.
 
     `table`: rows of any number of notebooks, data sets, networks and seeds, as `gather` and `gallery` return them or a
-    sweep's results.parquet holds them. Means over runs, with a band from the lowest to the highest. What no row supports
-    is left out.
+    sweep's results.parquet holds them. Means over runs that differ in seed and draw alone, with a band from the lowest to
+    the highest; where runs differ in more, each setting has a figure of its own, which names it. What no row supports is
+    left out.
     """
     from lowrank_utils import plots
 
-    needed = "notebook dataset network seed chooser factors scope target way accuracy parameters_kept macs_kept faster_64".split()
-    table = table.reindex(columns=list(dict.fromkeys([*table.columns, *needed])))
-    table = table[table["target"].notna() & table["accuracy"].notna()]
+    needed = "notebook dataset network seed chooser factors scope target way accuracy parameters_kept macs_kept bytes faster_64"
+    table = table.reindex(columns=list(dict.fromkeys([*table.columns, *needed.split()])))
+    table = table[table[["notebook", "chooser", "target", "accuracy"]].notna().all(axis=1)]
+    table = table.assign(target=table["target"].astype(str), setting=_settings(table))
+    sized, shared = table["target"].str.match("kept|own|epsilon"), table["target"].str.match("macs")
+    draw = {
+        "02_arsvd": (plots.rules, sized & table["scope"].notna()),
+        "03_entropy_pruning": (plots.rankings, sized & table["factors"].isin(plots.FORMS)),
+        "04_ddlr": (plots.programs, sized),
+        "02b_convolutions": (plots.by_work, shared),
+        "05_rank_search": (plots.choosers, shared),
+        "06_side_by_side": (plots.trade_off, table["bytes"].notna() & table["way"].notna()),
+    }
     drawn = {}
-    each = {"02_arsvd": _figure, "03_entropy_pruning": plots.rankings, "04_ddlr": plots.programs}
-    whole = {"02b_convolutions": plots.by_work, "05_rank_search": plots.choosers, "06_side_by_side": plots.trade_off}
-    for notebook, mine in table.groupby("notebook"):
-        if notebook in each:
-            for (dataset, network), part in mine.groupby(["dataset", "network"]):
-                if part["target"].str.match("kept|own").any():
-                    drawn[f"{notebook}-{dataset}-{network}"] = each[notebook](part)
-        elif notebook in whole and (mine["chooser"] != "dense").any():
-            drawn[notebook] = whole[notebook](mine)
+    for notebook, (tell, usable) in draw.items():
+        dense = table["chooser"] == "dense"
+        mine = table[(table["notebook"] == notebook) & (usable | dense)]
+        one_each = notebook in ("02_arsvd", "03_entropy_pruning", "04_ddlr")
+        by = ["dataset", "network", "setting"] if one_each else ["setting"]
+        for key, part in mine.groupby(by):
+            cut = part[part["chooser"] != "dense"]
+            if notebook == "04_ddlr":  # what some seeds lack is not drawn
+                runs = cut.groupby(["chooser", "target"])["seed"].transform("nunique")
+                cut = cut[runs == part["seed"].nunique()]
+            if not len(cut):
+                continue
+            name = "-".join(_slug(word) for word in (notebook, *key) if word)
+            if one_each:
+                seeds = part["seed"].nunique()
+                drawn[name] = tell(part, f"{seeds} seed{'s' * (seeds > 1)}")
+                drawn[name].suptitle(" · ".join(word for word in key if word))
+            else:
+                drawn[name] = tell(part)
     return drawn
 
 
-def _figure(table):
-    from lowrank_utils import plots
+def _settings(table):
+    """Return, for each row, the parameters in which runs of one notebook, data set and network differ, in words."""
+    import pandas as pd
 
-    sized = table[(table["factors"] == "svd") & table["target"].str.match("kept|own")]
-    dense = table.loc[table["chooser"] == "dense", "accuracy"].mean()
-    titles = {"every layer": "every layer cut", "hidden layers": "classifier left dense"}
-    sized = sized.assign(scope=sized["scope"].map(titles))
-    return plots.frontier(sized, "accuracy", dense, f"{table['seed'].nunique()} seeds", panels="scope")
+    given = table["run_parameters"] if "run_parameters" in table else pd.Series("{}", table.index)
+    given = given.fillna("{}").map(json.loads)
+    words = pd.Series("", table.index)
+    apart = {"seed", "draw", "device", "dataset", "network", "networks", "output_folder"}
+    for _, rows in table.groupby(["notebook", "dataset", "network"], dropna=False).groups.items():
+        values = {}
+        for parameters in given[rows]:
+            for name in parameters.keys() - apart:
+                values.setdefault(name, set()).add(json.dumps(parameters[name]))
+        differ = sorted(name for name, found in values.items() if len(found) > 1)
+        words[rows] = [" ".join(f"{n}={json.dumps(p[n])}" for n in differ if n in p) for p in given[rows]]
+    return words
+
+
+def _slug(text):
+    return re.sub(r"[^\w.=-]+", "-", str(text)).strip("-")[-80:]
 
 
 def _page(folder):

@@ -129,9 +129,10 @@ def run(planned, request, to=None, workers=None, threads=1, scheduler=None, retr
                         gather([job for job in planned if job.address in done], to)
                     raise
         if missing or not _is_current(fs, root, planned, done):
-            gather([job for job in planned if job.address in done], to)
+            rows, _ = gather([job for job in planned if job.address in done], to)
             record.update(status="failed" if failed else "done", finished=runs.now())
             _record(fs, root, record, planned, done, failed)
+            _draw(fs, root, rows)
     return (root if _is_local(fs) else to), done, failed
 
 
@@ -328,7 +329,7 @@ def _record(fs, root, record, planned, done, failed):
 
 
 def gather(finished, to):
-    """Write results and summary (.csv and .parquet) of the `finished` jobs at `to`, and figures; return both as DataFrames.
+    """Write results and summary (.csv and .parquet) of the `finished` jobs at `to`; return both as DataFrames.
 
     Rows are joined by the names of their columns: what an older version did not write is empty. Raises OSError
     where `to` is full or cannot be written.
@@ -347,11 +348,15 @@ def gather(finished, to):
         _put(fs, f"{root}/{name}.csv", lines.to_csv(index=False).encode())
         words = [c for c in table if table[c].dtype == object]  # parquet wants one type in a column
         _put(fs, f"{root}/{name}.parquet", table.astype(dict.fromkeys(words, "string")).to_parquet(index=False))
+    return rows, means
+
+
+def _draw(fs, root, rows):
+    """Write the figures of the notebooks, drawn from the rows of all cells."""
     for name, figure in report.figures(rows).items():
         with io.BytesIO() as drawn:
             figure.savefig(drawn, format="png")
             _put(fs, f"{root}/{name}.png", drawn.getvalue())
-    return rows, means
 
 
 @contextlib.contextmanager

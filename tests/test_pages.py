@@ -48,7 +48,7 @@ def toy(project):
     )
     (project.root / "data").mkdir(exist_ok=True)
     (project.root / "data" / "README.md").write_text("# Data\nNone.\n")
-    write_notebook(project.second, ROWS)
+    write_notebook(project.second, "if word == 'boom': raise ValueError('went wrong')", ROWS)
     write_notebook(project.root / "notebooks" / "solutions" / "01_first.ipynb", "1")
     return project
 
@@ -74,6 +74,9 @@ def test_committed_notebooks_become_pages_in_their_order(toy, capsys, monkeypatc
     )
     assert not (toy.root / "outputs" / "site" / "run").exists()
     assert sorted(p.name for p in (toy.root / "outputs").iterdir()) == ["site"]  # nothing lies about
+    (toy.root / "README.md").write_text("# Toys again\n")
+    pages.build()
+    assert "<h1>Toys again" in read(toy, "index")
 
 
 def test_figures_have_alternative_texts_and_stderr_stays_out(toy):
@@ -101,7 +104,10 @@ def test_a_run_takes_the_place_of_what_is_committed(toy):
     results = read(toy, "run/results")
     assert f"Results of {place.name}" in results and "02_arsvd-toys-mlp" in results
     (image,) = _Images(results).found
-    assert image["alt"].startswith("every layer cut") and "Lines: energy, fixed, dense." in image["alt"]
+    assert image["alt"].startswith("toys · mlp; every layer cut") and "Lines: energy; fixed; dense." in image["alt"]
+    assert "2 of 2 notebooks were executed" in results and f"As executed by {place.name}" in read(
+        toy, "notebooks/02_second"
+    )
     (file,) = (toy.root / "outputs" / "site" / "_downloads").rglob("results.csv")
     table = pd.read_csv(file)
     assert results.count("<tr") == len(table) + 1 == 15  # 13 rows of 02_second, one of 01_first
@@ -109,17 +115,26 @@ def test_a_run_takes_the_place_of_what_is_committed(toy):
 
 
 def test_a_sweep_shows_each_cell_and_its_own_figure(toy):
-    done = toy.call("sweep", "02", "--grid", "seed=0,1", "threshold=0.1,0.2", "--workers", "1", "--quiet")
-    assert done.code == 0, done.err
+    done = toy.call(
+        "sweep", "02", "--grid", "seed=0,1", "threshold=0.1,0.2", "word=plain,boom", "--workers", "1", "--quiet"
+    )
+    assert done.code == 1, done.err
     place = toy.root / "outputs" / "sweeps" / "02_second"
-    assert (place / "02_arsvd-toys-mlp.png").read_bytes().startswith(b"\x89PNG")
     table = pd.read_parquet(place / "results.parquet")
-    (figure,) = report.figures(table).values()
-    line = next(line for line in figure.axes[0].lines if line.get_label() == "fixed")
-    assert line.get_ydata() == pytest.approx([0.105, 0.205, 0.505])  # means of seeds 0 and 1
+    figures = report.figures(table)
+    # thresholds are not averaged, seeds are
+    assert list(figures) == ["02_arsvd-toys-mlp-threshold=0.1", "02_arsvd-toys-mlp-threshold=0.2"]
+    for name, figure in figures.items():
+        assert (place / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        line = next(line for line in figure.axes[0].lines if line.get_label() == "fixed")
+        assert line.get_ydata() == pytest.approx([0.105, 0.205, 0.505])
+    record = runs.read_run(place)
+    assert record["status"] == "failed" and [cell["status"] for cell in record["jobs"]].count("done") == 4
     pages.build(place)
     names = sorted(p.stem for p in (toy.root / "outputs" / "site" / "run").glob("02_second*"))
     assert len(names) == 4 and all(name in read(toy, "index") for name in names)
+    results = read(toy, "run/results")
+    assert "4 of 8 notebooks were executed" in results and "went wrong" in results
 
 
 def test_figures_of_a_table_that_holds_nothing_to_draw():
@@ -132,6 +147,27 @@ def test_figures_of_a_table_that_holds_nothing_to_draw():
         "target": "dense",
     }
     assert report.figures(pd.DataFrame(rows | {"accuracy": 0.5, "seed": 0})) == {}
+
+
+def test_what_cannot_be_drawn_is_left_out_and_names_are_fit_for_files():
+    rows = [{"chooser": c, "factors": "svd", "target": t, "accuracy": 0.5, "dataset": "folder:/a b/[c]", "network": "m", "seed": 0} for c, t in
+            (("mine", "kept 0.10"), ("energy", "macs 0.50"), ("dense", "dense"))]  # fmt: skip
+    for notebook in (
+        "02_arsvd",
+        "02b_convolutions",
+        "03_entropy_pruning",
+        "04_ddlr",
+        "05_rank_search",
+        "06_side_by_side",
+    ):
+        for some in (rows, rows[:1], rows[1:2], rows[2:]):
+            table = pd.DataFrame(some).assign(
+                notebook=notebook, parameters_kept=0.1, macs_kept=0.5, scope="every layer"
+            )
+            for name, figure in report.figures(table).items():
+                assert re.fullmatch(r"[\w.=-]+", name) and len(figure.axes) > 0
+    table["target"] = 0.5  # a number
+    assert report.figures(table) == {}
 
 
 @pytest.mark.parametrize(
@@ -159,10 +195,57 @@ def test_a_page_that_cannot_be_built_leaves_the_old_site(toy):
     (toy.root / "README.md").write_text("# Toys\n[gone](notebooks/99_gone.ipynb)\n")
     with pytest.raises(runs.RunError, match=r"cannot be built: index.md.*99_gone"):
         pages.build()
-    toy.first.write_text("{")
-    with pytest.raises(runs.RunError, match="01_first.ipynb is no notebook"):
-        pages.build()
+    for content in (
+        b"{",
+        b"\xae\xff",
+        b'{"cells": null, "nbformat": 4, "nbformat_minor": 5, "metadata": {}}',
+        b'{"nbformat": 9}',
+    ):
+        toy.first.write_bytes(content)
+        with pytest.raises(runs.RunError, match="01_first.ipynb is missing or damaged"):
+            pages.build()
     assert still() and sorted(p.name for p in (toy.root / "outputs").iterdir()) == ["site"]
+
+
+def test_nothing_that_is_not_a_site_is_replaced(toy, monkeypatch):
+    still = stands(toy)
+    site = toy.root / "outputs" / "site"
+    (site / "CNAME").write_text("mine")
+    with pytest.raises(runs.RunError, match="site holds CNAME, which is no page of ours"):
+        pages.build()
+    (site / "CNAME").unlink()
+    (toy.root / "letter.txt").write_text("dear")
+    (toy.root / "link").symlink_to(site)
+    for name in ("letter.txt", "link"):
+        with pytest.raises(runs.RunError, match=f"{name} is not a folder that can be replaced"):
+            pages.build(folder=toy.root / name)
+    assert (toy.root / "letter.txt").read_text() == "dear" and still()
+    rename = Path.rename
+
+    def stuck(path, target):
+        if path.name == "site" and path.parent.name == ".site-build":
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", stuck)
+        with pytest.raises(OSError, match="Input/output"):
+            pages.build()
+    assert still()
+    pages.build()
+    assert not (toy.root / "outputs" / ".site-build").exists()
+
+
+def test_one_build_at_a_time_and_a_killed_one_leaves_nothing_behind(toy):
+    still = stands(toy)
+    beside = toy.root / "outputs" / ".site-build"
+    (beside / "source").mkdir(parents=True)  # as a killed build leaves it
+    (beside / "source" / "conf.py").write_text("boom")
+    with runs.locked(beside), pytest.raises(runs.RunError, match="another build of .*site is under way"):
+        pages.build()
+    assert still() and beside.exists()
+    pages.build()
+    assert still() and not beside.exists()
 
 
 def test_bad_requests_are_one_sentence(toy, monkeypatch):
@@ -174,9 +257,11 @@ def test_bad_requests_are_one_sentence(toy, monkeypatch):
         pages.build(place)
     (toy.root / "mine").mkdir()
     (toy.root / "mine" / "letter.txt").write_text("dear")
-    with pytest.raises(runs.RunError, match="holds files that are no site"):
+    with pytest.raises(runs.RunError, match="holds letter.txt, which is no page of ours"):
         pages.build(folder=toy.root / "mine")
     assert (toy.root / "mine" / "letter.txt").read_text() == "dear"
+    with pytest.raises(runs.RunError, match="copy memory://x here first"):
+        pages.build("memory://x")
     for words in (["--to", "x"], ["--site", "--gallery"], ["--site", "a", "b"]):
         assert (done := toy.call("report", *words)).code == 2 and done.err.count("\n") == 1, done.err
     monkeypatch.setattr(sys, "executable", str(without_sphinx(toy.root)))
@@ -199,10 +284,9 @@ in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is install
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    play = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e .[site]")
+    with play.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened
         opened.close()
 
@@ -261,6 +345,7 @@ def test_every_page_loads_without_a_network_math_typeset_and_figures_seen(browse
             name = path.relative_to(site)
             assert complaints == [], name
             assert now["typeset"] == now["formulas"] and now["wrong"] == now["flat"] == 0, (name, now)
+            assert len({image[3] for image in now["images"]}) == len(now["images"]), name  # each has words of its own
             for source, width, height, alternative in now["images"]:
                 assert width > 100 and height > 50, (name, source)
                 assert len(alternative) > 20 and not alternative.endswith(".png"), (name, source)
@@ -286,6 +371,16 @@ def test_reader_finds_the_way(browser, site):
         page.goto((site / "search.html").as_uri() + "?q=nuclear")  # excerpts beside the hits need a server
         page.wait_for_selector("#search-results li a")
         assert any("04_ddlr" in link.get_attribute("href") for link in page.query_selector_all("#search-results li a"))
+
+
+@in_browser
+@pytest.mark.parametrize("wide", [420, 1024, 1400])
+def test_pages_fit_the_window(browser, site, wide):
+    with page_of(browser) as (page, _):
+        page.set_viewport_size({"width": wide, "height": 900})
+        for name in ("index", "notebooks/06_side_by_side", "outputs/gallery/README"):
+            page.goto((site / f"{name}.html").as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") <= wide, name
 
 
 @in_browser

@@ -1,5 +1,7 @@
 """Figures show what they are given: lines, bands, labels with units; none stays open in pyplot."""
 
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -100,10 +102,48 @@ def test_the_gap_and_the_ball_are_drawn():
         assert torch.linalg.svdvals(found.weights).flip(0).numpy() == pytest.approx(touch, abs=1e-3)  # and where the solver ends
 
 
-def test_a_chooser_without_a_colour_is_refused():
-    table = pd.DataFrame({"chooser": ["mine"], "parameters_kept": [0.1], "target": ["kept 0.10"], "accuracy": [0.5], "factors": ["svd"]})
-    with pytest.raises(ValueError, match="no colour is set for 'mine'; known: energy, entropy"):
-        plots.frontier(table)
+def sized(**more):
+    """Rows of two seeds, two sizes and a chooser of somebody else's, in two kinds of factors."""
+    rows = [
+        {"chooser": c, "factors": f, "scope": "every layer", "target": f"kept {k}", "parameters_kept": k, "seed": seed, "accuracy": k + 0.1 * seed + bonus}
+        for (c, bonus), f, k, seed in itertools.product({"energy": 0.1, "mine": 0.0}.items(), ("svd", "data-aware"), (0.2, 0.4), (0, 1))
+    ]
+    rows += [{"chooser": "dense", "factors": "dense", "target": "dense", "seed": s, "accuracy": 0.9 + 0.02 * s} for s in (0, 1)]
+    return pd.DataFrame(rows).assign(**more)
+
+
+def drawn(figure):
+    """{panel: {line: (x, y)}} of a figure."""
+    lines = {axis.get_title(): {x.get_label(): x for x in axis.lines} for axis in figure.axes if axis.axison}
+    return {panel: {name: (list(x.get_xdata()), list(x.get_ydata())) for name, x in mine.items()} for panel, mine in lines.items()}
+
+
+def test_rules_have_a_panel_for_each_scope_and_factors_and_draw_any_chooser():
+    figure = plots.rules(sized(), "2 seeds")
+    panels = drawn(figure)
+    assert list(panels) == ["every layer cut, svd, 2 seeds", "every layer cut, data-aware, 2 seeds"]
+    for mine in panels.values():
+        assert mine["energy"][1] == pytest.approx([0.35, 0.55]) and mine["mine"][1] == pytest.approx([0.25, 0.45])  # means of seeds
+        assert mine["dense"][1] == pytest.approx([0.91, 0.91])
+    band = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert band.min() == pytest.approx(0.3) and band.max() == pytest.approx(0.6)  # from the lowest to the highest seed
+
+
+def test_rankings_and_programs_show_their_panels_and_cut_offs():
+    rows = sized()
+    rows["factors"] = rows["factors"].replace({"svd": "folded"})
+    figure = plots.rankings(rows)
+    assert [p.split(",")[0] for p in drawn(figure)] == ["components", "units"]
+    assert "units, mean folded, test images" in drawn(figure) and "components, data-aware factors, test images" in drawn(figure)
+    assert figure.axes[0].get_ylim()[0] == pytest.approx(0.51)  # 40 points below the dense network
+    rows = sized()
+    rows["chooser"] = rows["chooser"].replace({"energy": "DDLR", "mine": "ARSVD"})
+    rows.loc[(rows["chooser"] == "DDLR") & (rows["target"] == "kept 0.2"), "target"] = "epsilon 0.1"
+    short = rows[~((rows["chooser"] == "ARSVD") & (rows["target"] == "kept 0.4") & (rows["seed"] == 1))]
+    panels = drawn(figure := plots.programs(short))
+    assert figure.axes[0].get_ylim()[0] == pytest.approx(0.76)
+    assert panels["from a convex program, test images"]["DDLR"][0] == pytest.approx([0.2, 0.4])
+    assert panels["at a given size, test images"]["ARSVD"][0] == [0.2]  # the other size lacks a seed
 
 
 def test_curves_have_a_panel_a_layer_and_leave_out_what_is_too_small():
