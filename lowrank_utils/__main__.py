@@ -108,7 +108,8 @@ def sweep(
 
     Each cell of the grid is a run at an address made from its parameters, so the same command again, or one
     with more values, does only what is missing. Rows of all cells, and their means over seeds, are put
-    together in results and summary (.csv and .parquet).
+    together in results and summary (.csv and .parquet), and the figures of notebooks 02 to 06 are drawn from them.
+    The tables hold the cells of the grid that was asked for last.
     """
     from lowrank_utils import sweeps
 
@@ -122,6 +123,8 @@ def sweep(
         raise typer.Exit(130) from None
     where = _short(Path(place)) if Path(place).is_dir() else place
     typer.echo(f"{len(done)} of {len(planned)} cells are done: {where}")
+    if others := len(list(Path(place).glob("*/done.json"))) - len(done):  # none at an address elsewhere
+        typer.echo(f"{others} other cells lie there that this grid does not name; they are not in its tables")
     if failed:
         for address, error in failed.items():
             typer.echo(f"{address}: {error}", err=True)
@@ -175,7 +178,7 @@ def report(
     ] = None,
     gallery: Annotated[bool, typer.Option("--gallery", help="Put these runs into outputs/gallery.")] = False,
     site: Annotated[
-        bool, typer.Option("--site", help="Build the pages of notebooks and gallery, and of RUN if one is named.")
+        bool, typer.Option("--site", help="Build the pages of notebooks and gallery; the notebooks of RUN, if one is named, stand in their place.")
     ] = False,
     to: Annotated[str | None, typer.Option(metavar="FOLDER", help="With --site: instead of outputs/site.")] = None,
 ):
@@ -196,7 +199,10 @@ def report(
     if not places:
         raise runs.RunError("there is no run yet; start one with: python -m lowrank_utils run")
     table = room.gather(*places)
-    shown = [c for c in results.RESULT_COLUMNS if c in table and table[c].notna().any()]
+    if (setting := room.settings(table)).any():
+        table.insert(4, "setting", setting)
+    shown = [c for c in (*results.RESULT_COLUMNS[:4], "setting", *results.RESULT_COLUMNS[4:]) if c in table]
+    shown = [c for c in shown if table[c].notna().any()]
     typer.echo(table[shown].to_string(index=False) if len(table) else "no results yet")
     if gallery:
         for path in room.publish(*places):

@@ -10,6 +10,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pandas as pd
+
 from lowrank_utils import jobs, paths, plots, report, results, runs
 
 # What Sphinx reads. Nothing is executed here: the pages show what the notebooks hold.
@@ -196,16 +198,29 @@ def _run_pages(source, place, executed):
     for label, path in executed.items():
         _page(path, here / f"{label}.ipynb", title=label, note=f"As executed by {place.name}.")
     rows, cells = report.gather(place), runs.read_run(place)["jobs"]
+    rows.insert(4, "setting", report.settings(rows))
     rows.to_csv(here / "results.csv", index=False)
-    shown = [c for c in (*results.RESULT_COLUMNS, "target") if c in rows and rows[c].notna().any()]
-    table = rows[shown].to_html(index=False, border=0, na_rep="", float_format="{:.4g}".format)
     done = len(runs.finished(place))
     parts = [f"# Results of {place.name}", f"{done} of {len(cells)} notebooks were executed to their end."]
     parts += [f"- `{cell['address']}`: {html.escape(cell['error'])}" for cell in cells if cell.get("error")]
     parts += [f"{len(rows)} rows, with everything on record in [results.csv](results.csv)."]
-    parts += [*_figures(here, report.figures(rows)), "## Rows", table]
+    parts += _figures(here, report.figures(rows))
+    if (place / "summary.csv").is_file():  # of a sweep
+        means = pd.read_csv(place / "summary.csv")
+        kept = [c for c in means if c.startswith("run_") and means[c].nunique() > 1]
+        kept += "dataset network chooser factors scope target seeds".split()
+        kept += [f"{name}_{what}" for name in ("accuracy", "parameters_kept", "macs_kept") for what in ("mean", "std")]
+        parts += ["## Means and standard deviations over seeds", _table(means, kept)]
+    shown = ["notebook", "dataset", "network", "seed", "setting", *results.RESULT_COLUMNS[4:], "target"]
+    parts += ["## Rows", _table(rows, shown)]
     (here / "results.md").write_text("\n\n".join(parts) + "\n")
     return ["run/results", *(f"run/{label}" for label in executed)]
+
+
+def _table(rows, columns):
+    shown = [c for c in columns if c in rows and (rows[c].notna() & (rows[c] != "")).any()]
+    page = rows[shown].to_html(index=False, border=0, na_rep="", float_format="{:.4g}".format)
+    return f'<div style="overflow-x: auto">\n{page}\n</div>'
 
 
 _CAPTIONS = {
@@ -231,20 +246,18 @@ def _figures(folder, figures):
 
 
 def _executed(place):
-    """Return {notebook name: path} of what a run executed, {label: path} where it executed one more than once."""
-    found = {}
-    for job in runs.finished(place):
-        done = results.read_done(job)
-        found.setdefault(done["notebook"], []).append((done["label"], done["address"], job / "notebook.ipynb"))
-    if not found:
+    """Return {notebook name: path} of what a run executed, {label: path} of a sweep, or where it executed one more than once."""
+    jobs_done = [(results.read_done(job), job / "notebook.ipynb") for job in runs.finished(place)]
+    if not jobs_done:
         raise runs.RunError(f"run {place.name} has executed nothing yet")
-    flat = {}
-    for name, each in found.items():
-        labels = [label for label, _, _ in each]
-        for label, address, path in each:
-            unique = label if labels.count(label) == 1 else f"{label}-{address[-8:]}"
-            flat[name if len(each) == 1 else unique] = path
-    return flat
+    names = [done["notebook"] for done, _ in jobs_done]
+    labels = [done["label"] for done, _ in jobs_done]
+    sweep = "grid" in runs.read_run(place)["request"]
+    found = {}
+    for done, path in jobs_done:
+        label = done["label"] if labels.count(done["label"]) == 1 else f"{done['label']}-{done['address'][-8:]}"
+        found[done["notebook"] if names.count(done["notebook"]) == 1 and not sweep else label] = path
+    return found
 
 
 def _page(path, target, title=None, note=""):

@@ -104,7 +104,7 @@ def figures(table):
     needed = "notebook dataset network seed chooser factors scope target way accuracy parameters_kept macs_kept bytes faster_64"
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, *needed.split()])))
     table = table[table[["notebook", "chooser", "target", "accuracy"]].notna().all(axis=1)]
-    table = table.assign(target=table["target"].astype(str), setting=_settings(table))
+    table = table.assign(target=table["target"].astype(str), setting=settings(table))
     sized, shared = table["target"].str.match("kept|own|epsilon"), table["target"].str.match("macs")
     draw = {
         "02_arsvd": (plots.rules, sized & table["scope"].notna()),
@@ -137,8 +137,11 @@ def figures(table):
     return drawn
 
 
-def _settings(table):
-    """Return, for each row, the parameters in which runs of one notebook, data set and network differ, in words."""
+def settings(table):
+    """Return a Series: for each row, in words, the parameters in which runs of one notebook, data set and network differ.
+
+    Read from the column run_parameters; seed, draw and device do not count. "" where they do not differ.
+    """
     import pandas as pd
 
     given = table["run_parameters"] if "run_parameters" in table else pd.Series("{}", table.index)

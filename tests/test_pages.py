@@ -53,6 +53,10 @@ def toy(project):
     return project
 
 
+def results_of(made):
+    return read(made, "run/results")
+
+
 def read(made, name):
     return (made.root / "outputs" / "site" / f"{name}.html").read_text()
 
@@ -132,6 +136,8 @@ def test_a_sweep_shows_each_cell_and_its_own_figure(toy):
     assert record["status"] == "failed" and [cell["status"] for cell in record["jobs"]].count("done") == 4
     pages.build(place)
     names = sorted(p.stem for p in (toy.root / "outputs" / "site" / "run").glob("02_second*"))
+    assert "threshold=0.1" in results_of(toy) and "Means and standard deviations" in results_of(toy)
+    assert "As executed" not in read(toy, "notebooks/02_second")  # cells of a sweep take no page's place
     assert len(names) == 4 and all(name in read(toy, "index") for name in names)
     results = read(toy, "run/results")
     assert "4 of 8 notebooks were executed" in results and "went wrong" in results
