@@ -104,7 +104,7 @@ def _check_target(folder):
 
 
 def _sphinx(source, target):
-    command = [sys.executable, "-m", "sphinx", "-b", "html", "-q", "-W", "--keep-going"]
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-q", "-N", "-W", "--keep-going"]
     command += ["-d", str(source / ".doctrees"), str(source), str(target)]
     done = subprocess.run(command, capture_output=True, text=True)
     missing = re.search(r"No module named '?([\w.-]+)|no theme named '(\w+)'", done.stderr)
