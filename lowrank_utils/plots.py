@@ -220,14 +220,18 @@ def rankings(table, title="test images"):
     return frontier(drawn, "accuracy", baseline, title, max(baseline - 0.4, 0), panels="panel", columns=2)
 
 
+def in_every_seed(table, seeds):
+    """Return the rows whose chooser and target stand under all `seeds` of them: others would compare other networks."""
+    return table[table.groupby(["chooser", "target"])["seed"].transform("nunique") == seeds]
+
+
 def programs(table, title="test images"):
     """Return accuracy against parameters kept for notebook 04: what a convex program gives, and what takes its size as given.
 
     `table`: result rows as for `frontier`, with column seed; rows of the chooser "dense" give the dotted line. What loses more than 15 points is cut off.
     """
     drawn = table[table["target"].str.match("kept|epsilon")]
-    runs = drawn.groupby(["chooser", "target"])["seed"].transform("nunique")
-    drawn = drawn[runs == table["seed"].nunique()]  # a size that some runs did not reach would compare other networks
+    drawn = in_every_seed(drawn, table["seed"].nunique())
     convex = drawn["chooser"].str.startswith(("DDLR", "Net-Trim"))
     drawn = drawn.assign(panel=np.where(convex, "from a convex program", "at a given size"))
     baseline = table.loc[table["chooser"] == "dense", "accuracy"].mean()

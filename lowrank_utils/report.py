@@ -122,14 +122,13 @@ def figures(table):
         by = ["dataset", "network", "setting"] if one_each else ["setting"]
         for key, part in mine.groupby(by):
             cut = part[part["chooser"] != "dense"]
-            if notebook == "04_ddlr":  # what some seeds lack is not drawn
-                runs = cut.groupby(["chooser", "target"])["seed"].transform("nunique")
-                cut = cut[runs == part["seed"].nunique()]
+            seeds = part["seed"].nunique()
+            if notebook == "04_ddlr":
+                cut = plots.in_every_seed(cut, seeds)
             if not len(cut):
                 continue
             name = "-".join(_slug(word) for word in (notebook, *key) if word)
             if one_each:
-                seeds = part["seed"].nunique()
                 drawn[name] = tell(part, f"{seeds} seed{'s' * (seeds > 1)}")
                 drawn[name].suptitle(" · ".join(word for word in key if word))
             else:
