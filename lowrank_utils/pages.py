@@ -16,7 +16,6 @@ from lowrank_utils import jobs, paths, plots, report, results, runs
 
 # What Sphinx reads. Nothing is executed here: the pages show what the notebooks hold.
 _CONF = """\
-
 project = "The low-rank workbook"
 html_title = project
 extensions = ["myst_nb", "sphinx_copybutton", "sphinx-mathjax-offline"]
@@ -47,8 +46,8 @@ _NEEDED = "make site, or python -m pip install -e '.[site]'"
 def build(run=None, folder=None, gallery=None):
     """Build the site and return the path of its first page.
 
-    Pages: the README; notebooks, in the order of the workbook, and solutions, as committed, or, where `run` names a
-    run or a sweep, what it executed in their place; the gallery's tables, its figures, drawn from its rows, and every
+    Pages: the README; notebooks, in the order of the workbook, and solutions, as committed, or what `run` executed
+    in their place (the cells of a sweep, and what a run executed more than once, have pages of their own); the gallery's tables, its figures, drawn from its rows, and every
     notebook behind them. Math, styles and scripts come along, so that the pages need no network.
 
     Parameters: `run`, a name or folder; `folder` of the site (default outputs/site), replaced as a whole once the
@@ -63,30 +62,31 @@ def build(run=None, folder=None, gallery=None):
     _check_target(folder)
     beside = folder.parent / f".{folder.name}-build"  # on the same file system, so that one rename puts the site there
     beside.mkdir(parents=True, exist_ok=True)
-    try:
-        with runs.locked(beside):
-            for left in beside.glob("*/"):  # of a build that was killed
-                shutil.rmtree(left)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(runs.locked(beside))
+        except runs.RunError:
+            raise runs.RunError(f"another build of {folder} is under way: wait for its end") from None
+        for left in beside.glob("*/"):  # of a build that was killed
+            shutil.rmtree(left)
+        try:
             _write_source(beside / "source", place, gallery)
             _sphinx(beside / "source", beside / "site")
-            files = sorted(
-                p.relative_to(beside / "site").as_posix() for p in (beside / "site").rglob("*") if p.is_file()
-            )
-            (beside / "site" / MARK).write_text("\n".join(files) + "\n")
-            if folder.exists():
-                folder.rename(beside / "before")
-            try:
-                (beside / "site").rename(folder)
-            except OSError:
-                if (beside / "before").exists():
-                    (beside / "before").rename(folder)
-                raise
+        except runs.RunError:
             shutil.rmtree(beside)
-    except runs.RunError as error:
-        if "being worked on" in str(error):
-            raise runs.RunError(f"another build of {folder} is under way: wait for its end") from None
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
+            raise
+        made = beside / "site"
+        files = sorted(p.relative_to(made).as_posix() for p in made.rglob("*") if p.is_file())
+        (made / MARK).write_text("\n".join(files) + "\n")
+        if folder.exists():
+            folder.rename(beside / "before")
+        try:
+            made.rename(folder)
+        except OSError:
+            if (beside / "before").exists():
+                (beside / "before").rename(folder)
+            raise
+        shutil.rmtree(beside)
     return folder / "index.html"
 
 
@@ -128,10 +128,8 @@ def _write_source(source, place, gallery):
         executed = _executed(place) if place else {}
     chapters = list(jobs.select([]))
     for name in chapters:
-        target, note = (
-            source / "notebooks" / f"{name}.ipynb",
-            f"As executed by {place.name}." if name in executed else "",
-        )
+        target = source / "notebooks" / f"{name}.ipynb"
+        note = f"As executed by {place.name}." if name in executed else ""
         _page(executed.pop(name, paths.NOTEBOOKS / f"{name}.ipynb"), target, note=note)
     solved = [path for path in sorted(paths.SOLUTIONS.glob("*.ipynb")) if path.stem in chapters]
     for path in solved:
