@@ -50,6 +50,7 @@ _LOOKS = {
     "exact, Fisher": (0, "o"),
 }
 CHOOSERS = tuple(_LOOKS)
+_BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "fontsize": "small"}  # a legend right of its panel
 _COLOURS = {name: sns.color_palette("colorblind")[colour] for name, (colour, _) in _LOOKS.items()}
 _MARKERS = {name: marker for name, (_, marker) in _LOOKS.items()}
 _STYLE = {"axes.grid": True, "grid.alpha": 0.4, "figure.dpi": 100, "savefig.dpi": 100, "savefig.bbox": "tight"}
@@ -161,7 +162,9 @@ def frontier(table, metric="accuracy", baseline=None, title="test images", floor
     """
     names = list(table[panels].unique())
     columns = columns or len(names)
-    figure, axes = _canvas(columns, -(-len(names) // columns), width=4.6, sharey=True, sharex="col")
+    shown = [set(table.loc[table[panels] == name, "chooser"]) for name in names]
+    long = max(map(len, shown), default=0) > 4  # such a legend would cover lines, so it stands beside its panel
+    figure, axes = _canvas(columns, -(-len(names) // columns), width=6.2 if long else 4.6, sharey=True, sharex="col")
     for axis, name in zip(axes, names):
         mine = table[table[panels] == name]
         for chooser in _in_order(mine["chooser"]):
@@ -183,10 +186,10 @@ def frontier(table, metric="accuracy", baseline=None, title="test images", floor
         axis.set_ylabel({"accuracy": "accuracy", "f1": "macro F1"}.get(metric, metric))
     for axis in axes[:-columns]:
         axis.set_xlabel("")
-    shown = [set(table.loc[table[panels] == name, "chooser"]) for name in names]
+    beside = _BESIDE if long else {}
     for axis, mine in zip(axes, shown):
         if axis is axes[0] or mine != shown[0]:
-            axis.legend(fontsize="small" if len(mine) > 4 else None)
+            axis.legend(**beside)
     return figure
 
 
@@ -495,7 +498,8 @@ def trade_off(table, floor=0.1):
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for axis in axes[::2]:
         axis.set_ylabel("accuracy")
-    axes[1].legend(fontsize="small", title="hollow: fine-tuned" if "tuned_accuracy" in table else None)
+    title = "hollow: fine-tuned" if "tuned_accuracy" in table else None
+    axes[1].legend(**_BESIDE, title=title)
     return figure
 
 

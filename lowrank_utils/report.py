@@ -370,7 +370,8 @@ def _lossless(table):
     dense = _dense(table[table["notebook"] == "05_rank_search"], keys)
     dense = dense.reindex(mine.set_index(keys).index).to_numpy()
     lost = dense - mine["accuracy"].to_numpy()
-    said = ", ".join(f"{network} {100 * part.min():.0f} to {100 * part.max():.0f} %" for network, part in mine.groupby("network")["macs_kept"])
+    spans = {name: dict.fromkeys(f"{100 * v:.0f}" for v in (part.min(), part.max())) for name, part in mine.groupby("network")["macs_kept"]}
+    said = ", ".join(f"{network} {' to '.join(ends)} %" for network, ends in spans.items())
     verdict = _verdict((~_ahead(lost, dense)).mean())
     return f"MACs kept: {said}; at most {max(lost.max(), 0):.1f} points lost on test", f"{verdict}, by our search"
 
@@ -379,7 +380,7 @@ _MLPS = "MLPs on MNIST, CIFAR-10, CIFAR-100, three seeds"
 _RUN = "python -m lowrank_utils run --preset"
 _02 = f"for p in mnist cifar10 cifar100; do {_RUN} $p --seeds 0,1,2 --only 02; done"
 _04 = f"for p in ddlr-mnist ddlr-fashion-mnist; do {_RUN} $p --seeds 0,1,2 --only 04; done"
-_05 = f"for p in rank-search-vgg-small rank-search-resnet20; do for d in 0 1 2; do {_RUN} $p --set draw=$d --seeds 0 --only 05; done; done"
+_05 = f"for p in rank-search-vgg-small rank-search-resnet20 rank-search-resnet56; do for d in 0 1 2; do {_RUN} $p --set draw=$d --seeds 0 --only 05; done; done"
 _CLAIMS = (
     ("ARSVD", "adaptive ranks (energy; spectral entropy) beat a fixed rank", f"{_MLPS}, 20 % of the parameters, every layer cut, as published", "-", _adaptive_ahead("every layer"), _02),
     ("ARSVD", "the same", f"{_MLPS}, 20 % of the parameters, classifier dense", "-", _adaptive_ahead("hidden layers"), _02),
@@ -389,7 +390,7 @@ _CLAIMS = (
     ("DDLR", "consistently ahead of Net-Trim", "the same at 5 to 30 %, classifier dense, indices counted, both cut, no refit", "-", _ddlr_ahead("DDLR, cut", "Net-Trim, with indices"), _04),
     ("DDLR", "the same", "the same, both cut and refitted", "-", _ddlr_ahead("DDLR, cut, refit", "Net-Trim, cut, refit, with indices"), _04),
     ("ENC", "ranks of the whole network at once are the better compromise", "against one fixed share, 75 to 25 % of the MACs, plain factors; left out where all lose 20 points", "-", _enc_ahead, _05),
-    ("ENC", "lossless compression", "no loss on valid images (ResNet-20 was trained on them); exact search on predicted losses, sequential factors", "-", _lossless, _05),
+    ("ENC", "lossless compression", "no loss on valid images (the public ResNets were trained on them); exact search on predicted losses, sequential factors", "-", _lossless, _05),
     ("ENC", "VGG-16 with fewer FLOPs more accurate than the baseline, its ranks found on a CPU", "ImageNet, fine-tuned", "25 % of FLOPs, +0.7 points, 3 minutes", lambda table: None, f"{_RUN} rank-search-imagenet --only 05 --set dataset=folder:PATH"),
 )  # fmt: skip
 
@@ -399,6 +400,8 @@ def ledger(table):
 
     A pandas Styler without its index; empty where nothing was measured.
     """
+    from pandas.io.formats.style import Styler
+
     percent = {"parameters_kept": "parameters %", "macs_kept": "MACs %", "accuracy": "accuracy %", "f1": "F1 %"}
     percent |= {"tuned_accuracy": "tuned %", "tuned_f1": "tuned F1 %"}
     words = {"target": "size", "chooser": "method", "factors": "written as", "bytes": "kB", "latency_ms_1": "ms, 1"}
@@ -407,7 +410,8 @@ def ledger(table):
     order += " accuracy f1 tuned_accuracy tuned_f1 seconds_to_find evaluations source"
     shown = table.assign(**{name: 100 * table[name] for name in percent}, bytes=table["bytes"] / 1000)
     shown = shown.sort_values(["network", "target", "accuracy"], ascending=[True, True, False])
-    shown = shown[order.split()].rename(columns=percent | words).style.hide()
+    shown = shown[order.split()].rename(columns=percent | words)
+    shown = Styler(shown, cell_ids=False).hide()  # an id for each cell would double the file
     digits = {"kB": "{:.0f}", "ms, 1": "{:.2f}", "ms, 64": "{:.2f}", "faster, 1": "{:.1f}", "faster, 64": "{:.1f}", "seconds": "{:.2f}", "tried": "{:.0f}"}
     digits |= dict.fromkeys(percent.values(), "{:.1f}")
     return shown.format(digits, na_rep="").set_table_attributes('style="font-size: 75%"').set_sticky(axis="columns")
@@ -432,7 +436,7 @@ def _entropy_pruning(table, everything):
     for key, part in mine.groupby(["dataset", "network"]):
         by = {name: part[part["chooser"] == name] for name in choosers}
         drop = [by[name][by[name]["target"] == "drop 0.010"] for name in choosers]
-        small.append([*key, *(f"{_spread(rows['parameters_kept'])} ({-rows['lost'].mean():+.1f})" for rows in drop)])
+        small.append([*key, *(f"{mean_and_spread(rows['parameters_kept'])} ({-rows['lost'].mean():+.1f})" for rows in drop)])
         cells = []
         for name in choosers:
             sizes = [by[name].loc[by[name]["target"] == f"kept 0.{kept}0", "accuracy"].mean() for kept in (1, 2, 3)]
@@ -441,7 +445,7 @@ def _entropy_pruning(table, everything):
     for key, part in table.groupby(["dataset", "network", "chooser", "factors"]):
         sizes = [part.loc[part["target"] == f"kept 0.{kept}0", "accuracy"] for kept in (1, 2, 3)]
         if all(len(values) for values in sizes):
-            spread.append([*key, *(_spread(values) for values in sizes)])
+            spread.append([*key, *(mean_and_spread(values) for values in sizes)])
     where = ["data set", "network"]
     return {
         "Entropy pruning: parameters kept at no more than one point lost": _markdown([*where, *choosers], small),
@@ -465,7 +469,7 @@ def _ddlr(table, everything):
             sizes = [mine.loc[mine["target"] == f"kept 0.{kept}", "accuracy"] for kept in ("05", "10", "20")]
             whole = part["seed"].nunique()
             cells.append(" / ".join(f"{v.mean():.1f}" if len(v) == whole else "-" for v in sizes))
-            spread.append([*key, name, *(_spread(v) if len(v) == whole else "-" for v in sizes)])
+            spread.append([*key, name, *(mean_and_spread(v) if len(v) == whole else "-" for v in sizes)])
         equal.append([*key, *cells])
     where = ["data set", "network"]
     return {
@@ -490,7 +494,7 @@ def _mean(values):
 def _convolutions(table):
     kinds, rows = ["svd", "data-aware", "sequential", "relu-aware", "fisher-weighted"], []
     for key, part in table.groupby(["dataset", "network"]):
-        dense = _spread(part.loc[part["chooser"] == "dense", "accuracy"])
+        dense = mean_and_spread(part.loc[part["chooser"] == "dense", "accuracy"])
         for chooser, ranks in {"fixed": "one fixed share", "energy": "energy"}.items():
             mine = part[part["chooser"] == chooser]
             rows.append([*key, dense, ranks, *(_at_sizes(mine[mine["factors"] == kind], _mean) for kind in kinds)])
@@ -512,7 +516,7 @@ def _rank_search(table):
             mine = part[part["factors"] == factors]
             by = {name: mine[mine["chooser"] == name] for name in choosers}
             equal.append(
-                [*key, _spread(dense["accuracy"].drop_duplicates()), factors, draws, *(_at_sizes(by[c], _mean) for c in choosers)]
+                [*key, mean_and_spread(dense["accuracy"].drop_duplicates()), factors, draws, *(_at_sizes(by[c], _mean) for c in choosers)]
             )
             spread.append([*key, factors, *(_at_sizes(by[c], _range) for c in choosers)])
         if key in _ENC_TABLE:
@@ -542,15 +546,18 @@ def _side_by_side(table):
             mine = part[part["chooser"] == chooser]
             cells = [[mine.loc[(mine["factors"] == k) & (mine["target"] == t), "accuracy"].mean() for t in shares] for k in kinds]
             crossed.append([*key, chooser, *(" / ".join("-" if v != v else f"{v:.1f}" for v in cell) for cell in cells)])
-        shown = part[~part["factors"].isin(kinds) | part["chooser"].isin(["evbmf"]) | (part["chooser"] == "exact, Fisher")]
-        for row in shown.sort_values("accuracy", ascending=False).to_dict("records"):
-            tuned = 100 * row.get("tuned_accuracy", float("nan"))
+        shown = part[~part["factors"].isin(kinds) | part["chooser"].isin(["evbmf", "exact, Fisher"])]
+        method = shown.groupby(["chooser", "factors", "target"], sort=False)
+        mean = method[["parameters_kept", "macs_kept", "bytes", "faster_64", "accuracy"]].mean()
+        for name in mean.sort_values("accuracy", ascending=False).index:
+            row, rows = mean.loc[name], method.get_group(name)
+            tuned = 100 * rows["tuned_accuracy"].dropna()
             ways.append(
-                [*key, row["chooser"], row["factors"], row["target"], f"{100 * row['parameters_kept']:.0f}", f"{100 * row['macs_kept']:.0f}"]
-                + [f"{row['bytes'] / 1000:.0f}", f"{row['faster_64']:.1f}", f"{row['accuracy']:.1f}", f"{100 * row['f1']:.1f}", "-" if tuned != tuned else f"{tuned:.1f}"]
+                [*key, *name, f"{100 * row['parameters_kept']:.0f}", f"{100 * row['macs_kept']:.0f}", f"{row['bytes'] / 1000:.0f}"]
+                + [f"{row['faster_64']:.1f}", mean_and_spread(rows["accuracy"]), mean_and_spread(100 * rows["f1"]), mean_and_spread(tuned) if len(tuned) else "-", str(rows["seed"].nunique())]
             )
     sizes = " / ".join(f"{100 * float(t.split()[1]):.0f}" for t in shares)
-    header = [*keys, "method", "written as", "size asked for", "parameters %", "MACs %", "kB", "times faster, 64 inputs", "accuracy", "macro F1", "fine-tuned"]
+    header = [*keys, "method", "written as", "size asked for", "parameters %", "MACs %", "kB", "times faster, 64 inputs", "accuracy", "macro F1", "fine-tuned", "seeds"]
     return {
         f"Side by side: choosers times factors, accuracy with {sizes} % of the MACs": _markdown([*keys, "ranks", *kinds], crossed),
         "Side by side: every other way": _markdown(header, ways),
@@ -568,7 +575,7 @@ def _adaptive_ranks(table, everything):
 
     sizes = trained.groupby(["dataset", "network"])
     first = [
-        [*key, f"{int(part['parameters'].iloc[0]):,}", _spread(part["accuracy"]), _spread(part["f1"]), str(part["seed"].nunique())]
+        [*key, f"{int(part['parameters'].iloc[0]):,}", mean_and_spread(part["accuracy"]), mean_and_spread(part["f1"]), str(part["seed"].nunique())]
         for key, part in sizes
     ]
     rules = ("energy", "entropy", "fixed")
@@ -576,11 +583,11 @@ def _adaptive_ranks(table, everything):
     second = []
     for key, part in drop.groupby(by):
         cells = [
-            f"{_spread(mine['parameters_kept'])} ({-mine['lost'].mean():+.1f})"
+            f"{mean_and_spread(mine['parameters_kept'])} ({-mine['lost'].mean():+.1f})"
             for mine in (part[part["chooser"] == rule] for rule in rules)
         ]
         own = table[(table[by] == list(key)).all(axis=1) & (table["chooser"] == "evbmf")]
-        second.append([*key, *cells, f"{_spread(own['parameters_kept'])} ({-own['lost'].mean():+.1f})"])
+        second.append([*key, *cells, f"{mean_and_spread(own['parameters_kept'])} ({-own['lost'].mean():+.1f})"])
     third = []
     equal = table[table["target"].isin(["kept 0.10", "kept 0.20", "kept 0.30"])]
     for key, part in equal.groupby([*by, "target"]):
@@ -588,7 +595,7 @@ def _adaptive_ranks(table, everything):
         gain = scores["energy"] - scores["fixed"]
         gains = f"{gain.mean():+.1f} ({gain.min():+.1f} to {gain.max():+.1f})"
         kept = f"{100 * float(key[-1].split()[1]):.0f} %"
-        third.append([*key[:-1], kept, *(_spread(scores[rule]) for rule in rules), gains])
+        third.append([*key[:-1], kept, *(mean_and_spread(scores[rule]) for rule in rules), gains])
     wide = []
     for key, part in equal.groupby(by):
         cells = []
@@ -607,7 +614,13 @@ def _adaptive_ranks(table, everything):
     }
 
 
-def _spread(values):
+def mean_and_spread(values):
+    """Return mean and standard deviation (n - 1) of the values of a Series in words, one value alone as it is.
+
+    >>> import pandas as pd
+    >>> mean_and_spread(pd.Series([90.0, 92.0])), mean_and_spread(pd.Series([90.0]))
+    ('91.0 ± 1.4', '90.0')
+    """
     return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" if len(values) > 1 else f"{values.mean():.1f}"
 
 
