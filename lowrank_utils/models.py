@@ -282,6 +282,24 @@ def linear(weight, bias, like):
     layer = nn.utils.skip_init(
         nn.Linear, weight.shape[1], weight.shape[0], bias is not None, device=like.weight.device, dtype=like.weight.dtype
     )
+    return _holding(layer, weight, bias)
+
+
+def conv2d(weight, bias, like):
+    """Return an ``nn.Conv2d`` of `weight` (d_out x d_in x height x width) and `bias` (d_out, or None), else as the layer `like`.
+
+    Of a convolution with groups, which has to be depthwise, the group of each row goes with it.
+    """
+    groups = weight.shape[0] if like.groups > 1 else 1
+    layer = nn.utils.skip_init(
+        nn.Conv2d, weight.shape[1] * groups, weight.shape[0], like.kernel_size, stride=like.stride,
+        padding=like.padding, dilation=like.dilation, groups=groups, bias=bias is not None,
+        padding_mode=like.padding_mode, device=like.weight.device, dtype=like.weight.dtype,
+    )  # fmt: skip
+    return _holding(layer, weight, bias)
+
+
+def _holding(layer, weight, bias):
     with torch.no_grad():
         layer.weight.copy_(weight)
         if bias is not None:

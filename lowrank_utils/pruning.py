@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from . import factors as factors_room
 from . import layers, schemes
 from .arsvd import energy_shares
-from .models import evaluating, linear, replaced
+from .models import conv2d, evaluating, linear, replaced
 
 log = logging.getLogger(__name__)
 
@@ -740,7 +740,7 @@ def remove(model, staying, activations=None, moments=None):
         weight, bias = inputs.get(name, (layer.weight.detach(), None if layer.bias is None else layer.bias.detach()))
         if name in rows:
             weight, bias = weight[rows[name]], None if bias is None else bias[rows[name]]
-        thin[name] = linear(weight, bias, layer) if isinstance(layer, nn.Linear) else _conv2d(weight, bias, layer)
+        thin[name] = linear(weight, bias, layer) if isinstance(layer, nn.Linear) else conv2d(weight, bias, layer)
     return replaced(model, thin)
 
 
@@ -783,21 +783,6 @@ def _without(reader, stay, gone, mean, moments, absorbed):
     if absorbed:
         return (kept, None), rise
     return (kept, rise if rise.count_nonzero() else None), None
-
-
-def _conv2d(weight, bias, like):
-    # an nn.Conv2d of these weights (O x I x kh x kw) with the geometry, type and device of the layer `like`
-    groups = weight.shape[0] if like.groups > 1 else 1  # of grouped convolutions only depthwise ones are cut
-    layer = nn.utils.skip_init(
-        nn.Conv2d, weight.shape[1] * groups, weight.shape[0], like.kernel_size, stride=like.stride,
-        padding=like.padding, dilation=like.dilation, groups=groups, bias=bias is not None,
-        padding_mode=like.padding_mode, device=like.weight.device, dtype=like.weight.dtype,
-    )  # fmt: skip
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        if bias is not None:
-            layer.bias.copy_(bias)
-    return layer
 
 
 def _batch_norm(like, stay, rise):
