@@ -210,8 +210,9 @@ def _client(scheduler, workers, threads, cells):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if not scheduler:
         runs.check_kernel()
-        options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None}
-        options["silence_logs"] = logging.CRITICAL
+        options = {"threads_per_worker": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
+        # Where no dashboard is wanted, distributed takes its port all the same, and warns where another sweep has it.
+        options |= {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
         count = min(workers or max(1, CPU_COUNT // threads), cells)
         with distributed.LocalCluster(n_workers=count, **options) as cluster, distributed.Client(cluster) as client:
             yield client

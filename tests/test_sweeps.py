@@ -252,7 +252,17 @@ def test_a_worker_waits_for_another_at_the_same_cell_only(tmp_path):
             assert time.monotonic() - start > 0.4
 
 
-def test_whatever_ends_a_sweep_it_goes_on_where_it_stopped(toy):
+@pytest.fixture
+def beside_another():
+    """Hold the port of distributed's dashboard, as another sweep on this machine may."""
+    with socket.socket() as holder:
+        with contextlib.suppress(OSError):  # somebody holds it already
+            holder.bind(("127.0.0.1", 8787))
+            holder.listen()
+        yield
+
+
+def test_whatever_ends_a_sweep_it_goes_on_where_it_stopped(toy, beside_another):
     words = ["sweep", "02", "--workers", "1", "--grid", "seed=0,1,2", "word=hold", "--quiet"]
     sweep = toy.start(*words)
     try:
