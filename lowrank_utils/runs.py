@@ -26,6 +26,7 @@ from lowrank_utils.results import save  # noqa: F401, notebooks call it runs.sav
 
 LIBRARIES = tuple("lowrank-workbook torch torchvision numpy scipy scikit-learn pandas papermill".split())
 QUIET = ["--log-level=CRITICAL"]  # the kernel's own remarks would cut the progress bar in two
+DIED = "failed: its kernel died, perhaps for want of memory"
 PROBE_BYTES = 4 * 2**20  # about what one executed notebook with its figures takes
 
 
@@ -116,7 +117,7 @@ def _report(job, error):
     import nbformat
 
     if not hasattr(error, "cell_index"):
-        return f"{job.notebook} failed: its kernel died, perhaps for want of memory"
+        return f"{job.notebook} {DIED}"
     position = error.cell_index
     tags = [c.metadata.get("tags", []) for c in nbformat.read(job.path, as_version=4).cells]
     if any("parameters" in t for t in tags[:position]):
@@ -147,7 +148,7 @@ def _finish_notebook(partial, path, job):
 def refresh(path):
     """Execute a notebook in place with its defaults, and drop timings and what it wrote to stderr.
 
-    Raises NotebookFailed where a cell raises; the file stays as it was.
+    Raises NotebookFailed where a cell raises or the kernel dies; the file stays as it was.
     """
     import nbclient
     import nbformat
@@ -160,6 +161,8 @@ def refresh(path):
         client.execute()
     except nbclient.exceptions.CellExecutionError as error:
         raise NotebookFailed(f"{Path(path).name} failed: {error.ename}: {error.evalue}") from None
+    except (nbclient.exceptions.DeadKernelError, AssertionError):  # the second from nbclient's clearing up after the first
+        raise NotebookFailed(f"{Path(path).name} {DIED}") from None
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]

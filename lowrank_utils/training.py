@@ -101,7 +101,7 @@ class Scores:
     loss: float
 
 
-def evaluate(model, images, labels, batch_size=100):
+def evaluate(model, images, labels, batch_size=50):
     """Return the `Scores` of `model` on `images` (float32, N first) and `labels` (int64, N).
 
     The model runs where its parameters are, in eval mode, and is put back as it was. Macro F1 is
@@ -110,8 +110,11 @@ def evaluate(model, images, labels, batch_size=100):
     if len(labels) == 0 or len(images) != len(labels):
         raise ValueError(f"{len(images)} images and {len(labels)} labels cannot be evaluated")
     device = next(model.parameters(), images).device  # a network in onnxruntime has no parameters
+    # small batches stay in the caches; oneDNN's convolutions are fastest with the channels last
+    memory = torch.channels_last if images.dim() == 4 else torch.contiguous_format
+    batches = (batch.to(device).contiguous(memory_format=memory) for batch in images.split(batch_size))
     with models.evaluating(model):
-        outputs = torch.cat([model(batch.to(device)).float().cpu() for batch in images.split(batch_size)])
+        outputs = torch.cat([model(batch).float().cpu() for batch in batches])
     if not torch.isfinite(outputs).all():
         raise ValueError("the network's outputs are NaN or infinite; check its weights and the images")
     predicted = outputs.argmax(1)

@@ -513,7 +513,7 @@ def test_thresholds_below_the_precision_of_squares():
 
 def test_few_samples_cost_little_however_many_inputs():
     x, y, _ = random_layer(10, 4000, 3)
-    begin = time.perf_counter()
+    begin = time.process_time()
     ours = problem(x, y)
-    assert time.perf_counter() - begin < 1.5  # the eigenvectors of 4000 x 4000 take many seconds
+    assert time.process_time() - begin < 1.5  # the eigenvectors of 4000 x 4000 take many seconds
     assert ours.size == 10 and torch.allclose(ours.turned @ ours.basis.T, torch.from_numpy(x))

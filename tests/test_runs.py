@@ -314,7 +314,8 @@ def test_a_killed_run_resumes_where_it_stopped(project):
 
 def test_ctrl_c_ends_in_a_sentence_and_resumes(project):
     process = project.start("run", "--quiet", "--set", "word=hold")
-    wait_for(lambda: partial_of_second(project))
+    # within a cell: before, an import may be cut off in exec, for which Python dies by the signal instead of by 130
+    wait_for(lambda: any('"status": "running"' in path.read_text() for path in partial_of_second(project)))
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     (place,) = project.runs.iterdir()
@@ -427,6 +428,14 @@ def test_refresh_drops_timings_and_stderr(project):
     write_notebook(project.first, "1 / 0")
     before = project.first.read_bytes()
     with pytest.raises(runs.NotebookFailed, match="01_first.ipynb failed: ZeroDivisionError"):
+        runs.refresh(project.first)
+    assert project.first.read_bytes() == before
+
+
+def test_refresh_says_that_the_kernel_died_and_leaves_the_file(project):
+    write_notebook(project.first, "import os\nos.kill(os.getpid(), 9)")
+    before = project.first.read_bytes()
+    with pytest.raises(runs.NotebookFailed, match="01_first.ipynb failed: its kernel died"):
         runs.refresh(project.first)
     assert project.first.read_bytes() == before
 
