@@ -1,6 +1,12 @@
-"""Lets nbval pass over what a cell writes to stderr: progress bars and warnings differ from machine to machine."""
+"""What holds for every test, of units, docstrings and notebooks."""
+
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are taken by the workers; notebooks' kernels inherit it
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collectstart(collector):
+    """Let nbval pass over what a cell writes to stderr: progress bars and warnings differ from machine to machine."""
     if getattr(collector, "skip_compare", None) is not None:
         collector.skip_compare += ("stderr",)

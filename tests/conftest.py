@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ import pytest
 from lowrank_utils import paths
 
 matplotlib.use("Agg")  # not by the environment: kernels would inherit it and show no figures
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, whose children would not hear Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PARAMETERS = """\
 seed: int = 0  # random numbers

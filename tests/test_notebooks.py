@@ -9,6 +9,7 @@ import sys
 
 import nbformat
 import pytest
+import yaml
 from conftest import write_notebook
 
 from lowrank_utils import jobs, paths, report
@@ -138,7 +139,7 @@ def nbval(path):
     """Run pytest on one notebook in its folder as make test runs it on all; return (exit code, output)."""
     for name in ("pyproject.toml", "conftest.py"):
         shutil.copy(paths.ROOT / name, path.parent)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--color=no", path.name]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "-n0", path.name]
     done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, timeout=300)
     return done.returncode, done.stdout + done.stderr
 
@@ -217,10 +218,15 @@ def test_papermill_explains_every_parameter(path, tmp_path):
         assert f"{name}: {kind} (default" in shown and text in shown
 
 
+# What a notebook takes minutes for at its defaults, which nbval runs.
+LESS = {"epochs": 2, "networks": ["lenet300"], "evaluations": 2, "measure_images": 100, "big": "torchvision/alexnet"}
+
+
 @each(NOTEBOOKS)
 def test_papermill_runs_it_from_another_folder(path, tmp_path):
     words = ["-p", "dataset", "digits", "-p", "output_folder", tmp_path / "out", "--no-progress-bar"]
-    words += ["-p", "epochs", 2] if "epochs" in jobs.inspect(path) else []
+    for name in LESS.keys() & jobs.inspect(path):
+        words += ["-y", yaml.safe_dump({name: LESS[name]})]
     done = papermill(path, "out.ipynb", *words, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "unknown parameter" not in done.stderr
