@@ -414,16 +414,20 @@ def jupyter_lab(folder):
     with open(log, "w") as said:
         lab = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], cwd=folder, stdout=said, stderr=said)
         try:
-            for _ in range(600):
-                if found := re.search(r"(http://(?:localhost|127\.0\.0\.1):\d+)/lab", log.read_text()):
-                    break
+            for _ in range(600):  # the address is told before anybody listens there
                 assert lab.poll() is None, log.read_text()
+                found = re.search(r"(http://(?:localhost|127\.0\.0\.1):\d+)/lab", log.read_text())
+                with contextlib.suppress(OSError):
+                    if found:
+                        urllib.request.urlopen(f"{found[1]}/api", timeout=30).close()
+                        break
                 time.sleep(0.1)
-            urllib.request.urlopen(f"{found[1]}/api").close()
+            else:
+                pytest.fail(f"JupyterLab did not answer in a minute: {log.read_text()}")
             yield found[1]
         finally:
             lab.terminate()
-            lab.wait(20)
+            lab.wait(60)
 
 
 @in_browser
