@@ -176,9 +176,9 @@ def _gallery_pages(source, gallery):
     behind = sorted(gallery.glob("*.ipynb"))
     for path in behind:
         _page(path, here / path.name, title=path.stem)
-    for name in ("README.md", "arsvd.png", "results.csv"):
-        if (gallery / name).is_file():
-            shutil.copy(gallery / name, here)
+    for path in (gallery / "README.md", gallery / "results.csv", *gallery.glob("*.png")):
+        if path.is_file():
+            shutil.copy(path, here)
     page = here / "README.md"
     text = page.read_text() if page.is_file() else "# The gallery\n\nNothing is published."
     if (here / "results.csv").is_file():

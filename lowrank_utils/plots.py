@@ -458,11 +458,16 @@ _WAYS = {"dense": (7, "*"), "low rank": (0, "o"), "units": (1, "s"), "zeros": (2
 def trade_off(table, floor=0.1):
     """Return accuracy against bytes on disk and against the time of a batch of 64, one row of panels for each network.
 
-    `table`: result rows with columns dataset, network, chooser, way ("dense", "low rank", "units", "zeros", "8 bit"), accuracy,
-    bytes, faster_64 (how many times faster than the dense network in torch). The steps join what nothing smaller (or faster) beats; what loses more than `floor` is below the panel
-    and is counted in its corner. Where the column tuned_accuracy has a value, a hollow marker stands at it; what runs in
-    onnxruntime (column factors) has a black ring.
+    `table`: result rows with columns dataset, network, chooser, factors, target, way ("dense", "low rank", "units", "zeros",
+    "8 bit"), accuracy, bytes, faster_64 (how many times faster than the dense network in torch); of several seeds (column
+    seed) the means are drawn. The steps join what nothing smaller (or faster) beats; what loses more than `floor` is below
+    the panel and is counted in its corner. Where the column tuned_accuracy has a value, a hollow marker stands at it; what
+    runs in onnxruntime (column factors) has a black ring.
     """
+    if "seed" in table and table["seed"].nunique() > 1:
+        same = ["dataset", "network", "way", "chooser", "factors", "target"]
+        values = [name for name in ("accuracy", "bytes", "faster_64", "tuned_accuracy") if name in table]
+        table = table.groupby(same, sort=False, dropna=False)[values].mean().reset_index()
     cases = list(table[["dataset", "network"]].drop_duplicates().itertuples(index=False, name=None))
     table = table.assign(kilobytes=table["bytes"] / 1000, time=1 / table["faster_64"])
     costs = {"kilobytes": "kB on disk", "time": "time for 64 inputs (dense network in torch: 1)"}

@@ -194,6 +194,16 @@ def test_trade_off_steps_over_what_nothing_beats():
     assert {text.get_text() for text in right.get_legend().get_texts()} == {"dense", "low rank", "zeros", "8 bit"}
 
 
+def test_trade_off_draws_means_over_seeds():
+    one = ways().assign(seed=0, factors="svd", target="own")
+    two = one.assign(seed=1, accuracy=one["accuracy"] - 0.02)
+    left, _ = plots.trade_off(pd.concat([one, two])).axes
+    lines = {line.get_label(): line for line in left.lines}
+    assert list(lines["8 bit"].get_xdata()) == [250] and np.allclose(lines["8 bit"].get_ydata(), 0.885)
+    (steps,) = [line for line in left.lines if line.get_drawstyle() == "steps-post"]
+    assert np.allclose(steps.get_ydata(), [0.885, 0.89])  # not the best of the seeds
+
+
 def test_explorer_shows_spectrum_work_and_cost():
     card = next(iter(layers.survey(torch.nn.Sequential(torch.nn.Linear(6, 4)), (6,))))
     shares = pd.DataFrame({"energy": {"0": 0.5}, "exact": {"0": 1.0}})
