@@ -89,7 +89,7 @@ def make_project(root):
     )
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=120):
     """Return what `condition` returns once it is true."""
     end = time.time() + seconds
     while not (found := condition()):

@@ -441,10 +441,10 @@ def test_the_smallest_epsilon_is_found_and_proved(seed):
 def test_time_holds_for_the_search_of_a_first_point_too():
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((400, 120)), np.maximum(rng.standard_normal((400, 60)), 0)
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(ddlr.Infeasible, match="in the time given"):
         ddlr.solve(x, y, 0.3, max_seconds=0.2)
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 @pytest.mark.parametrize("seed", range(6))

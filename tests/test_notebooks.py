@@ -140,7 +140,7 @@ def nbval(path):
     for name in ("pyproject.toml", "conftest.py"):
         shutil.copy(paths.ROOT / name, path.parent)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "-n0", path.name]
-    done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, timeout=580)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -208,7 +208,7 @@ def test_nbval_compares_text_and_tables(toy, tmp_path):
 
 def papermill(*words, folder):
     command = [sys.executable, "-m", "papermill", *map(str, words)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=580)
 
 
 @each(NOTEBOOKS)

@@ -339,7 +339,7 @@ STATE = """() => ({
 
 
 @in_browser
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(600)
 def test_every_page_loads_without_a_network_math_typeset_and_figures_seen(browser, site):
     files = [p for p in sorted(site.rglob("*.html")) if "_static" not in p.parts]
     formulas = figures = 0

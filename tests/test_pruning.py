@@ -431,12 +431,12 @@ def test_a_million_parameters_are_ranked_and_pruned_within_a_second():
     cards = layers.survey(model, (784,))
     bases = layers.decompose(model, [card.name for card in cards])
     readings = []
-    for _ in range(3):  # the best of three: another program may take the processor for a while
-        began = time.perf_counter()
+    for _ in range(3):
+        began = time.process_time()  # other tests run beside this one
         stay = pruning.plan_units(model, pruning.rank_units(model, seen), 0.3, (784,))
         pruning.remove(model, stay, seen)
         layers.apply(model, pruning.plan(cards, 0.3), bases)
-        readings.append(time.perf_counter() - began)
+        readings.append(time.process_time() - began)
     assert min(readings) < 1
 
 

@@ -317,7 +317,7 @@ def test_ctrl_c_ends_in_a_sentence_and_resumes(project):
     # within a cell: before, an import may be cut off in exec, for which Python dies by the signal instead of by 130
     wait_for(lambda: any('"status": "running"' in path.read_text() for path in partial_of_second(project)))
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     (place,) = project.runs.iterdir()
     assert process.returncode == 130 and "Traceback" not in err
     assert f"interrupted; go on with: python -m lowrank_utils run --resume {place.name}" in err
