@@ -47,8 +47,9 @@ def build(run=None, folder=None, gallery=None):
     """Build the site and return the path of its first page.
 
     Pages: the README; notebooks, in the order of the workbook, and solutions, as committed, or what `run` executed
-    in their place (the cells of a sweep, and what a run executed more than once, have pages of their own); the gallery's tables, its figures, drawn from its rows, and every
-    notebook behind them. Math, styles and scripts come along, so that the pages need no network.
+    in their place (the cells of a sweep, and what a run executed more than once, have pages of their own); the
+    gallery's tables, its figures, drawn from its rows, and every notebook behind them. Math, styles and scripts come
+    along, so that the pages need no network.
 
     Parameters: `run`, a name or folder; `folder` of the site (default outputs/site), replaced as a whole once the
     new one is done; `gallery` (default outputs/gallery). Raises RunError where Sphinx is missing, the run is
