@@ -83,6 +83,13 @@ def test_ddlr_as_posed_and_refitted_and_against_net_trim(tmp_path, scores, verdi
     assert tuple(holds for _, holds in gallery(tmp_path, ddlr(*scores))[4:7]) == verdicts
 
 
+def test_ahead_at_one_size_is_not_consistently_ahead(tmp_path):
+    rows = ddlr(0.97, 0.97, 0.96)
+    other = [row | {"target": "kept 0.10"} for row in ddlr(0.97, 0.95, 0.96)[1:]]
+    ours, holds = gallery(tmp_path, rows + other)[6]
+    assert ours.endswith("ahead in 1 of 2") and holds == "no"
+
+
 def searched(fixed, map_, lossless):
     about = {"notebook": "05_rank_search", "dataset": "digits", "network": "vgg_small", "seed": 0, "draw": 0, "scope": ""}
     scores = {"fixed": fixed, "ENC-Map": map_, "ENC-Model": map_, "ENC-Inf": map_}
