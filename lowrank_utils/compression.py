@@ -57,7 +57,7 @@ def compress(model, calibration, kept=0.5, resource="macs", factors=None, dense=
     where it is a convolution); `floor`, as in `rank_search.options`.
 
     Raises ValueError for a budget out of reach (with the smallest share possible), a network without a layer to factor,
-    half precision, NaN, and calibration data that the network cannot take.
+    half precision, NaN, and calibration data that the network cannot take, integers among them.
 
     >>> network = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 5))
     >>> small = compress(network, torch.randn(64, 20), kept=0.6)
@@ -73,6 +73,8 @@ def compress(model, calibration, kept=0.5, resource="macs", factors=None, dense=
         raise ValueError(f"unknown factors {factors!r}; known: {', '.join(known)}")
     if not torch.is_tensor(calibration) or calibration.ndim < 2 or len(calibration) == 0:
         raise ValueError("calibration must be a tensor of at least one input, with the inputs along its first axis")
+    if not calibration.is_floating_point():
+        raise ValueError(f"calibration is {calibration.dtype}; pass floating-point inputs, scaled as the network takes them")
     if isinstance(dense, str):
         raise ValueError(f"dense={dense!r} must be a list of layer names, such as [{dense!r}]")
     first = next(model.parameters(), None)
@@ -90,7 +92,7 @@ def compress(model, calibration, kept=0.5, resource="macs", factors=None, dense=
     values, note = _values(model, options, names, calibration, moments)
     chosen = factors or ("relu-aware" if note else "fisher-weighted")
     if len(calibration) < FEW:
-        note += f"{' ' * bool(note)}Ranks and factors rest on {len(calibration)} inputs only; a few hundred are wanted."
+        note += f"{' ' * bool(note)}Ranks and factors rest on {len(calibration)} input{'s' * (len(calibration) > 1)} only; a few hundred are wanted."
     found = rank_search.best(cards, options, values, _share(model, cards, kept, resource), (resource,))
     if chosen in layers.SWEEPS:
         small = layers.apply(model, found.plan, chosen, calibration, resource=None)

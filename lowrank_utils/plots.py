@@ -44,7 +44,7 @@ _LOOKS = {
     "Fisher-weighted": (8, "p"),
     "units first": (1, "s"),
     "ENC-Map": (1, "s"),
-    "ENC-Model": (8, "p"),
+    "ENC-Model": (9, "p"),
     "ENC-Inf": (4, "v"),
     "exact": (3, "D"),
     "exact, Fisher": (0, "o"),
@@ -393,10 +393,11 @@ def by_work(table):
     return figure
 
 
-def curves(table, least=1e-4):
-    """Return one panel a layer: each column of damages (nats) against the share of the layer's own MACs kept.
+def curves(table, least=1e-4, points=None):
+    """Return one panel a layer: each column of damages against the share of the layer's own MACs kept.
 
     `table` has the columns layer and macs; every other one is a curve, drawn on a logarithmic axis down to `least`.
+    `points`: a table of the same kind, of those curves that went through given points, which are marked.
     """
     names, kinds = list(table["layer"].unique()), [c for c in table if c not in ("layer", "macs")]
     across = min(4, len(names))
@@ -407,15 +408,19 @@ def curves(table, least=1e-4):
         for kind, (chooser, dash) in zip(kinds, itertools.cycle(styles)):
             shown = mine[kind].where(mine[kind] >= least)
             axis.plot(mine["macs"], shown, dash, color=_COLOURS[chooser], linewidth=2, label=kind)
-        axis.set(xlim=(0, 1.02), ylim=(least, None), yscale="log")
+            if points is not None and kind in points:
+                given = points[(points["layer"] == name) & (points[kind] >= least)]
+                axis.plot(given["macs"], given[kind], "o", color=_COLOURS[chooser])
+        axis.set(xlim=(0, 1.02), yscale="log")
         axis.set_title(name, fontsize="small")
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes[0].set_ylim(bottom=least)  # the panels share it
     for axis in axes[len(names) :]:
         axis.set_axis_off()
     for axis in axes[max(len(names) - across, 0) : len(names)]:
         axis.set_xlabel("MACs of the layer kept")
     for axis in axes[:: across]:
-        axis.set_ylabel("damage (nats)")
+        axis.set_ylabel("damage")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(kinds), fontsize="small")
     return figure
@@ -430,7 +435,7 @@ def choosers(table):
     cut = table[table["target"].str.fullmatch(r"macs \d\.\d+")]
     cases = list(cut[["dataset", "network"]].drop_duplicates().itertuples(index=False, name=None))
     kinds = list(dict.fromkeys(cut["factors"]))
-    figure, axes = _canvas(len(kinds), len(cases), width=4.2, height=3.2, sharex=True, sharey="row")
+    figure, axes = _canvas(len(kinds), len(cases), width=4.2, height=3.2, sharex=True)  # each its own height: what differs is small
     for axis, ((dataset, network), kind) in zip(axes, [(case, kind) for case in cases for kind in kinds]):
         mine = table[(table["dataset"] == dataset) & (table["network"] == network)]
         axis.axhline(mine.loc[mine["chooser"] == "dense", "accuracy"].mean(), color="black", linestyle=":", label="dense")
@@ -443,7 +448,7 @@ def choosers(table):
             axis.fill_between(kept, value["min"], value["max"], color=_colour(chooser), alpha=0.15)
         axis.set_title(f"{network} on {dataset}, {kind} factors", fontsize="small")
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.yaxis.set_major_formatter(PercentFormatter(1))
     for axis in axes[-len(kinds) :]:
         axis.set_xlabel("MACs kept (share of dense)")
     for axis in axes[:: len(kinds)]:
@@ -475,7 +480,8 @@ def trade_off(table, floor=0.1):
     colours = sns.color_palette("colorblind")
     for place, axis in enumerate(axes):
         (dataset, network), (column, label) = cases[place // 2], list(costs.items())[place % 2]
-        mine = table[(table["dataset"] == dataset) & (table["network"] == network) & table[column].notna()]
+        case = table[(table["dataset"] == dataset) & (table["network"] == network)]
+        mine = case[case[column].notna()]
         dense = mine.loc[mine["way"] == "dense", "accuracy"].max()
         axis.axhline(dense, color="black", linestyle=":", linewidth=1)
         for way in [w for w in _WAYS if w in set(mine["way"])]:
@@ -494,9 +500,11 @@ def trade_off(table, floor=0.1):
         axis.step(front["cost"], front["best"], where="post", color="gray", linewidth=1, zorder=0)
         low = dense - floor
         below = int((mine["accuracy"] < low).sum())
+        shown = case[[name for name in ("accuracy", "tuned_accuracy") if name in case]].stack()
+        bottom = max(low, shown[shown >= low].min() - 0.1 * floor)
         if below:
             axis.annotate(f"{below} lower down", (0.98, 0.03), xycoords="axes fraction", ha="right", fontsize="small")
-        axis.set(xscale="log", xlabel=label, title=f"{network} on {dataset}", ylim=(low, min(1.0, mine["accuracy"].max() + 0.1 * floor)))
+        axis.set(xscale="log", xlabel=label, title=f"{network} on {dataset}", ylim=(bottom, min(1.0, mine["accuracy"].max() + 0.1 * floor)))
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter("{x:g}")

@@ -106,7 +106,8 @@ def load(path, model=None):
     try:
         network = _skeleton(_built(metadata, tensors) if model is None else model, metadata["plan"], tensors)
     except ValueError as error:
-        raise ValueError(f"{path} cannot be loaded: {error}") from error
+        told = "cannot be loaded" if model is None else "does not fit the network given as model="
+        raise ValueError(f"{path} {told}: {error}") from error
     unlike = _unlike(network, tensors)
     if unlike:
         raise ValueError(f"{path} is of another network: {unlike}")

@@ -122,6 +122,7 @@ def test_data_dependent_control_flow_is_compressed_and_said():
         ({"calibration": torch.zeros(0, 3, 8, 8)}, "at least one input"),
         ({"calibration": torch.zeros(4, 3, 9, 9)}, "cannot take one input of shape"),
         ({"calibration": torch.full((4, 3, 8, 8), torch.nan)}, "NaN"),
+        ({"calibration": torch.zeros(4, 3, 8, 8, dtype=torch.uint8)}, "calibration is torch.uint8; pass floating-point inputs"),
         ({"model": net().half()}, "torch.float16; compress it in float32"),
         ({"model": nn.Sequential(nn.ReLU())}, "no parameters"),
         ({"model": nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.Conv2d(3, 3, 3, groups=3))}, "no layer can be factored"),

@@ -150,12 +150,14 @@ def test_curves_have_a_panel_a_layer_and_leave_out_what_is_too_small():
     table = pd.DataFrame(
         {"layer": name, "macs": macs, "energy": macs, "loss": 1 - macs} for name in ("a", "b") for macs in (0.5, 1.0, 0.2)
     )
-    figure = plots.curves(table)
+    figure = plots.curves(table, points=pd.DataFrame([{"layer": "a", "macs": 0.2, "loss": 0.8}]))
     assert [axis.get_title() for axis in figure.axes] == ["a", "b"]
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     assert np.allclose(lines["energy"].get_xdata(), [0.2, 0.5, 1.0])
     assert np.allclose(lines["loss"].get_ydata(), [0.8, 0.5, np.nan], equal_nan=True)
-    assert figure.axes[0].get_yscale() == "log" and figure.axes[0].get_ylabel() == "damage (nats)"
+    assert figure.axes[0].get_yscale() == "log" and figure.axes[0].get_ylabel() == "damage"
+    marked = [[list(line.get_xdata()) for line in axis.lines if line.get_marker() == "o"] for axis in figure.axes]
+    assert marked == [[[0.2]], [[]]] and figure.axes[1].get_ylim()[1] >= 1.0
 
 
 def test_choosers_have_a_row_a_network_and_a_band_over_draws():
