@@ -15,6 +15,7 @@ from scipy.sparse import csr_array
 
 ULPS = 1e-12  # budgets are met to this share, for sums of costs that are no whole numbers
 ROUNDING = 1e-14  # a gap of this share of the values' spread counts as none
+TOLERANCE = 1e-6  # what HiGHS leaves open
 SHARP = 1e3  # budgets and values are this large for HiGHS, whose tolerances are absolute
 STATES = 300_000  # partial plans held at once; beyond, the integer program takes over
 
@@ -24,7 +25,8 @@ class Allocation:
     """The chosen option of every layer, with its certificate.
 
     ``choice``: the index of each layer's option; ``value``: the sum of their values; ``bound``: no plan within the
-    budgets has a greater value; ``gap`` = bound - value (0 where the plan is proved optimal, up to 1e-14 of the values' spread), in the unit of the values;
+    budgets has a greater value; ``gap`` = bound - value, in the unit of the values: where the plan is proved optimal, 0 with one budget (up to 1e-14
+    of the values' spread) and with several what HiGHS's tolerance leaves (1e-9 of the spread that matters);
     ``cost``: what the plan costs, one number a budget; ``note``: what the reader should know, or empty.
     """
 
@@ -56,6 +58,8 @@ def allocate(values, costs, budgets, exact=True, max_seconds=60.0):
     ((1, 1), 5.0, 0.0)
     """
     values, costs, budgets = _checked(values, costs, budgets)
+    if isinstance(max_seconds, bool) or not isinstance(max_seconds, (int, float)) or not max_seconds > 0:
+        raise ValueError(f"max_seconds={max_seconds!r} is not a positive number")
     note = _falling(values, costs)
     limits = budgets * (1 + ULPS)
     kept = [np.flatnonzero(np.isfinite(v)) for v in values]
@@ -69,7 +73,10 @@ def allocate(values, costs, budgets, exact=True, max_seconds=60.0):
     finite, kept = kept, [own[(costs[l][own] - least[l] <= room).all(1)] for l, own in enumerate(kept)]
     if not all(map(len, kept)):
         raise ValueError(_together([costs[l][own] for l, own in enumerate(finite)], budgets))
-    unit = sum(np.ptp(values[l][own]) for l, own in enumerate(kept)) or 1.0
+    with np.errstate(over="ignore"):
+        unit = sum(np.ptp(values[l][own]) for l, own in enumerate(kept)) or 1.0
+    if not np.isfinite(unit):
+        raise ValueError("the values lie too far apart for floating-point numbers; forbid an option with -inf")
     v = [(values[l][own] - values[l][own].max()) / unit for l, own in enumerate(kept)]
     c = [costs[l][own] - least[l] for l, own in enumerate(kept)]
 
@@ -290,6 +297,22 @@ def _several_budgets(values, costs, room, exact, max_seconds, fits):
     one = np.ones(len(room))
     prices = _prices(values, scaled)
     choice = _repair(values, scaled, prices, fits)
+    if choice is not None:
+        tops = [v.max() for v in values]
+        lost = sum(top - v[j] for top, v, j in zip(tops, values, choice))
+        stays = [np.flatnonzero(top - v <= lost) for top, v in zip(tops, values)]
+        widest = max(np.ptp(v[own]) for v, own in zip(values, stays))
+        if not lost:
+            return choice, sum(tops), ""
+        if widest < 0.1 * max(map(np.ptp, values)):  # far outliers would hide the others from absolute tolerances
+
+            def back(inner):
+                return [int(own[j]) for own, j in zip(stays, inner)]
+
+            near = [(v[own] - top) / widest for v, own, top in zip(values, stays, tops)]
+            cheap = [cost[own] for cost, own in zip(costs, stays)]
+            found, bound, note = _several_budgets(near, cheap, room, exact, max_seconds, lambda inner: fits(back(inner)))
+            return back(found), sum(tops) + widest * bound, note
     if not exact and choice is not None:
         reduced = [v - c @ prices for v, c in zip(values, scaled)]
         return choice, sum(r.max() for r in reduced) + prices.sum(), ""
@@ -348,20 +371,47 @@ def _integer(costs, values, budgets, prices, choice, max_seconds, fits):
     # HiGHS on the options that can be part of a better plan than `choice`
     began = time.perf_counter()
     reduced = [v - c @ prices for v, c in zip(values, costs)]
-    bound = sum(r.max() for r in reduced) + (prices * budgets).sum()
-    value = -np.inf if choice is None else sum(v[j] for v, j in zip(values, choice))
-    gap = max(bound - value, 0.0) + ROUNDING
-    losses = [r.max() - r for r in reduced]
-    allowed = [np.flatnonzero(loss <= gap) for loss in losses]
-    layer, one = _incidence([losses[l][own] for l, own in enumerate(allowed)])
-    starts = np.searchsorted(layer, np.arange(len(values)))
-    inner = np.concatenate([v[own] for v, own in zip(values, allowed)])
-    rows = np.concatenate([cost[own] for cost, own in zip(costs, allowed)])
-    rows = SHARP * np.divide(rows, budgets, out=np.zeros_like(rows), where=budgets > 0)
-    scale = SHARP / max(np.ptp(inner), 1e-9)
-    proved, note, forbidden = bound, "", []
+    bound = proved = sum(r.max() for r in reduced) + (prices * budgets).sum()
+    losses, spread, note = [r.max() - r for r in reduced], np.inf, ""
     while True:
+        value = -np.inf if choice is None else sum(v[j] for v, j in zip(values, choice))
+        gap = max(bound - value, 0.0) + ROUNDING
+        allowed = [np.flatnonzero(loss <= gap) for loss in losses]
+        parts = [(cost[own], v[own]) for cost, v, own in zip(costs, values, allowed)]
+        now = max(np.ptp(own) for _, own in parts)
+        # A better plan leaves fewer options, closer together: HiGHS's absolute tolerances then see more of them.
+        if now >= spread / 10:
+            break
+        spread = now
         left = max_seconds - (time.perf_counter() - began)
+        found, dual, status = _highs(parts, budgets, left, lambda inner: fits([int(a[j]) for a, j in zip(allowed, inner)]))
+        proved = min(proved, value if status == 2 else dual)  # 2: with the options left nothing fits
+        if found is not None:
+            found = [int(own[j]) for own, j in zip(allowed, found)]
+            if sum(v[j] for v, j in zip(values, found)) > value:
+                choice = found
+        if status == 2 or found is None:
+            break
+    if status not in (0, 2):
+        note = f"not proved optimal within {max_seconds:g} seconds"
+        if choice is None:
+            raise ValueError(f"no plan was found within {max_seconds:g} seconds; give more with max_seconds=")
+    return choice, proved, note
+
+
+def _highs(parts, budgets, seconds, fits):
+    # (choice or None, upper bound, status) of HiGHS for [(costs, values) of each layer]
+    began = time.perf_counter()
+    layer, one = _incidence([own for _, own in parts])
+    starts = np.searchsorted(layer, np.arange(len(parts)))
+    most = sum(own.max() for _, own in parts)
+    inner = np.concatenate([own - own.max() for _, own in parts])  # one of each is taken, so the rest is a constant
+    rows = np.concatenate([cost for cost, _ in parts])
+    rows = SHARP * np.divide(rows, budgets, out=np.zeros_like(rows), where=budgets > 0)
+    scale = SHARP / (np.ptp(inner) or 1.0)
+    bound, forbidden = np.inf, []
+    while True:
+        left = seconds - (time.perf_counter() - began)
         answer = milp(
             -scale * inner,
             integrality=np.ones(len(layer)),
@@ -371,30 +421,19 @@ def _integer(costs, values, budgets, prices, choice, max_seconds, fits):
         )
         dual = answer.mip_dual_bound
         if answer.status == 2:
-            # with the options left, nothing fits; what was forbidden did not fit either
-            proved = value
-            break
-        if not forbidden and dual is not None and np.isfinite(dual):
-            proved = min(bound, -dual / scale)
+            return None, bound, 2
+        if dual is not None and np.isfinite(dual) and (not forbidden or answer.status == 0):
+            bound = min(bound, most + (TOLERANCE - dual) / scale)
         if answer.x is None:
-            break
+            return None, bound, answer.status
         picked = np.flatnonzero(answer.x > 0.5)
-        found = [int(allowed[l][p - starts[l]]) for l, p in zip(layer[picked], picked)]
+        found = [int(p - starts[l]) for l, p in zip(layer[picked], picked)]
         if fits(found):
-            if sum(v[j] for v, j in zip(values, found)) > value:
-                choice = found
-            if answer.status == 0:
-                proved = min(proved, -dual / scale)
-            break
+            return found, bound, answer.status
         # HiGHS meets a budget to its tolerance, ours are strict: this plan is out
         cut = np.zeros(len(layer))
         cut[picked] = 1
-        forbidden.append(LinearConstraint(cut, -np.inf, len(values) - 1))
-    if answer.status not in (0, 2):
-        note = f"not proved optimal within {max_seconds:g} seconds"
-        if choice is None:
-            raise ValueError(f"no plan was found within {max_seconds:g} seconds; give more with max_seconds=")
-    return choice, proved, note
+        forbidden.append(LinearConstraint(cut, -np.inf, len(parts) - 1))
 
 
 def _together(costs, budgets):

@@ -78,6 +78,26 @@ def test_equal_to_looking_at_every_plan(seed, layers, options, resources, whole)
     assert quick.value <= best + 1e-9 and quick.bound >= best - 1e-9
 
 
+@pytest.mark.parametrize("far", [1e3, 1e6, 1e10, 1e14])
+def test_several_budgets_beside_one_very_low_value(far):
+    # absolute tolerances of a solver must not hide what the others are worth
+    found = allocate([[-far, 2, 3], [0, 1, 3]], [[[0, 0], [0, 3], [3, 1]], [[2, 1], [3, 4], [5, 2]]], [5, 4])
+    assert (found.choice, found.value) == ((2, 0), 3.0) and 0 <= found.gap < 1e-6
+    rng = np.random.default_rng(int(np.log10(far)))
+    for _ in range(30):
+        values = [rng.integers(0, 9, 4).astype(float) for _ in range(3)]
+        values[1][0] = -far
+        costs = [rng.integers(0, 6, (4, 2)).astype(float) for _ in range(3)]
+        budgets = sum(c[1] for c in costs) + 1
+        fitting = [
+            sum(v[j] for v, j in zip(values, choice))
+            for choice in itertools.product(range(4), repeat=3)
+            if (sum(c[j] for c, j in zip(costs, choice)) <= budgets).all()
+        ]
+        found = allocate(values, costs, budgets)
+        assert found.value == max(fitting) and found.value <= found.bound <= found.value + 1e-6
+
+
 @pytest.mark.parametrize("resources", [1, 2])
 @pytest.mark.parametrize("kind", ["smooth", "random", "almost proportional"])
 def test_equal_to_highs(resources, kind):
@@ -162,6 +182,7 @@ def test_falling_curves_are_noted_and_forbidden_options_not_taken():
         ([[1.0, np.inf]], [[1, 2]], 1, r"NaN or \+inf"),
         ([[1.0, 2.0]], [[1, np.nan]], 1, "costs of layer 0 hold NaN"),
         ([[1.0, 2.0]], [[1, -1]], 1, "negative"),
+        ([[1e308, -1e308]], [[1, 2]], 3, "values lie too far apart"),
         ([[1.0]], [[1]], 0, "budget 0 is not a positive, finite number"),
         ([[1.0]], [[1]], -3, "budget -3 is not a positive, finite number"),
         ([[1.0]], [[1]], np.nan, "budget nan is not a positive, finite number"),
@@ -218,6 +239,12 @@ def test_the_quick_bound_is_that_of_the_linear_relaxation():
             ],
         )
         assert quick.bound == pytest.approx(-relaxed.fun, rel=1e-6)
+
+
+@pytest.mark.parametrize("seconds", ["a", None, True, -1, 0, float("nan")])
+def test_seconds_that_are_no_time(seconds):
+    with pytest.raises(ValueError, match="is not a positive number"):
+        allocate([[1.0]], [[1]], 1, max_seconds=seconds)
 
 
 def test_sums_of_fractions_meet_their_budget():
