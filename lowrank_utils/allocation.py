@@ -60,7 +60,7 @@ def allocate(values, costs, budgets, exact=True, max_seconds=60.0):
     values, costs, budgets = _checked(values, costs, budgets)
     if isinstance(max_seconds, bool) or not isinstance(max_seconds, (int, float)) or not max_seconds > 0:
         raise ValueError(f"max_seconds={max_seconds!r} is not a positive number")
-    note = _falling(values, costs)
+    note = falling(values, costs)
     limits = budgets * (1 + ULPS)
     kept = [np.flatnonzero(np.isfinite(v)) for v in values]
     for place, own in enumerate(kept):
@@ -73,10 +73,7 @@ def allocate(values, costs, budgets, exact=True, max_seconds=60.0):
     finite, kept = kept, [own[(costs[l][own] - least[l] <= room).all(1)] for l, own in enumerate(kept)]
     if not all(map(len, kept)):
         raise ValueError(_together([costs[l][own] for l, own in enumerate(finite)], budgets))
-    with np.errstate(over="ignore"):
-        unit = sum(np.ptp(values[l][own]) for l, own in enumerate(kept)) or 1.0
-    if not np.isfinite(unit):
-        raise ValueError("the values lie too far apart for floating-point numbers; forbid an option with -inf")
+    unit = sum(np.ptp(values[l][own]) for l, own in enumerate(kept)) or 1.0
     v = [(values[l][own] - values[l][own].max()) / unit for l, own in enumerate(kept)]
     c = [costs[l][own] - least[l] for l, own in enumerate(kept)]
 
@@ -125,14 +122,22 @@ def _checked(values, costs, budgets):
             )
         if np.isnan(value).any() or np.isposinf(value).any():
             raise ValueError(f"the values of layer {place} hold NaN or +inf")
+        if (np.abs(value[np.isfinite(value)]) > 1e300).any():
+            raise ValueError(f"the values of layer {place} are beyond 1e300; forbid an option with -inf")
         if not np.isfinite(cost).all() or (cost < 0).any():
             raise ValueError(f"the costs of layer {place} hold NaN, infinite or negative numbers")
         values[place], costs[place] = value, cost
     return values, costs, budgets
 
 
-def _falling(values, costs):
-    # layers where an option that costs more of everything is worth less
+def falling(values, costs):
+    """Return in words how many layers have an option that costs more of everything and is worth less; empty where none has.
+
+    `values` and `costs` are lists of float arrays, options and options x budgets.
+
+    >>> falling([np.array([0.0, 2.0, 1.0])], [np.array([[1.0], [2.0], [3.0]])])
+    'values fall somewhere as costs rise in 1 of 1 layers'
+    """
     fall = 0
     for value, cost in zip(values, costs):
         value, cost = value[np.isfinite(value)], cost[np.isfinite(value)]

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from . import layers, rank_search, score, sequential
+from . import layers, models, rank_search, score, sequential
 from . import factors as factors_room
 
 FISHER_IMAGES = 1000
@@ -45,8 +45,8 @@ def compress(model, calibration, kept=0.5, resource="macs", factors=None, dense=
     """Return `model` with at most a share `kept` of its `resource`, as `Compressed`; no labels, no training.
 
     Ranks and schemes of all layers at once by exact search (`rank_search.best`), for the least predicted rise of the
-    loss (Fisher information of the answers, `rank_search.output_error`; for a network whose answers are not N x classes
-    the relative error of each layer's outputs instead, which the note says). Factors by the sweep from front to back
+    loss (Fisher information of the answers, `rank_search.output_error`; where the answers are not N x classes, or do not
+    tell what they feel of a layer, as one logit alone, the relative error of each layer's outputs instead, which the note says). Factors by the sweep from front to back
     (`sequential.sweep`), in the same metric. `model` is left as it was.
 
     Parameters: `model`, any ``nn.Module`` in float32 or float64 whose answers are logits, N x classes (a softmax at its
@@ -77,6 +77,8 @@ def compress(model, calibration, kept=0.5, resource="macs", factors=None, dense=
         raise ValueError(f"calibration is {calibration.dtype}; pass floating-point inputs, scaled as the network takes them")
     if isinstance(dense, str):
         raise ValueError(f"dense={dense!r} must be a list of layer names, such as [{dense!r}]")
+    if torch.is_inference_mode_enabled():
+        raise ValueError("compress follows gradients, which torch.inference_mode() forbids; call it outside")
     first = next(model.parameters(), None)
     if first is None:
         raise ValueError("this network has no parameters, so there is nothing to compress")
@@ -88,12 +90,13 @@ def compress(model, calibration, kept=0.5, resource="macs", factors=None, dense=
     cards = layers.survey(model, shape, dense=_usual(model, shape) if dense is None else tuple(dense))
     options = rank_search.options(cards, (resource,), mixed=True, floor=floor)
     names = [own.name for own in options]
+    share = _share(model, cards, options, kept, resource, shape)
     moments = factors_room.collect(model, names, calibration)
     values, note = _values(model, options, names, calibration, moments)
     chosen = factors or ("relu-aware" if note else "fisher-weighted")
     if len(calibration) < FEW:
         note += f"{' ' * bool(note)}Ranks and factors rest on {len(calibration)} input{'s' * (len(calibration) > 1)} only; a few hundred are wanted."
-    found = rank_search.best(cards, options, values, _share(model, cards, kept, resource), (resource,))
+    found = rank_search.best(cards, options, values, share, (resource,))
     if chosen in layers.SWEEPS:
         small = layers.apply(model, found.plan, chosen, calibration, resource=None)
         if len(list(model.children())) and not sequential.followed_by(model):
@@ -109,6 +112,8 @@ def compress(model, calibration, kept=0.5, resource="macs", factors=None, dense=
         "parameters": score.parameters(small) / score.parameters(model),
         "macs": score.macs(small, shape) / score.macs(model, shape),
     }
+    if counted[resource] > kept * (1 + 1e-9):
+        note += f"{' ' * bool(note)}By torch's own count {counted[resource]:.1%} of the {resource} stay, more than asked for."
     table = _table(cards, found.plan, options)
     if dense is None:
         table["why"] = table["why"].replace("left dense on request", "left dense by default")
@@ -116,41 +121,54 @@ def compress(model, calibration, kept=0.5, resource="macs", factors=None, dense=
 
 
 def _usual(model, shape):
+    # the last layer that a pass meets, and the first where it is a convolution
     names = [card.name for card in layers.survey(model, shape, spectra=False) if card.positions]
-    if len(names) < 2:
+    first = next(model.parameters())
+    names = sequential.met_in_a_pass(model, names, torch.zeros(1, *shape, dtype=first.dtype, device=first.device))
+    if len(set(names)) < 2:
         return ()
     starts = isinstance(model.get_submodule(names[0]), nn.Conv2d) and len(names) > 2
     return (names[0], names[-1]) if starts else (names[-1],)
 
 
-def _share(model, cards, kept, resource):
-    # what is in no card (batch norms) stays, and counts
-    carded, whole = layers.plan_cost(cards, {}, resource), score.parameters(model)
-    if resource == "macs":
-        return kept
-    share = (kept * whole - (whole - carded)) / carded
-    if share <= 0:
+def _share(model, cards, options, kept, resource, shape):
+    # The share of what the cards hold that keeps a share `kept` of the whole network: what is in no card stays, and counts
+    # (batch norms; products that belong to no layer, as in attention).
+    whole = score.macs(model, shape) if resource == "macs" else score.parameters(model)
+    carded = layers.plan_cost(cards, {}, resource)
+    outside = max(whole - carded, 0)
+    least = {own.name: own.entries[int(own.costs[:, 0].argmin())] for own in options}
+    least = {name: entry for name, entry in least.items() if entry is not None}
+    smallest = (layers.plan_cost(cards, least, resource) + outside) / (carded + outside)
+    if kept < smallest:
         raise ValueError(
-            f"kept={kept} of parameters cannot be reached: {whole - carded} of {whole} are in no layer that can be cut"
+            f"kept={kept} of {resource} cannot be reached: the smallest possible is {rank_search.rounded_up(smallest)}"
         )
-    return share
+    return (kept * (carded + outside) - outside) / carded if outside else kept
 
 
 def _values(model, options, names, calibration, moments):
-    try:
-        metric = sequential.fisher(model, names, calibration[:FISHER_IMAGES])
-    except (ValueError, RuntimeError, IndexError, AttributeError, TypeError) as error:
-        with torch.no_grad():
-            answers = model(calibration[:1].to(next(model.parameters())))
-        if torch.is_tensor(answers) and answers.ndim == 2:
-            raise
-        values = rank_search.from_error(rank_search.output_error(model, options, calibration, moments=moments))
-        return (
-            values,
-            f"The answers are not N x classes ({type(error).__name__}), so ranks are by each layer's own error.",
-        )
-    losses = rank_search.output_error(model, options, calibration, metric=metric, moments=moments)
-    return {name: -loss for name, loss in losses.items()}, ""
+    # (values, note); what the answers cannot tell is judged by each layer's own error
+    with models.evaluating(model):
+        answers = model(calibration[:1].to(next(model.parameters())))
+    if not torch.is_tensor(answers) or answers.ndim != 2:
+        why = "The answers are not N x classes"
+    elif answers.shape[1] == 1:
+        why = "The answers are one number each, which has no alternative"
+    else:
+        try:
+            metric = sequential.fisher(model, names, calibration[:FISHER_IMAGES])
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+            metric = dict.fromkeys(names, torch.zeros(1))
+        deaf = [name for name, own in metric.items() if not own.any()]
+        if not deaf:
+            losses = rank_search.output_error(model, options, calibration, metric=metric, moments=moments)
+            return {name: -loss for name, loss in losses.items()}, ""
+        why = f"No gradient of the answers reaches {', '.join(deaf[:3])}{' and others' * (len(deaf) > 3)}"
+    values = rank_search.from_error(rank_search.output_error(model, options, calibration, moments=moments))
+    return values, f"{why}, so ranks are by each layer's own error."
 
 
 def _table(cards, plan, options):

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from . import schemes
-from .models import evaluating
+from .models import check_there, evaluating
 
 METHODS = ("svd", "data-aware")
 
@@ -244,6 +244,7 @@ def collect(model, names, calibration, batch_size=500):
 
     Raises ValueError for an empty or non-finite `calibration`, or images of a shape the network cannot take.
     """
+    check_there(model)
     if not torch.is_tensor(calibration) or calibration.ndim < 2 or len(calibration) == 0:
         raise ValueError("calibration must be a tensor of at least one input, with the images along its first axis")
     first = next(model.parameters(), None)

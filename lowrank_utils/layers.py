@@ -159,7 +159,9 @@ def survey(model, input_shape, spectra=True, dense=(), scheme=None):
     for wanted in asked.values() if asked else [scheme]:
         if wanted not in (None, *schemes.NAMES):
             raise ValueError(f"unknown scheme {wanted!r}; known: {', '.join(schemes.NAMES)}")
+    models.check_there(model)
     uses, calls, counted_macs = _count_uses(model, input_shape)
+    own_path = {id(part) for block in model.modules() if isinstance(block, nn.TransformerEncoderLayer) for part in (block.linear1, block.linear2)}
     holders = owners(model)
     counted = set()
     cards = []
@@ -179,6 +181,8 @@ def survey(model, input_shape, spectra=True, dense=(), scheme=None):
             reason = "its weight is computed from other parameters"
         elif not known:
             reason = schemes.reason(module)
+        elif id(module) in own_path:
+            reason = "nn.TransformerEncoderLayer reads its weight past the layer"
         elif len(holders.get(id(weight), ())) > 1:
             reason = "its weight is shared with " + ", ".join(n for n in holders[id(weight)] if n != name)
         elif calls.get(name, 0) > 1:
@@ -375,6 +379,7 @@ def apply(model, plan, factors="svd", calibration=None, resource="parameters", i
       (second): Linear(in_features=4, out_features=10, bias=True)
     )
     """
+    models.check_there(model)
     if resource is not None:
         _check_resource(resource)
     if input_shape is None and torch.is_tensor(calibration) and calibration.ndim > 1:
@@ -452,6 +457,7 @@ def decompose(model, names, method="svd", calibration=None, moments=None):
     `names` is a list, or ``{name: scheme}``. One decomposition serves a whole sweep of plans. `moments`, ``{name:
     Moments}`` of `factors.collect`, take the place of `calibration` where they are at hand. See `factors.decompose`.
     """
+    models.check_there(model)
     moments, norms = moments or {}, {}
     if method != "svd" and names:
         missing = [name for name in names if name not in moments]

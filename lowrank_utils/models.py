@@ -230,8 +230,15 @@ def published(dataset, network, seed=0):
     return paths.CHECKPOINTS / f"{dataset}-{network.replace('/', '-')}-seed{seed}.safetensors"
 
 
+def check_there(model):
+    """Raise ValueError for a `model` on the meta device, which has shapes and no numbers."""
+    if any(value.is_meta for value in (*model.parameters(), *model.buffers())):
+        raise ValueError("the network is on the meta device, where there are no numbers; build it on the CPU")
+
+
 def check_finite(model):
     """Raise ValueError naming the first parameter or buffer of `model` that holds NaN or infinity."""
+    check_there(model)
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ValueError(f"{name} holds NaN or infinite values; train it again or load another network")
@@ -274,7 +281,20 @@ def replaced(model, replacements):
     if "" in replacements:
         return replacements[""]
     # deepcopy takes these for copied already
-    return copy.deepcopy(model, {id(model.get_submodule(name)): new for name, new in replacements.items()})
+    return copied(model, {id(model.get_submodule(name)): new for name, new in replacements.items()})
+
+
+def copied(model, memo=None):
+    """Return a deep copy of `model`, without the history of activations that a module keeps; `memo` as `copy.deepcopy` takes it.
+
+    Raises ValueError for a network that cannot be copied.
+    """
+    kept = [value for module in model.modules() for value in vars(module).values() if torch.is_tensor(value)]
+    memo = {id(value): value.detach().clone() for value in kept if not value.is_leaf} | (memo or {})
+    try:
+        return copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"the network cannot be copied, for a module of it keeps what cannot: {error}") from error
 
 
 def linear(weight, bias, like):

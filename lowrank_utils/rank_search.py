@@ -6,6 +6,7 @@ all curves at one level; as the logarithms of the curves add up over layers, the
 (`allocate`).
 """
 
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ from scipy.interpolate import PchipInterpolator
 
 from . import factors as factors_room
 from . import schemes
-from .allocation import Allocation, allocate
+from .allocation import Allocation, allocate, falling
 from .layers import RESOURCES, apply, check_share, decompose, parse, plan_cost
 from .sequential import followed_by
 
@@ -210,6 +211,9 @@ def output_error(model, options, calibration=None, factors="data-aware", points=
     together, as they do in smooth images, the true loss is several times larger, in all ranks alike.
     """
     names = [own.name for own in options]
+    absent = [name for name in names if metric is not None and name not in metric]
+    if absent:
+        raise ValueError(f"the metric has nothing for layer {absent[0]!r}")
     if moments is None:
         moments = factors_room.collect(model, names, calibration)
     norms, found = followed_by(model, None, calibration), {}
@@ -282,6 +286,15 @@ def _budget(cards, options, kept, resource):
     return kept * total - _fixed(cards, options, resource), total
 
 
+def rounded_up(share):
+    """Return `share` in words, four digits, rounded up, so that what is named can be asked for.
+
+    >>> rounded_up(0.112038)
+    '0.1121'
+    """
+    return f"{math.ceil(1e4 * share) / 1e4:.4f}"
+
+
 def best(cards, options, values, kept, resources=("macs",), exact=True, max_seconds=60.0):
     """Return the `Found` plan of greatest total value within a share `kept` of each resource, with its certificate.
 
@@ -305,7 +318,7 @@ def best(cards, options, values, kept, resources=("macs",), exact=True, max_seco
         least = sum(own.costs[:, place].min() for own in options)
         if budget < least:
             smallest = (least + _fixed(cards, options, resource)) / total
-            raise ValueError(f"kept={share} of {resource} cannot be reached: the smallest possible is {smallest:.4f}")
+            raise ValueError(f"kept={share} of {resource} cannot be reached: the smallest possible is {rounded_up(smallest)}")
         budgets.append(budget)
     _check_curves(options, values)
     began = time.perf_counter()
@@ -357,8 +370,9 @@ def _check_curves(options, *curves):
         for curve in curves:
             if own.name not in curve:
                 raise ValueError(f"there are no values for layer {own.name!r}")
-            if np.shape(curve[own.name]) != (len(own.entries),) or np.isnan(curve[own.name]).any():
-                raise ValueError(f"layer {own.name!r} needs {len(own.entries)} values, one an option, and no NaN")
+            own_values = np.asarray(curve[own.name])
+            if own_values.shape != (len(own.entries),) or np.isnan(own_values).any() or np.isposinf(own_values).any():
+                raise ValueError(f"layer {own.name!r} needs {len(own.entries)} values, one an option, and no NaN or +inf")
 
 
 def _check_enc(options, resource, *curves):
@@ -366,6 +380,10 @@ def _check_enc(options, resource, *curves):
         raise ValueError("ENC's searches are for one scheme a layer; make options(..., mixed=False) for these")
     _check_resources(options, (resource,))
     _check_curves(options, *curves)
+
+
+def _fall(options, curves):
+    return falling([np.asarray(curves[own.name]) for own in options], [own.costs for own in options])
 
 
 def _map(options, curves, budget):
@@ -395,10 +413,10 @@ def enc_map(cards, options, curves, kept, resource="macs"):
     choice, cost = _map(options, curves, budget)
     if cost > budget:
         smallest = (cost + _fixed(cards, options, resource)) / total
-        raise ValueError(f"kept={kept} of {resource} cannot be reached: the smallest possible is {smallest:.4f}")
+        raise ValueError(f"kept={kept} of {resource} cannot be reached: the smallest possible is {rounded_up(smallest)}")
     seconds = time.perf_counter() - began
     plan = _plan(options, choice)
-    return Found(plan, worth(options, logarithms(curves), plan), seconds=seconds)
+    return Found(plan, worth(options, logarithms(curves), plan), seconds=seconds, note=_fall(options, curves))
 
 
 def enc_model(
@@ -409,7 +427,8 @@ def enc_model(
     The box lies between the maps of (1 - `space`) and (1 + `space`) times the budget. Layers of equal costs form a group that
     shares one level, so the box has one axis a group (our reading of the paper's grouping); ranks along an axis are a step
     apart, about 1 % of the break-even rank, the step scaled up until the box holds at most `density` plans; the map's own
-    place on each axis always stays. Of those within `margin` under the budget (the paper
+    place on each axis always stays. Where three places an axis are too many still, the groups that cost least stay at the map, which
+    the note says. Of those within `margin` under the budget (the paper
     takes both sides; we never exceed it) the one with the greatest A_c = A_p C / C_orig + A_m wins, with A_p the product of
     `curves` (energy), A_m that of `accuracy`, C the cost; without `accuracy`, A_p. Where the steps leave none within the
     margin it is doubled, and the note says so.
@@ -435,9 +454,22 @@ def enc_model(
     axes = [_axis(members, options, curves, low, high) for members in groups.values()]
     middles = [[start_choice[p] for p in members] for members in groups.values()]
     step = 1.0
-    while step < 1e6 and np.prod([_size(axis, step) for axis in axes]) > density:
+    while step < 1e6 and math.prod(_size(axis, step) for axis in axes) > density:
         step *= 1.1
-    thinned = [_thinned(axis, middle, step) for axis, middle in zip(axes, middles)]
+    spans = [sum(options[p].costs[high[p], 0] - options[p].costs[low[p], 0] for p in members) for members in groups.values()]
+    at_map, sizes = set(), [_size(axis, step) for axis in axes]
+    for place in np.argsort(spans, kind="stable"):
+        if math.prod(sizes) <= density:
+            break
+        at_map.add(place)
+        sizes[place] = 1
+    thinned = [
+        [middle] if place in at_map else _thinned(axis, middle, step)
+        for place, (axis, middle) in enumerate(zip(axes, middles))
+    ]
+    notes = [_fall(options, curve) for curve in (curves, accuracy) if curve]
+    if at_map:
+        notes.append(f"{len(at_map)} of {len(axes)} groups of layers stay as ENC-Map has them, or the box would hold too many plans")
     logs = [logarithms(curves)] + ([logarithms(accuracy)] if accuracy else [])
     cost, sums = np.full(1, float(fixed)), [np.zeros(1) for _ in logs]
     for members, axis in zip(groups.values(), thinned):
@@ -446,31 +478,34 @@ def enc_model(
         for k, each in enumerate(logs):
             worths = [sum(each[options[p].name][j] for p, j in zip(members, at)) for at in axis]
             sums[k] = (sums[k][:, None] + worths).ravel()
-    near, note = np.flatnonzero((cost <= whole) & (cost >= (1 - margin) * whole)), ""
+    near, asked = np.flatnonzero((cost <= whole) & (cost >= (1 - margin) * whole)), margin
     while not len(near) and margin < 1:
-        margin *= 2
+        margin = min(2 * margin, 1.0)
         near = np.flatnonzero((cost <= whole) & (cost >= (1 - margin) * whole))
-        note = f"no plan of the box within the margin: widened to {margin:.3g}"
+    if margin > asked:
+        notes.append(f"no plan of the box within the margin: widened to {margin:.3g}")
     if not len(near):
         return Found(
             start.plan,
             start.value,
             seconds=time.perf_counter() - began,
-            note="the box holds no plan",
+            note="; ".join(filter(None, [*notes, "the box holds no plan"])),
             ranked=(start.plan,),
         )
     predicted = np.exp(sums[0][near])
     if accuracy:
         predicted = predicted * cost[near] / total + np.exp(sums[1][near])
     order = near[np.argsort(-predicted, kind="stable")[:top]]
-    shape, ranked = [len(axis) for axis in thinned], []
+    ranked = []
     for place in order:
         choice = np.zeros(len(options), int)
-        for members, axis, at in zip(groups.values(), thinned, np.unravel_index(place, shape)):
+        for members, axis in reversed(list(zip(groups.values(), thinned))):  # the last axis runs fastest
+            place, at = divmod(place, len(axis))
             choice[members] = axis[at]
         ranked.append(_plan(options, choice))
     seconds = time.perf_counter() - began
     value = worth(options, logarithms(curves, *([accuracy] if accuracy else [])), ranked[0])
+    note = "; ".join(dict.fromkeys(filter(None, notes)))
     return Found(ranked[0], value, seconds=seconds, candidates=len(near), note=note, ranked=tuple(ranked))
 
 
@@ -508,6 +543,8 @@ def enc_inf(found, measure, count=30):
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(f"count={count!r} is not a whole number of at least 1")
+    if not found.ranked:
+        raise ValueError("there are no plans to measure; pass what enc_model returned")
     began = time.perf_counter()
     tried = found.ranked[:count]
     scores = [measure(plan) for plan in tried]

@@ -36,7 +36,8 @@ def macs(model, input_shape):
     >>> macs(torch.nn.Linear(4, 3), (4,))
     12
     """
-    with evaluating(model), FlopCounterMode(display=False) as counter:
+    # without inference mode, in which the counter cannot see through weights that are computed (parametrizations)
+    with evaluating(model), torch.inference_mode(False), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(_input(model, input_shape, 1))
     return counter.get_total_flops() // 2
 

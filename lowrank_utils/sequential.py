@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from . import schemes
-from .models import evaluating, replaced
+from .models import check_there, evaluating, replaced
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ def fisher(model, names, images, draws=10, seed=0, batch_size=50):
     >>> bool(torch.allclose(found, p * (1 - p) * torch.tensor([[1.0, -1], [-1, 1]]).double(), atol=1e-6))
     True
     """
+    check_there(model)
     modules = dict(model.named_modules())
     for name in names:
         if name not in modules:
@@ -313,8 +314,14 @@ def into_norm(norm, layer):
     return norm
 
 
-def _order(model, names, plan, image):
-    # the named layers as a forward pass meets them; one that is met twice cannot be planned, and is not refitted
+def met_in_a_pass(model, names, image):
+    """Return the named layers in the order in which a forward pass of `image` (N first) meets them, each time it does.
+
+    Raises ValueError for an image that the network cannot take.
+
+    >>> met_in_a_pass(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), ["2", "0"], torch.zeros(1, 4))
+    ['0', '2']
+    """
     met = []
     hooks = [
         model.get_submodule(name).register_forward_pre_hook(lambda module, inputs, name=name: met.append(name))
@@ -330,6 +337,12 @@ def _order(model, names, plan, image):
     finally:
         for hook in hooks:
             hook.remove()
+    return met
+
+
+def _order(model, names, plan, image):
+    # the named layers as a forward pass meets them; one that is met twice cannot be planned, and is not refitted
+    met = met_in_a_pass(model, names, image)
     twice = [name for name in plan if met.count(name) > 1]
     if twice:
         raise ValueError(
@@ -590,6 +603,7 @@ def sweep(
     >>> [type(layer).__name__ for layer in sweep(model, {"0": 2}, torch.randn(50, 9))]
     ['Sequential', 'ReLU', 'Linear']
     """
+    check_there(model)
     if not torch.is_tensor(calibration) or calibration.ndim < 2 or len(calibration) == 0:
         raise ValueError("calibration must be a tensor of at least one input, with the images along its first axis")
     if iterations is None:

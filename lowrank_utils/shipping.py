@@ -1,7 +1,6 @@
 """A compressed network on its way out: a file that another process loads, an ONNX file, a program of `torch.export`."""
 
 import contextlib
-import copy
 import io
 import json
 import logging
@@ -101,8 +100,8 @@ def load(path, model=None):
         missing = [name for name in NEEDED if name not in metadata]
         if missing:
             raise ValueError(f"{path} does not say its {', '.join(missing)}; pass the original network as model=")
-    elif any(value.is_meta for value in (*model.parameters(), *model.buffers())):
-        raise ValueError("model= is on the meta device, where there are no numbers; build it on the CPU")
+    else:
+        models.check_there(model)
     try:
         network = _skeleton(_built(metadata, tensors) if model is None else model, metadata["plan"], tensors)
     except ValueError as error:
@@ -426,7 +425,7 @@ def _frozen(model, example):
     inputs = example.detach().to("cpu", kind if example.is_floating_point() else None)
     if inputs.is_floating_point() and not torch.isfinite(inputs).all():
         raise ValueError("the example holds NaN or infinite values")
-    network, seen = copy.deepcopy(model).eval(), []
+    network, seen = models.copied(model).eval(), []
     for x in (inputs, inputs[:1] if len(inputs) > 1 else inputs[[0, 0, 0]]):
         try:
             with torch.no_grad():

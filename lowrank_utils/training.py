@@ -1,6 +1,5 @@
 """Fit, fine-tune and evaluate; trained networks by name: published, kept from before, or trained now."""
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -227,7 +226,7 @@ def recalibrate(model, images, augment=None, batch_size=256, seed=0):
     if not torch.isfinite(images).all():
         raise ValueError("the images hold NaN or infinite values; batch norms cannot be set from them")
     models.check_finite(model)
-    new = copy.deepcopy(model)
+    new = models.copied(model)
     norms = [m for m in new.modules() if isinstance(m, BATCH_NORMS) and m.running_mean is not None]
     if not norms:
         raise ValueError("the model has no batch norms with running statistics; there is nothing to recalibrate")

@@ -182,7 +182,7 @@ def test_falling_curves_are_noted_and_forbidden_options_not_taken():
         ([[1.0, np.inf]], [[1, 2]], 1, r"NaN or \+inf"),
         ([[1.0, 2.0]], [[1, np.nan]], 1, "costs of layer 0 hold NaN"),
         ([[1.0, 2.0]], [[1, -1]], 1, "negative"),
-        ([[1e308, -1e308]], [[1, 2]], 3, "values lie too far apart"),
+        ([[1e308, -1e308]], [[1, 2]], 3, "layer 0 are beyond 1e300"),
         ([[1.0]], [[1]], 0, "budget 0 is not a positive, finite number"),
         ([[1.0]], [[1]], -3, "budget -3 is not a positive, finite number"),
         ([[1.0]], [[1]], np.nan, "budget nan is not a positive, finite number"),
