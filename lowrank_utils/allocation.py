@@ -302,26 +302,36 @@ def _several_budgets(values, costs, room, exact, max_seconds, fits):
     one = np.ones(len(room))
     prices = _prices(values, scaled)
     choice = _repair(values, scaled, prices, fits)
-    if choice is not None:
+
+    def among_the_near(choice):
+        # The answer among the options that a better plan than `choice` can have, where these lie much closer together:
+        # far outliers would hide them from absolute tolerances. None where nothing is gained.
         tops = [v.max() for v in values]
         lost = sum(top - v[j] for top, v, j in zip(tops, values, choice))
-        stays = [np.flatnonzero(top - v <= lost) for top, v in zip(tops, values)]
-        widest = max(np.ptp(v[own]) for v, own in zip(values, stays))
         if not lost:
             return choice, sum(tops), ""
-        if widest < 0.1 * max(map(np.ptp, values)):  # far outliers would hide the others from absolute tolerances
+        stays = [np.flatnonzero(top - v <= lost) for top, v in zip(tops, values)]
+        widest = max(np.ptp(v[own]) for v, own in zip(values, stays))
+        if widest >= 0.1 * max(map(np.ptp, values)):
+            return None
 
-            def back(inner):
-                return [int(own[j]) for own, j in zip(stays, inner)]
+        def back(inner):
+            return [int(own[j]) for own, j in zip(stays, inner)]
 
-            near = [(v[own] - top) / widest for v, own, top in zip(values, stays, tops)]
-            cheap = [cost[own] for cost, own in zip(costs, stays)]
-            found, bound, note = _several_budgets(near, cheap, room, exact, max_seconds, lambda inner: fits(back(inner)))
-            return back(found), sum(tops) + widest * bound, note
-    if not exact and choice is not None:
+        near = [(v[own] - top) / widest for v, own, top in zip(values, stays, tops)]
+        cheap = [cost[own] for cost, own in zip(costs, stays)]
+        found, bound, note = _several_budgets(near, cheap, room, exact, max_seconds, lambda inner: fits(back(inner)))
+        return back(found), sum(tops) + widest * bound, note
+
+    answer = None if choice is None else among_the_near(choice)
+    if answer is None and not exact and choice is not None:
         reduced = [v - c @ prices for v, c in zip(values, scaled)]
         return choice, sum(r.max() for r in reduced) + prices.sum(), ""
-    return _integer(scaled, values, one, prices, choice, max_seconds, fits)
+    if answer is None:
+        answer = _integer(scaled, values, one, prices, choice, max_seconds, fits)
+        if answer[0] is not None and not answer[2]:  # found, and within the time
+            answer = among_the_near(answer[0]) or answer
+    return answer
 
 
 def _incidence(costs):
@@ -376,32 +386,23 @@ def _integer(costs, values, budgets, prices, choice, max_seconds, fits):
     # HiGHS on the options that can be part of a better plan than `choice`
     began = time.perf_counter()
     reduced = [v - c @ prices for v, c in zip(values, costs)]
-    bound = proved = sum(r.max() for r in reduced) + (prices * budgets).sum()
-    losses, spread, note = [r.max() - r for r in reduced], np.inf, ""
-    while True:
-        value = -np.inf if choice is None else sum(v[j] for v, j in zip(values, choice))
-        gap = max(bound - value, 0.0) + ROUNDING
-        allowed = [np.flatnonzero(loss <= gap) for loss in losses]
-        parts = [(cost[own], v[own]) for cost, v, own in zip(costs, values, allowed)]
-        now = max(np.ptp(own) for _, own in parts)
-        # A better plan leaves fewer options, closer together: HiGHS's absolute tolerances then see more of them.
-        if now >= spread / 10:
-            break
-        spread = now
-        left = max_seconds - (time.perf_counter() - began)
-        found, dual, status = _highs(parts, budgets, left, lambda inner: fits([int(a[j]) for a, j in zip(allowed, inner)]))
-        proved = min(proved, value if status == 2 else dual)  # 2: with the options left nothing fits
-        if found is not None:
-            found = [int(own[j]) for own, j in zip(allowed, found)]
-            if sum(v[j] for v, j in zip(values, found)) > value:
-                choice = found
-        if status == 2 or found is None:
-            break
+    bound = sum(r.max() for r in reduced) + (prices * budgets).sum()
+    value = -np.inf if choice is None else sum(v[j] for v, j in zip(values, choice))
+    gap, note = max(bound - value, 0.0) + ROUNDING, ""
+    allowed = [np.flatnonzero(r.max() - r <= gap) for r in reduced]
+    parts = [(cost[own], v[own]) for cost, v, own in zip(costs, values, allowed)]
+    left = max_seconds - (time.perf_counter() - began)
+    found, dual, status = _highs(parts, budgets, left, lambda inner: fits([int(own[j]) for own, j in zip(allowed, inner)]))
+    bound = min(bound, value if status == 2 else dual)  # 2: with the options left nothing fits
+    if found is not None:
+        found = [int(own[j]) for own, j in zip(allowed, found)]
+        if sum(v[j] for v, j in zip(values, found)) > value:
+            choice = found
     if status not in (0, 2):
         note = f"not proved optimal within {max_seconds:g} seconds"
         if choice is None:
             raise ValueError(f"no plan was found within {max_seconds:g} seconds; give more with max_seconds=")
-    return choice, proved, note
+    return choice, bound, note
 
 
 def _highs(parts, budgets, seconds, fits):

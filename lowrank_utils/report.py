@@ -209,11 +209,11 @@ Each row names the commit of the code that made it; where this history does not 
 def quote(text, tables):
     """Return the Markdown `text` with the tables under its headings renewed from `tables`, {heading: Markdown table}.
 
-    >>> quote("# A\\nWords.\\n\\n| x |\\n| old |\\n\\n# B\\n| y |\\n", {"A": "| new |", "C": "| z |"})
-    '# A\\nWords.\\n\\n| new |\\n\\n# B\\n| y |\\n'
+    >>> quote("# A\\nWords, #1.\\n\\n| x |\\n| old |\\n\\n# B\\n| y |\\n", {"A": "| new |", "C": "| z |"})
+    '# A\\nWords, #1.\\n\\n| new |\\n\\n# B\\n| y |\\n'
     """
     for heading, table in tables.items():
-        text = re.sub(rf"(?m)^(#+ {re.escape(heading)}\n[^|#]*)(?:\|.*\n)+", lambda found, table=table: f"{found[1]}{table}\n", text)
+        text = re.sub(rf"(?m)^(#+ {re.escape(heading)}\n(?:(?![#|]).*\n)*)(?:\|.*\n)+", lambda found, table=table: f"{found[1]}{table}\n", text)
     return text
 
 

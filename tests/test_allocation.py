@@ -83,6 +83,14 @@ def test_several_budgets_beside_one_very_low_value(far):
     # absolute tolerances of a solver must not hide what the others are worth
     found = allocate([[-far, 2, 3], [0, 1, 3]], [[[0, 0], [0, 3], [3, 1]], [[2, 1], [3, 4], [5, 2]]], [5, 4])
     assert (found.choice, found.value) == ((2, 0), 3.0) and 0 <= found.gap < 1e-6
+    costs = [[[5, 5, 1], [4, 0, 5]], [[2, 1, 2], [2, 4, 3]]]
+    found = allocate([[6, 8], [-far, 0]], costs, [9, 4, 11])
+    assert (found.choice, found.value) == ((1, 1), 8.0) and 0 <= found.gap < 1e-6
+    values = [[3, 6, 4], [5, -far, 3, 2], [3, 8, 4, 6], [8, 6, 5, 8]]  # no plan is found by greedy steps
+    costs = [[[2, 0, 3], [5, 0, 0], [4, 3, 1]], [[4, 2, 4], [1, 5, 2], [2, 4, 0], [5, 2, 1]],
+             [[3, 5, 0], [0, 5, 5], [5, 3, 2], [0, 2, 2]], [[3, 0, 3], [4, 5, 0], [3, 4, 0], [2, 1, 1]]]  # fmt: skip
+    found = allocate(values, costs, [6, 7, 8])
+    assert found.value == 20 and 0 <= found.gap < 1e-6
     rng = np.random.default_rng(int(np.log10(far)))
     for _ in range(30):
         values = [rng.integers(0, 9, 4).astype(float) for _ in range(3)]

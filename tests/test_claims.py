@@ -77,6 +77,8 @@ def ddlr(posed, refitted, trimmed, cut=0.9, rows_off=0.95):
         ((0.5, 0.97, 0.96), ("in part", "no", "yes")),
         ((0.97, 0.97, 0.975), ("yes", "no", "no")),
         ((0.97, 0.97, 0.969, 0.95, 0.9), ("yes", "yes", "no")),  # a tenth of a point is noise
+        ((0.97, 0.9725, 0.97), ("yes", "no", "no")),  # between one standard error (0.17 points) and two
+        ((0.97, 0.974, 0.97), ("yes", "no", "yes")),
     ],
 )
 def test_ddlr_as_posed_and_refitted_and_against_net_trim(tmp_path, scores, verdicts):
@@ -107,6 +109,16 @@ def test_rank_search_against_one_fixed_share_and_without_loss(tmp_path):
     assert ahead[1] == "no" and lossless[1] == "no, by our search"
     broken = gallery(tmp_path, searched(0.1, 0.3, 0.9))[7]  # nothing to be compared where all are broken
     assert "ahead in 0 of 0, 1 left out" in broken[0] and broken[1] == "-"
+
+
+def test_the_three_searches_count_together_and_noise_is_no_loss(tmp_path):
+    rows = searched(0.8, 0.79, 0.898)
+    for row in rows:
+        if row["chooser"] == "ENC-Inf":
+            row["accuracy"] = 0.83  # alone it would be ahead by three points; the mean of three is by a third of one
+    ahead, lossless = gallery(tmp_path, rows)[7:9]
+    assert ahead == ("mean of Map, Model, Inf, points ahead: +0.3 to +0.3; ahead in 0 of 1", "no")
+    assert lossless == ("MACs kept: vgg_small 60 %; at most 0.2 points lost on test", "yes, by our search")
 
 
 def test_what_is_said_to_make_the_rows_again_is_there():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import lowrank_utils
-from lowrank_utils import compression, layers, score
+from lowrank_utils import compression, layers, rank_search, score, sequential
 
 
 def net():
@@ -163,3 +163,138 @@ def test_a_network_with_a_layer_used_twice_is_compressed_around_it():
     found = compression.compress(Twice(), torch.randn(60, 20), 0.95)
     assert list(found.plan) == ["a"] and found.kept["macs"] <= 0.95
     assert found.layers.set_index("layer").loc["b", "why"] == "it is used 2 times in one pass"
+
+
+class Attention(nn.Module):
+    """Whose products of queries, keys and values belong to no layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value, self.last = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 10)
+
+    def forward(self, x):
+        shares = (self.query(x) @ self.key(x).mT / 5).softmax(-1)
+        return self.last((shares @ self.value(x)).mean(1))
+
+
+def test_work_of_no_layer_counts_towards_the_budget():
+    torch.manual_seed(0)
+    model, inputs = Attention(), torch.randn(60, 64, 32)
+    found = compression.compress(model, inputs, 0.9)
+    assert score.macs(found.model, (64, 32)) <= 0.9 * score.macs(model, (64, 32)) and found.note == ""
+    with pytest.raises(ValueError, match="kept=0.4 of macs cannot be reached: the smallest possible is 0.") as refused:
+        compression.compress(model, inputs, 0.4)
+    smallest = float(str(refused.value).split()[-1])
+    assert smallest - 0.01 < compression.compress(model, inputs, smallest).kept["macs"] <= smallest
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.5, 0.7])
+def test_what_batch_norms_hold_counts_towards_the_budget(kept):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 80), nn.BatchNorm1d(80), nn.ReLU(), nn.Linear(80, 80), nn.BatchNorm1d(80), nn.ReLU(), nn.Linear(80, 3))
+    found = compression.compress(model, torch.randn(60, 10), kept, "parameters")
+    assert kept - 0.03 < score.parameters(found.model) / score.parameters(model) <= kept
+
+
+@pytest.mark.parametrize("kept", [0.01, 0.05])
+@pytest.mark.parametrize("resource", ["macs", "parameters"])
+def test_the_smallest_share_that_is_named_can_be_asked_for(kept, resource):
+    for width in range(20, 50, 7):
+        torch.manual_seed(width)
+        model = nn.Sequential(nn.Linear(width, 60), nn.BatchNorm1d(60), nn.ReLU(), nn.Linear(60, 30), nn.ReLU(), nn.Linear(30, 5))
+        with pytest.raises(ValueError, match="cannot be reached") as refused:
+            compression.compress(model, torch.randn(50, width), kept, resource)
+        named = float(str(refused.value).split()[-1])
+        assert compression.compress(model, torch.randn(50, width), named, resource).kept[resource] <= named
+
+
+def mlp(last):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(30, 60), nn.ReLU(), nn.Linear(60, 60), nn.ReLU(), nn.Linear(60, last))
+
+
+def test_ranks_and_factors_follow_the_fisher_information_of_all_inputs():
+    model, inputs = mlp(4), torch.randn(200, 30)
+    found = compression.compress(model, inputs, 0.5)
+    metric = sequential.fisher(model, ["0", "2"], inputs)
+    options = rank_search.options(layers.survey(model, (30,), dense=("4",)), "macs", mixed=True)
+    losses = rank_search.output_error(model, options, inputs, metric=metric)
+    assert found.found.value == pytest.approx(-rank_search.worth(options, losses, found.plan), rel=1e-6)
+    expected = layers.apply(model, found.plan, "fisher-weighted", inputs, resource=None)
+    assert torch.equal(found.model(inputs), expected(inputs))
+
+
+class Frozen(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = mlp(20), nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 5))
+
+    def forward(self, x):
+        return self.head(self.body(x).detach())
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (mlp(1), "The answers are one number each"),
+        (Frozen(), "No gradient of the answers reaches body.0, body.2, body.4, so ranks are by each layer's own error."),
+    ],
+)
+def test_answers_that_do_not_tell_what_they_feel(model, words):
+    inputs = torch.randn(200, 30)
+    found = compression.compress(model, inputs, 0.5)
+    assert words in found.note and 0.45 < found.kept["macs"] <= 0.5
+    with torch.no_grad():
+        broken = layers.apply(model, {name: 1 for name in found.plan}, resource=None)(inputs)
+        mine, whole = found.model(inputs), model(inputs)
+    assert (mine - whole).norm() < 0.5 * (broken - whole).norm()
+
+
+class Backwards(nn.Module):
+    """Whose last layer was made first, and which keeps an activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.first, self.second = nn.Linear(60, 5), nn.Linear(30, 60), nn.Linear(60, 60)
+        self.kept = None
+
+    def forward(self, x):
+        self.kept = self.first(x).relu()
+        return self.last(self.second(self.kept).relu())
+
+
+def test_the_last_layer_is_the_last_used_and_a_kept_activation_does_no_harm():
+    model, inputs = Backwards(), torch.randn(60, 30)
+    model(inputs)
+    found = compression.compress(model, inputs, 0.6)
+    whys = found.layers.set_index("layer")["why"]
+    assert whys["last"] == "left dense by default" != whys["second"]
+    assert found.kept["macs"] <= 0.6 and found.model(inputs).shape == (60, 5)
+
+
+def test_networks_whose_layers_read_weights_in_their_own_way():
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    model = nn.Sequential(block, nn.Flatten(), nn.Linear(128, 60), nn.ReLU(), nn.Linear(60, 60), nn.ReLU(), nn.Linear(60, 5))
+    found = compression.compress(model, torch.randn(60, 4, 32), 0.9)
+    whys = found.layers.set_index("layer")["why"]
+    assert "TransformerEncoderLayer reads its weight" in whys["0.linear1"] and found.kept["macs"] <= 0.9
+    assert torch.isfinite(found.model.eval()(torch.randn(3, 4, 32))).all()
+    normed = nn.Sequential(nn.Linear(30, 60), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(60, 60)), nn.ReLU(), nn.Linear(60, 60), nn.ReLU(), nn.Linear(60, 5))
+    found = compression.compress(normed, torch.randn(60, 30), 0.8)
+    assert list(found.plan) == ["4"] and found.kept["macs"] <= 0.8
+
+
+def test_places_without_gradients_or_numbers():
+    inputs = torch.randn(60, 30)
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode.. forbids; call it outside"):
+        compression.compress(mlp(5), inputs)
+    for call in (
+        lambda model: compression.compress(model, inputs),
+        lambda model: layers.survey(model, (30,)),
+        lambda model: layers.apply(model, {"0": 2}),
+        lambda model: sequential.fisher(model, ["0"], inputs),
+        lambda model: sequential.sweep(model, {"0": 2}, inputs),
+    ):
+        with pytest.raises(ValueError, match="on the meta device, where there are no numbers"):
+            call(mlp(5).to("meta"))

@@ -357,3 +357,55 @@ def test_fisher_loss_of_a_convolution_is_the_divergence_where_positions_are_alon
                 thin = layers.apply(model, {"0": entry}, "data-aware", x, "macs")
                 divergence = float((logs.exp() * (logs - thin(x).log_softmax(1))).sum(1).mean())
                 assert found[choices[0].entries.index(entry)] == pytest.approx(divergence, rel=0.3)
+
+
+def test_model_counts_what_stays_dense(model, x):
+    cards = layers.survey(model, (3, 8, 8), dense=("0", "10"))
+    choices = rank_search.options(cards)
+    curves = rank_search.energy(cards, choices)
+    found = rank_search.enc_model(cards, choices, curves, 0.5)
+    assert found.note == "" and all(0.5 * 0.995 <= cost_of(cards, plan) <= 0.5 for plan in found.ranked)
+    # the box ends where the maps of 90 and 110 % of the whole budget end
+    wide = rank_search.enc_model(cards, choices, curves, 0.5, space=0.1, margin=0.9, top=10**6)
+    low, high = (rank_search.enc_map(cards, choices, curves, 0.5 * share).plan for share in (0.9, 1.1))
+    for own in choices:
+        at = [own.entries.index(plan.get(own.name)) for plan in wide.ranked]
+        assert (min(at), max(at)) == tuple(own.entries.index(end.get(own.name)) for end in (low, high))
+    assert len(wide.ranked) > 30 and len(rank_search.enc_model(cards, choices, curves, 0.5, margin=0.9, top=3).ranked) == 3
+    # a map that spends the budget to the last bit fits
+    exactly = rank_search.enc_map(cards, choices, curves, cost_of(cards, high))
+    assert exactly.plan == high
+
+
+@pytest.mark.parametrize("count", [16, 100])
+def test_model_in_many_layers_holds_few_plans(count):
+    torch.manual_seed(0)
+    deep = nn.Sequential(*[nn.Linear(10 + 2 * i, 12 + 2 * i) for i in range(count)])
+    cards = layers.survey(deep, (10,))
+    choices = rank_search.options(cards)
+    curves = rank_search.energy(cards, choices)
+    found = rank_search.enc_model(cards, choices, curves, 0.5, density=20_000)
+    assert found.candidates <= 20_000 and "groups of layers stay as ENC-Map has them" in found.note
+    assert cost_of(cards, found.plan) <= 0.5
+    assert found.value >= rank_search.enc_map(cards, choices, curves, 0.5).value - 1e-9 and len(found.ranked) > 1
+
+
+def test_curves_that_fall_are_said_and_what_is_no_curve_is_refused(cards, choices):
+    curves = rank_search.energy(cards, choices)
+    assert rank_search.enc_map(cards, choices, curves, 0.5).note == ""
+    falling = {name: curve[::-1].copy() for name, curve in curves.items()}
+    said = "values fall somewhere as costs rise in 5 of 5 layers"
+    assert said in rank_search.enc_map(cards, choices, falling, 0.5).note
+    assert said in rank_search.enc_model(cards, choices, curves, 0.5, accuracy=falling).note
+    infinite = curves | {"3": np.full_like(curves["3"], np.inf)}
+    for search in (rank_search.enc_map, rank_search.enc_model, rank_search.best):
+        with pytest.raises(ValueError, match="layer '3' needs .* no NaN or .inf"):
+            search(cards, choices, infinite, 0.5)
+    with pytest.raises(ValueError, match="no plans to measure; pass what enc_model returned"):
+        rank_search.enc_inf(rank_search.enc_map(cards, choices, curves, 0.5), lambda plan: 1.0)
+
+
+def test_errors_beyond_one_leave_nothing(model, choices, x):
+    assert rank_search.from_error({"a": np.array([1.5, 0.0])})["a"].tolist() == [-np.inf, 0.0]
+    with pytest.raises(ValueError, match="the metric has nothing for layer '0'"):
+        rank_search.output_error(model, choices, x, metric={})
