@@ -508,7 +508,7 @@ def trade_off(table, floor=0.1):
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.yaxis.set_major_formatter(PercentFormatter(1))
     for axis in axes[::2]:
         axis.set_ylabel("accuracy")
     title = "hollow: fine-tuned" if "tuned_accuracy" in table else None
