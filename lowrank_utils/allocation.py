@@ -8,6 +8,7 @@ plan known can be left out for good, and the few options that stay are searched 
 
 import time
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
@@ -58,7 +59,7 @@ def allocate(values, costs, budgets, exact=True, max_seconds=60.0):
     ((1, 1), 5.0, 0.0)
     """
     values, costs, budgets = _checked(values, costs, budgets)
-    if isinstance(max_seconds, bool) or not isinstance(max_seconds, (int, float)) or not max_seconds > 0:
+    if isinstance(max_seconds, bool) or not isinstance(max_seconds, Real) or not max_seconds > 0:
         raise ValueError(f"max_seconds={max_seconds!r} is not a positive number")
     note = falling(values, costs)
     limits = budgets * (1 + ULPS)
@@ -323,15 +324,16 @@ def _several_budgets(values, costs, room, exact, max_seconds, fits):
         found, bound, note = _several_budgets(near, cheap, room, exact, max_seconds, lambda inner: fits(back(inner)))
         return back(found), sum(tops) + widest * bound, note
 
-    answer = None if choice is None else among_the_near(choice)
-    if answer is None and not exact and choice is not None:
-        reduced = [v - c @ prices for v, c in zip(values, scaled)]
-        return choice, sum(r.max() for r in reduced) + prices.sum(), ""
-    if answer is None:
-        answer = _integer(scaled, values, one, prices, choice, max_seconds, fits)
-        if answer[0] is not None and not answer[2]:  # found, and within the time
-            answer = among_the_near(answer[0]) or answer
-    return answer
+    if choice is not None:
+        nearer = among_the_near(choice)
+        if nearer:
+            return nearer
+        if not exact:
+            reduced = [v - c @ prices for v, c in zip(values, scaled)]
+            return choice, sum(r.max() for r in reduced) + prices.sum(), ""
+    found, bound, note = _integer(scaled, values, one, prices, choice, max_seconds, fits)
+    nearer = among_the_near(found) if found is not None and not note else None  # found, and within the time
+    return nearer or (found, bound, note)
 
 
 def _incidence(costs):

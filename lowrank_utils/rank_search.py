@@ -467,7 +467,7 @@ def enc_model(
         [middle] if place in at_map else _thinned(axis, middle, step)
         for place, (axis, middle) in enumerate(zip(axes, middles))
     ]
-    notes = [_fall(options, curve) for curve in (curves, accuracy) if curve]
+    notes = [start.note] + ([_fall(options, accuracy)] if accuracy else [])
     if at_map:
         notes.append(f"{len(at_map)} of {len(axes)} groups of layers stay as ENC-Map has them, or the box would hold too many plans")
     logs = [logarithms(curves)] + ([logarithms(accuracy)] if accuracy else [])

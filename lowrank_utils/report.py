@@ -81,8 +81,9 @@ def publish(*run_folders, folder=None):
     table = _merged(_published(folder), results.joined(tables))
     with paths.whole(folder / "results.csv") as temporary:
         table.to_csv(temporary, index=False)
+    told = summary(folder)
     with paths.whole(folder / "README.md") as temporary:
-        temporary.write_text(_page(folder))
+        temporary.write_text(_page(told))
     shown = gallery("fashion-mnist", "02_arsvd", "lenet300", folder)
     pictures = {}
     if len(shown):
@@ -95,7 +96,7 @@ def publish(*run_folders, folder=None):
     front = paths.ROOT / "README.md"
     if folder == paths.GALLERY and front.is_file():
         with paths.whole(front) as temporary:
-            temporary.write_text(quote(front.read_text(), summary(folder)))
+            temporary.write_text(quote(front.read_text(), told))
     return [folder / f"{label}.ipynb" for label in ready]
 
 
@@ -189,8 +190,8 @@ _CAPTIONS = {
 }
 
 
-def _page(folder):
-    tables = "\n\n".join("\n\n".join(filter(None, (f"## {h}", _CAPTIONS.get(h), t))) for h, t in summary(folder).items())
+def _page(tables):
+    shown = "\n\n".join("\n\n".join(filter(None, (f"## {h}", _CAPTIONS.get(h), t))) for h, t in tables.items())
     return f"""# The gallery: what every published number rests on
 
 One executed notebook for each data set, network and seed, and all their rows in `results.csv` with parameters, versions, data
@@ -202,7 +203,7 @@ published, or the hidden layers, with the classifier left dense. *Kept* counts a
 Nothing was fine-tuned but for the column *fine-tuned* of the last table. What the names of methods mean stands in the README, under *Words*.
 Each row names the commit of the code that made it; where this history does not have it, it was folded into a later one.
 
-{tables}
+{shown}
 """
 
 
