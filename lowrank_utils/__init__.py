@@ -1,9 +1,9 @@
 """Low-rank compression of neural networks: which ranks, which factors, and one ledger to compare them by.
 
-The rooms, from the bottom floor up: ``paths``, ``results``, ``data``, ``models``, ``training``, ``factors``,
-``schemes``, ``sequential``, ``layers``, ``arsvd``, ``pruning``, ``ddlr``, ``ddlr_network``, ``allocation``,
-``rank_search``, ``score``, ``shipping``, ``compression``, ``plots``, ``jobs``, ``runs``, ``report``. Import the room that you need; importing the
-package itself loads nothing heavy. `lowrank_utils.compress` is the one call for a network of your own.
+Two calls for a network of your own: `lowrank_utils.profile` reads it, `lowrank_utils.compress` makes it smaller.
+The sub-packages, from the bottom floor up: ``network`` (reading a network), ``factors`` (the numbers in the thin
+layers), ``ranks`` (which ranks), ``lab`` (data, models, scores), ``compression`` (the one call), ``workbook`` (what
+runs and shows the notebooks). Importing the package itself loads nothing heavy.
 """
 
 __version__ = "0.1.0"
@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name):
     if name == "compress":
-        from .compression import compress
+        from lowrank_utils.compression import compress
 
         return compress
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -43,8 +43,8 @@ def run(
 
     Parameters come from the notebooks' defaults, then the preset, then --set.
     """
-    from lowrank_utils import jobs as planning
-    from lowrank_utils import runs
+    from lowrank_utils.workbook import jobs as planning
+    from lowrank_utils.workbook import runs
 
     if resume:
         if only or preset or set_ or seeds:
@@ -65,7 +65,7 @@ def run(
             "settings": planning.read_settings(set_ or []),
             "seeds": _whole_numbers(seeds),
         }
-        jobs, place = planning.plan(**request), None
+        jobs, place = planning.plan_jobs(**request), None
     try:
         place = runs.run(jobs, request, output_folder, progress=not quiet, into=place)
     except KeyboardInterrupt as stop:
@@ -111,11 +111,11 @@ def sweep(
     together in results and summary (.csv and .parquet), and the figures of notebooks 02 to 06 are drawn from them.
     The tables hold the cells of the grid that was asked for last.
     """
-    from lowrank_utils import sweeps
+    from lowrank_utils.workbook import sweeps
 
     if workers and scheduler:
         raise ValueError("--workers is for a cluster on this machine; with --scheduler, start workers there")
-    planned, request = sweeps.plan(notebook, sweeps.read_grid([*(grid or []), *(values or [])]), preset)
+    planned, request = sweeps.plan_sweep(notebook, sweeps.read_grid([*(grid or []), *(values or [])]), preset)
     try:
         place, done, failed = sweeps.run(planned, request, to, workers, threads, scheduler, retry, not quiet)
     except KeyboardInterrupt:
@@ -137,7 +137,7 @@ def parameters(
     notebooks: Annotated[list[str] | None, typer.Argument(help="Such as 02 or 02_arsvd.")] = None,
 ):
     """Show the parameters of the notebooks: name, type, default and meaning."""
-    from lowrank_utils import jobs
+    from lowrank_utils.workbook import jobs
 
     for name, path in jobs.select(notebooks or []).items():
         typer.echo(name)
@@ -152,7 +152,8 @@ def refresh(
     ] = None,
 ):
     """Execute notebooks in place at their defaults, before they are committed."""
-    from lowrank_utils import paths, runs
+    from lowrank_utils import paths
+    from lowrank_utils.workbook import runs
 
     for path in files or [*sorted(paths.NOTEBOOKS.glob("*.ipynb")), *sorted(paths.SOLUTIONS.glob("*.ipynb"))]:
         typer.echo(_short(Path(path)))
@@ -166,9 +167,9 @@ def data(
     ],
 ):
     """Fetch a data set, check it and show its shape, classes and fingerprint."""
-    from lowrank_utils import data as room
+    from lowrank_utils.lab.data import describe
 
-    typer.echo(room.describe(name))
+    typer.echo(describe(name))
 
 
 @app.command()
@@ -183,13 +184,14 @@ def report(
     to: Annotated[str | None, typer.Option(metavar="FOLDER", help="With --site: instead of outputs/site.")] = None,
 ):
     """Show the results of runs (or sweeps) as a table; with --gallery publish them; with --site build the pages."""
-    from lowrank_utils import report as room
-    from lowrank_utils import results, runs
+    from lowrank_utils.lab.columns import RESULT_COLUMNS
+    from lowrank_utils.workbook import gallery as published
+    from lowrank_utils.workbook import runs
 
     if to and not site:
         raise ValueError("--to says where --site builds its pages; add --site")
     if site:
-        from lowrank_utils import pages
+        from lowrank_utils.workbook import site as pages
 
         if gallery or len(names or []) > 1:
             raise ValueError("--site shows one run at most, and publishes none: leave --gallery for a call of its own")
@@ -198,14 +200,14 @@ def report(
     places = [runs.find_run(name) for name in names] if names else runs.all_runs()[-1:]
     if not places:
         raise runs.RunError("there is no run yet; start one with: python -m lowrank_utils run")
-    table = room.gather(*places)
-    if (setting := room.settings(table)).any():
+    table = published.gather(*places)
+    if (setting := published.settings(table)).any():
         table.insert(4, "setting", setting)
-    shown = [c for c in (*results.RESULT_COLUMNS[:4], "setting", *results.RESULT_COLUMNS[4:]) if c in table]
+    shown = [c for c in (*RESULT_COLUMNS[:4], "setting", *RESULT_COLUMNS[4:]) if c in table]
     shown = [c for c in shown if table[c].notna().any()]
     typer.echo(table[shown].to_string(index=False) if len(table) else "no results yet")
     if gallery:
-        for path in room.publish(*places):
+        for path in published.publish(*places):
             typer.echo(f"published {_short(path)}")
 
 
@@ -215,11 +217,11 @@ def publish_checkpoint(dataset: str, network: str, seed: Annotated[int, typer.Op
 
     It is stored in half precision where that changes no rank.
     """
-    from lowrank_utils import arsvd, training
-    from lowrank_utils import data as room
+    from lowrank_utils.lab import data, training
+    from lowrank_utils.ranks import rules
 
-    images = room.load(dataset, seed=seed)
-    path = training.publish(images, network, seed, same=lambda a, b: arsvd.same_ranks(a, b, images.input_shape))
+    images = data.load(dataset, seed=seed)
+    path = training.publish(images, network, seed, same=lambda a, b: rules.same_ranks(a, b, images.input_shape))
     typer.echo(f"wrote {_short(path)}")
 
 
@@ -239,7 +241,7 @@ def _short(path):
 
 def main():
     """Run the command line; an expected failure becomes one sentence on stderr and exit code 1, 2 or 130."""
-    from lowrank_utils.runs import NotebookFailed, RunError
+    from lowrank_utils.workbook.runs import NotebookFailed, RunError
 
     try:
         app()

@@ -7,8 +7,11 @@ import pandas as pd
 import torch
 from torch import nn
 
-from . import layers, models, rank_search, score, sequential
-from . import factors as factors_room
+from lowrank_utils import checks
+from lowrank_utils.factors import replace, svd
+from lowrank_utils.lab import score
+from lowrank_utils.network import graph, modules, profile, statistics, unfold
+from lowrank_utils.ranks import search
 
 FISHER_IMAGES = 1000
 FEW = 50
@@ -19,14 +22,14 @@ class Compressed:
     """What `compress` made: the new ``model`` of stock layers, its ``plan``, and how it came about.
 
     ``layers``: DataFrame with one row a layer (layer, dense, planned, parameters, macs, why); ``kept``: shares of
-    parameters and MACs that stay; ``found``: the `rank_search.Found` of the plan, with its certificate; ``seconds``;
+    parameters and MACs that stay; ``found``: the `search.SearchResult` of the plan, with its certificate; ``seconds``;
     ``note``: what the reader should know, or empty. Its text is a summary.
     """
 
     model: nn.Module = field(repr=False)
     plan: dict
     kept: dict
-    found: rank_search.Found = field(repr=False)
+    found: search.SearchResult = field(repr=False)
     layers: pd.DataFrame = field(repr=False)
     seconds: float
     note: str = ""
@@ -44,17 +47,17 @@ class Compressed:
 def compress(model, calibration, kept=0.5, resource="macs", factors=None, dense=None, floor=0.1):
     """Return `model` with at most a share `kept` of its `resource`, as `Compressed`; no labels, no training.
 
-    Ranks and schemes of all layers at once by exact search (`rank_search.best`), for the least predicted rise of the
-    loss (Fisher information of the answers, `rank_search.output_error`; where the answers are not N x classes, or do not
+    Ranks and schemes of all layers at once by exact search (`search.exact_search`), for the least predicted rise of the
+    loss (Fisher information of the answers, `search.output_error`; where the answers are not N x classes, or do not
     tell what they feel of a layer, as one logit alone, the relative error of each layer's outputs instead, which the note says). Factors by the sweep from front to back
     (`sequential.sweep`), in the same metric. `model` is left as it was.
 
     Parameters: `model`, any ``nn.Module`` in float32 or float64 whose answers are logits, N x classes (a softmax at its
     end hides half of what the Fisher information needs); `calibration`, a few hundred of its inputs (N first);
     `kept` in (0, 1]; `resource`, "macs" or "parameters", counted over the whole network; `factors`, a method of
-    `layers.SWEEPS` or of `factors.METHODS` (default: Fisher-weighted, or relu-aware where the answers are not N x
+    `replace.SWEEPS` or of `svd.METHODS` (default: Fisher-weighted, or relu-aware where the answers are not N x
     classes); `dense`, layers to leave as they are (default: the last one, and the first
-    where it is a convolution); `floor`, as in `rank_search.options`.
+    where it is a convolution); `floor`, as in `search.options`.
 
     Raises ValueError for a budget out of reach (with the smallest share possible), a network without a layer to factor,
     half precision, NaN, and calibration data that the network cannot take, integers among them.
@@ -65,10 +68,10 @@ def compress(model, calibration, kept=0.5, resource="macs", factors=None, dense=
     (True, torch.Size([2, 5]))
     """
     began = time.perf_counter()
-    layers.check_share(kept=kept)
-    if resource not in layers.RESOURCES:
-        raise ValueError(f"unknown resource {resource!r}; known: {', '.join(layers.RESOURCES)}")
-    known = (*layers.SWEEPS, *factors_room.METHODS)
+    checks.check_share(kept=kept)
+    if resource not in profile.RESOURCES:
+        raise ValueError(f"unknown resource {resource!r}; known: {', '.join(profile.RESOURCES)}")
+    known = (*replace.SWEEPS, *svd.METHODS)
     if factors not in (None, *known):
         raise ValueError(f"unknown factors {factors!r}; known: {', '.join(known)}")
     if not torch.is_tensor(calibration) or calibration.ndim < 2 or len(calibration) == 0:
@@ -87,27 +90,27 @@ def compress(model, calibration, kept=0.5, resource="macs", factors=None, dense=
             f"the network's weights are {first.dtype}; compress it in float32 (model.float()) and convert after"
         )
     shape = tuple(calibration.shape[1:])
-    cards = layers.survey(model, shape, dense=_usual(model, shape) if dense is None else tuple(dense))
-    options = rank_search.options(cards, (resource,), mixed=True, floor=floor)
+    cards = profile.read_layers(model, shape, dense=_usual(model, shape) if dense is None else tuple(dense))
+    options = search.options(cards, (resource,), mixed=True, floor=floor)
     names = [own.name for own in options]
     share = _share(model, cards, options, kept, resource, shape)
-    moments = factors_room.collect(model, names, calibration)
+    moments = statistics.collect_moments(model, names, calibration)
     values, note = _values(model, options, names, calibration, moments)
     chosen = factors or ("relu-aware" if note else "fisher-weighted")
     if len(calibration) < FEW:
         note += f"{' ' * bool(note)}Ranks and factors rest on {len(calibration)} input{'s' * (len(calibration) > 1)} only; a few hundred are wanted."
-    found = rank_search.best(cards, options, values, share, (resource,))
-    if chosen in layers.SWEEPS:
-        small = layers.apply(model, found.plan, chosen, calibration, resource=None)
-        if len(list(model.children())) and not sequential.followed_by(model):
+    found = search.exact_search(cards, options, values, share, (resource,))
+    if chosen in replace.SWEEPS:
+        small = replace.apply_plan(model, found.plan, chosen, calibration, resource=None)
+        if len(list(model.children())) and not graph.followed_by(model):
             note += (
                 " " * bool(note)
                 + "torch.fx cannot trace the network, so each layer repairs itself alone, not what a shortcut lets through."
             )
     else:
-        used = {name: layers.parse(entry)[0] for name, entry in found.plan.items()}
-        bases = layers.decompose(model, used, chosen, calibration, moments)
-        small = layers.apply(model, found.plan, bases, resource=None)
+        used = {name: unfold.parse_entry(entry)[0] for name, entry in found.plan.items()}
+        bases = replace.decompose_layers(model, used, chosen, calibration, moments)
+        small = replace.apply_plan(model, found.plan, bases, resource=None)
     counted = {
         "parameters": score.parameters(small) / score.parameters(model),
         "macs": score.macs(small, shape) / score.macs(model, shape),
@@ -122,9 +125,9 @@ def compress(model, calibration, kept=0.5, resource="macs", factors=None, dense=
 
 def _usual(model, shape):
     # the last layer that a pass meets, and the first where it is a convolution
-    names = [card.name for card in layers.survey(model, shape, spectra=False) if card.positions]
+    names = [card.name for card in profile.read_layers(model, shape, spectra=False) if card.positions]
     first = next(model.parameters())
-    names = sequential.met_in_a_pass(model, names, torch.zeros(1, *shape, dtype=first.dtype, device=first.device))
+    names = graph.execution_order(model, names, torch.zeros(1, *shape, dtype=first.dtype, device=first.device))
     if len(set(names)) < 2:
         return ()
     starts = isinstance(model.get_submodule(names[0]), nn.Conv2d) and len(names) > 2
@@ -135,21 +138,21 @@ def _share(model, cards, options, kept, resource, shape):
     # The share of what the cards hold that keeps a share `kept` of the whole network: what is in no card stays, and counts
     # (batch norms; products that belong to no layer, as in attention).
     whole = score.macs(model, shape) if resource == "macs" else score.parameters(model)
-    carded = layers.plan_cost(cards, {}, resource)
+    carded = profile.plan_cost(cards, {}, resource)
     outside = max(whole - carded, 0)
     least = {own.name: own.entries[int(own.costs[:, 0].argmin())] for own in options}
     least = {name: entry for name, entry in least.items() if entry is not None}
-    smallest = (layers.plan_cost(cards, least, resource) + outside) / (carded + outside)
+    smallest = (profile.plan_cost(cards, least, resource) + outside) / (carded + outside)
     if kept < smallest:
         raise ValueError(
-            f"kept={kept} of {resource} cannot be reached: the smallest possible is {rank_search.rounded_up(smallest)}"
+            f"kept={kept} of {resource} cannot be reached: the smallest possible is {search.rounded_up(smallest)}"
         )
     return (kept * (carded + outside) - outside) / carded if outside else kept
 
 
 def _values(model, options, names, calibration, moments):
     # (values, note); what the answers cannot tell is judged by each layer's own error
-    with models.evaluating(model):
+    with modules.evaluating(model):
         answers = model(calibration[:1].to(next(model.parameters())))
     if not torch.is_tensor(answers) or answers.ndim != 2:
         why = "The answers are not N x classes"
@@ -157,17 +160,17 @@ def _values(model, options, names, calibration, moments):
         why = "The answers are one number each, which has no alternative"
     else:
         try:
-            metric = sequential.fisher(model, names, calibration[:FISHER_IMAGES])
+            metric = statistics.fisher(model, names, calibration[:FISHER_IMAGES])
         except RuntimeError as error:
             if "does not require grad" not in str(error):
                 raise
             metric = dict.fromkeys(names, torch.zeros(1))
         deaf = [name for name, own in metric.items() if not own.any()]
         if not deaf:
-            losses = rank_search.output_error(model, options, calibration, metric=metric, moments=moments)
+            losses = search.output_error(model, options, calibration, metric=metric, moments=moments)
             return {name: -loss for name, loss in losses.items()}, ""
         why = f"No gradient of the answers reaches {', '.join(deaf[:3])}{' and others' * (len(deaf) > 3)}"
-    values = rank_search.from_error(rank_search.output_error(model, options, calibration, moments=moments))
+    values = search.from_error(search.output_error(model, options, calibration, moments=moments))
     return values, f"{why}, so ranks are by each layer's own error."
 
 
@@ -175,7 +178,7 @@ def _table(cards, plan, options):
     offered, rows = {own.name for own in options}, []
     for card in cards:
         entry = plan.get(card.name)
-        scheme, rank = layers.parse(entry) if entry is not None else (None, None)
+        scheme, rank = unfold.parse_entry(entry) if entry is not None else (None, None)
         why = card.reason or ("" if card.name in offered else "no rank costs less")
         rows.append(
             {

@@ -18,14 +18,14 @@ GALLERY = OUTPUTS / "gallery"
 
 
 @contextlib.contextmanager
-def whole(path):
+def atomic_write(path):
     """Yield a temporary path beside `path`; on a clean exit it is flushed to disk and renamed onto `path`.
 
     On any exception the temporary file is removed, so that `path` is there whole, in its old state, or not at
     all. The folder is made if it is missing. Raises OSError where the folder cannot be written or is full.
 
     >>> folder = Path(tempfile.mkdtemp())
-    >>> with whole(folder / "note.txt") as temporary:
+    >>> with atomic_write(folder / "note.txt") as temporary:
     ...     _ = temporary.write_text("kept")
     >>> [p.name for p in folder.iterdir()], (folder / "note.txt").read_text()
     (['note.txt'], 'kept')

@@ -35,8 +35,8 @@ while word == "hold" and not (paths.ROOT / "go").exists():
     time.sleep(0.05)
 """
 SAVE = """\
-from lowrank_utils import runs
-runs.save(output_folder, [{"chooser": "toy", "accuracy": threshold / 3}], files={"big.bin": bytes(%d)})
+from lowrank_utils.workbook import results
+results.save(output_folder, [{"chooser": "toy", "accuracy": threshold / 3}], files={"big.bin": bytes(%d)})
 """
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from lowrank_utils import allocation
-from lowrank_utils.allocation import allocate
+from lowrank_utils.ranks import allocation
+from lowrank_utils.ranks.allocation import allocate
 
 
 def instance(rng, layers, options, resources=1, kind="smooth"):

@@ -3,12 +3,14 @@
 import pandas as pd
 import pytest
 
-from lowrank_utils import paths, report
+from lowrank_utils import paths
+from lowrank_utils.workbook import jobs
+from lowrank_utils.workbook.gallery import claims, published_tables
 
 
 def gallery(folder, rows):
     pd.DataFrame(rows).to_csv(folder / "results.csv", index=False)
-    found = report.claims(folder).set_index(["paper", "claim", "setting"])
+    found = claims(folder).set_index(["paper", "claim", "setting"])
     return [(row["ours"], row["holds"]) for _, row in found.iterrows()]
 
 
@@ -122,10 +124,9 @@ def test_the_three_searches_count_together_and_noise_is_no_loss(tmp_path):
 
 
 def test_what_is_said_to_make_the_rows_again_is_there():
-    from lowrank_utils import jobs
 
     presets = set()
-    for row in report.claims().to_dict("records"):
+    for row in claims().to_dict("records"):
         words = row["rerun"].strip("`").replace(";", " ; ").split()
         named = words[words.index("--preset") + 1]
         named = words[words.index("in") + 1 : words.index(";")] if named == "$p" else [named]
@@ -145,7 +146,7 @@ def test_side_by_side_tells_means_over_seeds_and_leaves_open_what_nobody_asked_f
     other = about | {"network": "b", "seed": 0, "chooser": "fixed", "factors": "data-aware", "target": "macs 0.50"}
     rows.append(other | {"accuracy": 0.5, "f1": 0.5, "faster_64": 1.0, "tuned_accuracy": None})
     pd.DataFrame(rows).to_csv(tmp_path / "results.csv", index=False)
-    crossed, ways = report.summary(tmp_path).values()
+    crossed, ways = published_tables(tmp_path).values()
     assert crossed.splitlines()[2:] == ["| mnist | a | exact, Fisher | - / 91.0 | - / - |", "| mnist | b | fixed | - / - | 50.0 / - |"]
     (row,) = ways.splitlines()[2:]
     assert row.endswith("| svd | macs 0.25 | 25 | 25 | 4 | 1.5 | 91.0 ± 1.4 | 91.0 ± 1.4 | 95.0 ± 0.0 | 2 |")

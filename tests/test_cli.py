@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import make_project
 
+from conftest import make_project
 from lowrank_utils import paths
 from lowrank_utils.__main__ import main
 
@@ -26,7 +26,7 @@ def test_help_answers_within_a_second(toy):
     assert all(word in shown.out for word in ("run", "sweep", "data", "report", "parameters", "publish-checkpoint"))
 
 
-@pytest.mark.parametrize("module", ["__main__", "runs", "jobs", "results", "report", "sweeps", "paths"])
+@pytest.mark.parametrize("module", ["__main__", "workbook.runs", "workbook.jobs", "workbook.results", "workbook.gallery", "workbook.sweeps", "paths"])
 def test_heavy_libraries_come_late(module):
     heavy = "{'torch', 'pandas', 'papermill', 'matplotlib', 'sklearn', 'distributed'}"
     code = f"import sys, lowrank_utils.{module}; print({heavy} & set(sys.modules))"

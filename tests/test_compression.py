@@ -2,13 +2,17 @@
 
 import copy
 
-import conftest
 import pytest
 import torch
 from torch import nn
 
+import conftest
 import lowrank_utils
-from lowrank_utils import compression, layers, rank_search, score, sequential
+from lowrank_utils import compression
+from lowrank_utils.factors import replace, sequential
+from lowrank_utils.lab import score
+from lowrank_utils.network import profile, statistics
+from lowrank_utils.ranks import rules, search
 
 
 def net():
@@ -48,17 +52,16 @@ def test_the_budget_holds_for_the_whole_network(x, resource):
     assert f"{counted['macs']:.1%} of the MACs" in str(found)
     if resource == "macs":
         assert (
-            told["macs"] * [layer.macs for layer in layers.survey(model, (3, 8, 8), spectra=False)]
+            told["macs"] * [layer.macs for layer in profile.read_layers(model, (3, 8, 8), spectra=False)]
         ).sum() == pytest.approx(score.macs(found.model, (3, 8, 8)))
 
 
 def test_it_beats_one_fixed_share_with_plain_factors(x):
-    from lowrank_utils import arsvd
 
     model = net()
     found = compression.compress(model, x, 0.4)
-    cards = layers.survey(model, (3, 8, 8), dense=("0", "11"))
-    plain = layers.apply(model, arsvd.plan_at(cards, 0.4, "fixed", "macs"), resource="macs")
+    cards = profile.read_layers(model, (3, 8, 8), dense=("0", "11"))
+    plain = replace.apply_plan(model, rules.plan_at_size(cards, 0.4, "fixed", "macs"), resource="macs")
     assert divergence(model, found.model, x) < 0.5 * divergence(model, plain, x)
 
 
@@ -216,11 +219,11 @@ def mlp(last):
 def test_ranks_and_factors_follow_the_fisher_information_of_all_inputs():
     model, inputs = mlp(4), torch.randn(200, 30)
     found = compression.compress(model, inputs, 0.5)
-    metric = sequential.fisher(model, ["0", "2"], inputs)
-    options = rank_search.options(layers.survey(model, (30,), dense=("4",)), "macs", mixed=True)
-    losses = rank_search.output_error(model, options, inputs, metric=metric)
-    assert found.found.value == pytest.approx(-rank_search.worth(options, losses, found.plan), rel=1e-6)
-    expected = layers.apply(model, found.plan, "fisher-weighted", inputs, resource=None)
+    metric = statistics.fisher(model, ["0", "2"], inputs)
+    options = search.options(profile.read_layers(model, (30,), dense=("4",)), "macs", mixed=True)
+    losses = search.output_error(model, options, inputs, metric=metric)
+    assert found.found.value == pytest.approx(-search.worth(options, losses, found.plan), rel=1e-6)
+    expected = replace.apply_plan(model, found.plan, "fisher-weighted", inputs, resource=None)
     assert torch.equal(found.model(inputs), expected(inputs))
 
 
@@ -245,7 +248,7 @@ def test_answers_that_do_not_tell_what_they_feel(model, words):
     found = compression.compress(model, inputs, 0.5)
     assert words in found.note and 0.45 < found.kept["macs"] <= 0.5
     with torch.no_grad():
-        broken = layers.apply(model, {name: 1 for name in found.plan}, resource=None)(inputs)
+        broken = replace.apply_plan(model, {name: 1 for name in found.plan}, resource=None)(inputs)
         mine, whole = found.model(inputs), model(inputs)
     assert (mine - whole).norm() < 0.5 * (broken - whole).norm()
 
@@ -291,9 +294,9 @@ def test_places_without_gradients_or_numbers():
         compression.compress(mlp(5), inputs)
     for call in (
         lambda model: compression.compress(model, inputs),
-        lambda model: layers.survey(model, (30,)),
-        lambda model: layers.apply(model, {"0": 2}),
-        lambda model: sequential.fisher(model, ["0"], inputs),
+        lambda model: profile.read_layers(model, (30,)),
+        lambda model: replace.apply_plan(model, {"0": 2}),
+        lambda model: statistics.fisher(model, ["0"], inputs),
         lambda model: sequential.sweep(model, {"0": 2}, inputs),
     ):
         with pytest.raises(ValueError, match="on the meta device, where there are no numbers"):

@@ -9,9 +9,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank_utils import arsvd, factors, layers, pruning, schemes, sequential
-from lowrank_utils.models import evaluating
-from lowrank_utils.sequential import followed_by, sweep
+from lowrank_utils.factors import replace, sequential, svd
+from lowrank_utils.factors.sequential import sweep
+from lowrank_utils.network import graph, profile, statistics, unfold
+from lowrank_utils.network.graph import followed_by
+from lowrank_utils.network.modules import evaluating
+from lowrank_utils.network.walk import Walk
+from lowrank_utils.ranks import components, rules, units
 
 
 class Block(nn.Module):
@@ -81,37 +85,37 @@ def error(small, net, x):
 
 
 @pytest.mark.parametrize("scheme", ["spatial", "channel", "input"])
-@pytest.mark.parametrize("rule", [*arsvd.RULES, "evbmf"])
+@pytest.mark.parametrize("rule", [*rules.RULES, "evbmf"])
 def test_every_rule_plans_convolutions_and_the_ledger_holds(net, scheme, rule):
-    cards = layers.survey(net, (3, 10, 10), dense=("conv1", "linear"), scheme=scheme)
+    cards = profile.read_layers(net, (3, 10, 10), dense=("conv1", "linear"), scheme=scheme)
     assert [c.scheme for c in cards if not c.reason].count(scheme) == 4 + (
         scheme == "channel"
     )  # the 1 x 1 shortcut has its own
-    for resource in layers.RESOURCES:
+    for resource in profile.RESOURCES:
         if rule == "evbmf":
-            plan = arsvd.plan(cards, rule=rule, resource=resource)
+            plan = rules.threshold_plan(cards, rule=rule, resource=resource)
         else:
-            plan = arsvd.plan_at(cards, 0.5, rule, resource)
-            total = layers.plan_cost(cards, {}, resource)
-            assert 0.4 * total < layers.plan_cost(cards, plan, resource) <= 0.5 * total
-        small = layers.apply(net, plan, resource=resource)
-        assert layers.plan_cost(cards, plan, "parameters") == weights(small)
-        assert layers.plan_cost(cards, plan, "macs") == counted(small)
+            plan = rules.plan_at_size(cards, 0.5, rule, resource)
+            total = profile.plan_cost(cards, {}, resource)
+            assert 0.4 * total < profile.plan_cost(cards, plan, resource) <= 0.5 * total
+        small = replace.apply_plan(net, plan, resource=resource)
+        assert profile.plan_cost(cards, plan, "parameters") == weights(small)
+        assert profile.plan_cost(cards, plan, "macs") == counted(small)
 
 
-@pytest.mark.parametrize("rule", pruning.COMPONENT_RULES)
+@pytest.mark.parametrize("rule", components.COMPONENT_RULES)
 def test_components_of_convolutions_are_ranked_over_the_network(net, rule):
-    cards = layers.survey(net, (3, 10, 10), dense=("conv1", "linear"))
+    cards = profile.read_layers(net, (3, 10, 10), dense=("conv1", "linear"))
     names = [card.name for card in cards if not card.reason]
-    bases = layers.decompose(net, names, "data-aware", images())
-    moments = factors.collect(net, names, images())
-    plan = pruning.plan(cards, 0.4, rule, "macs", factors=bases, moments=moments)
-    assert 0.3 < layers.plan_cost(cards, plan, "macs") / layers.plan_cost(cards, {}, "macs") <= 0.4
-    assert counted(layers.apply(net, plan, bases, resource="macs")) == layers.plan_cost(cards, plan, "macs")
+    bases = replace.decompose_layers(net, names, "data-aware", images())
+    moments = statistics.collect_moments(net, names, images())
+    plan = components.components_plan(cards, 0.4, rule, "macs", factors=bases, moments=moments)
+    assert 0.3 < profile.plan_cost(cards, plan, "macs") / profile.plan_cost(cards, {}, "macs") <= 0.4
+    assert counted(replace.apply_plan(net, plan, bases, resource="macs")) == profile.plan_cost(cards, plan, "macs")
 
 
 def test_units_first_and_components_second_also_in_a_residual_network(net):
-    small = pruning.both(net, images(), 0.5, 0.8, (3, 10, 10), dense=("conv1", "linear"))
+    small = units.units_then_components(net, images(), 0.5, 0.8, (3, 10, 10), dense=("conv1", "linear"))
     assert weights(small) <= 0.5 * weights(net)
     assert error(small, net, images(seed=1)) < error(nn.Sequential(net, nn.Linear(5, 5)), net, images(seed=1))
 
@@ -145,7 +149,7 @@ PLAN = {
 def test_each_kind_of_factors_loses_less_than_the_one_before(net):
     x, fresh = images(300), images(300, seed=1)
     kinds = ("svd", "data-aware", "sequential")
-    losses = [error(layers.apply(net, PLAN, kind, x, "macs"), net, fresh) for kind in kinds]
+    losses = [error(replace.apply_plan(net, PLAN, kind, x, "macs"), net, fresh) for kind in kinds]
     assert losses[1] < 0.5 * losses[0] and losses[2] < 0.8 * losses[1]
 
 
@@ -159,7 +163,7 @@ def test_the_shortcut_takes_part_of_the_target(net, monkeypatch):
         return error(after_the_first_block(sweep(net, plan, x)), after_the_first_block(net), fresh)
 
     swept = lost()
-    blind = sequential.Followed
+    blind = graph.Followers
     monkeypatch.setattr(sequential, "followed_by", lambda *a: {k: blind(v.norm) for k, v in followed_by(*a).items()})
     assert swept < 0.8 * lost()
 
@@ -171,11 +175,11 @@ def test_the_scale_of_the_batch_norm_weighs_the_errors(net):
     x, fresh = images(300), images(300, seed=1)
     swept = sweep(loud, {"block1.conv1": 4}, x, refit=False)
     plain = {
-        "block1.conv1": factors.decompose(
-            loud.block1.conv1, "data-aware", factors.collect(loud, ["block1.conv1"], x)["block1.conv1"]
+        "block1.conv1": svd.decompose_layer(
+            loud.block1.conv1, "data-aware", statistics.collect_moments(loud, ["block1.conv1"], x)["block1.conv1"]
         )
     }
-    assert error(swept, loud, fresh) < 0.5 * error(layers.apply(loud, {"block1.conv1": 4}, plain), loud, fresh)
+    assert error(swept, loud, fresh) < 0.5 * error(replace.apply_plan(loud, {"block1.conv1": 4}, plain), loud, fresh)
 
 
 def test_what_follows_each_layer(net):
@@ -211,7 +215,7 @@ def test_the_same_answer_from_kept_and_from_recomputed_activations(net):
 
 def test_a_bias_that_has_no_place_goes_into_the_batch_norm(net):
     for kind in ("data-aware", "sequential"):
-        small = layers.apply(net, {"block1.conv1": 3}, kind, images(), "macs")
+        small = replace.apply_plan(net, {"block1.conv1": 3}, kind, images(), "macs")
         assert small.block1.conv1.second.bias is None
         assert not torch.equal(small.block1.bn1.running_mean, net.block1.bn1.running_mean)
         assert torch.equal(small.block1.bn1.weight, net.block1.bn1.weight)
@@ -237,7 +241,7 @@ def test_grouped_convolutions_are_swept_and_depthwise_ones_refitted():
     x, fresh = torch.randn(2, 200, 4, 9, 9).cumsum(3)
     plan = {"0": ("channel", 2)}
     swept, left = sweep(model, plan, x), sweep(model, plan, x, refit=False)
-    alone = layers.apply(model, plan, "data-aware", x)
+    alone = replace.apply_plan(model, plan, "data-aware", x)
     assert error(swept, model, fresh) < 0.9 * error(left, model, fresh) < error(alone, model, fresh)
     assert not torch.equal(swept[2].weight, model[2].weight) and swept[2].groups == 12
     full = sweep(model, {"0": ("spatial", 6), "4": ("input", 12)}, x)
@@ -264,7 +268,7 @@ def test_a_network_with_control_flow_is_swept_with_layer_targets_and_says_so(cap
     with caplog.at_level(logging.WARNING):
         small = sweep(model, {"a": 3, "b": 6}, x)
     assert "cannot be traced by torch.fx" in caplog.text and "its own outputs as target" in caplog.text
-    assert error(small, model, x) < error(layers.apply(model, {"a": 3, "b": 6}, "data-aware", x), model, x)
+    assert error(small, model, x) < error(replace.apply_plan(model, {"a": 3, "b": 6}, "data-aware", x), model, x)
     assert followed_by(model) == {}
 
 
@@ -281,58 +285,58 @@ def test_bad_input_is_refused_in_words(net):
         ({"conv9": 3}, "a layer 'conv9' that the model does not have"),
     ]:
         with pytest.raises(ValueError, match=words):
-            layers.apply(net, plan)
+            replace.apply_plan(net, plan)
     with pytest.raises(ValueError, match="unknown scheme 'tucker'; known: spatial, channel, input"):
-        layers.survey(net, (3, 10, 10), scheme="tucker")
+        profile.read_layers(net, (3, 10, 10), scheme="tucker")
     with pytest.raises(ValueError, match="scheme= names a layer that the model does not have: conv9"):
-        layers.survey(net, (3, 10, 10), scheme={"conv9": "channel"})
+        profile.read_layers(net, (3, 10, 10), scheme={"conv9": "channel"})
     x = images(20)
     for kind in ("data-aware", "sequential"):
         with pytest.raises(ValueError, match=r"cannot take calibration images of shape \(2, 10, 10\)"):
-            layers.apply(net, PLAN, kind, x[:, :2])
+            replace.apply_plan(net, PLAN, kind, x[:, :2])
         with pytest.raises(ValueError, match="calibration images hold NaN"):
-            layers.apply(net, PLAN, kind, torch.full_like(x, torch.nan))
+            replace.apply_plan(net, PLAN, kind, torch.full_like(x, torch.nan))
         with pytest.raises(ValueError, match="at least one input"):
-            layers.apply(net, PLAN, kind, x[:0])
-        one = layers.apply(net, PLAN, kind, x[:1], "macs")  # one image is many patches
+            replace.apply_plan(net, PLAN, kind, x[:0])
+        one = replace.apply_plan(net, PLAN, kind, x[:1], "macs")  # one image is many patches
         assert torch.isfinite(one(x)).all()
     with pytest.raises(ValueError, match="weights are torch.float16; sequential factors need float32 or float64"):
-        layers.apply(Residual().half(), PLAN, "sequential", x)
-    bases = layers.decompose(net, {"block1.conv1": "channel"})
+        replace.apply_plan(Residual().half(), PLAN, "sequential", x)
+    bases = replace.decompose_layers(net, {"block1.conv1": "channel"})
     with pytest.raises(
         ValueError, match="the plan wants layer 'block1.conv1' in scheme 'spatial', its factors are in 'channel'"
     ):
-        layers.apply(net, {"block1.conv1": 3}, bases)
+        replace.apply_plan(net, {"block1.conv1": 3}, bases)
     with pytest.raises(ValueError, match="take no option iterations; those of a sweep do"):
-        layers.apply(net, {"block1.conv1": 3}, "svd", iterations=3)
+        replace.apply_plan(net, {"block1.conv1": 3}, "svd", iterations=3)
     twice = nn.Sequential(net.block1, net.block1)
     with pytest.raises(ValueError, match="layer '0.conv1' is used 2 times in one pass"):
         sweep(twice, {"0.conv1": 3}, torch.randn(4, 12, 10, 10))
-    half = layers.apply(Residual().half(), {"block1.conv1": ("spatial", 3)})
+    half = replace.apply_plan(Residual().half(), {"block1.conv1": ("spatial", 3)})
     assert half.block1.conv1.first.weight.dtype == torch.float16
 
 
 def test_a_network_without_a_layer_to_factor():
     model = nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.ReLU())
-    cards = layers.survey(model, (3, 10, 10))
+    cards = profile.read_layers(model, (3, 10, 10))
     assert [c.reason for c in cards] == ["a depthwise convolution: each channel is one small kernel"]
-    assert layers.plan_cost(cards, {}) == 30 and arsvd.plan(cards, 0.9) == {}
+    assert profile.plan_cost(cards, {}) == 30 and rules.threshold_plan(cards, 0.9) == {}
     for kind in ("svd", "data-aware", "sequential"):
-        assert torch.equal(layers.apply(model, {}, kind, images())(images()), model(images()))
+        assert torch.equal(replace.apply_plan(model, {}, kind, images())(images()), model(images()))
 
 
 def test_a_model_in_training_mode_is_used_in_eval_mode_and_put_back(net):
     model = Residual().train()
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    small = layers.apply(model, PLAN, "sequential", images(), "macs")
+    small = replace.apply_plan(model, PLAN, "sequential", images(), "macs")
     assert model.training and small.training and small.block1.conv1.first.training
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
-    assert torch.equal(small.eval()(images()), layers.apply(Residual(), PLAN, "sequential", images(), "macs")(images()))
+    assert torch.equal(small.eval()(images()), replace.apply_plan(Residual(), PLAN, "sequential", images(), "macs")(images()))
 
 
 def test_stored_macs_of_other_layers_are_counted_by_torch():
     model = nn.Sequential(nn.ConvTranspose2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
-    cards = layers.survey(model, (3, 10, 10))
+    cards = profile.read_layers(model, (3, 10, 10))
     assert cards[0].reason == "a layer of type ConvTranspose2d is not factored"
     assert sum(card.macs for card in cards) == counted(model)
     assert np.all([card.parameters for card in cards] == np.array([3 * 4 * 9 + 4, 4 * 2 * 9 + 2]))
@@ -342,7 +346,7 @@ def test_the_spectrum_of_a_grouped_convolution_is_the_root_mean_square_over_its_
     layer = nn.Conv2d(4, 6, 3, groups=2)
     with torch.no_grad():
         layer.weight[:3] *= 5
-    seen = layers.survey(nn.Sequential(layer), (4, 8, 8), scheme="channel")[0].singular_values
+    seen = profile.read_layers(nn.Sequential(layer), (4, 8, 8), scheme="channel")[0].singular_values
     parts = torch.linalg.svdvals(layer.weight.detach().double().reshape(2, 3, 18)).numpy()
     assert np.allclose(seen, np.sqrt((parts**2).mean(0)))
 
@@ -420,7 +424,7 @@ def by_hand(model, h0, h1, rank, steps):
             xx, ex = centred.T @ centred / len(x), e.T @ centred / len(x)
             if not step:
                 ridges.append(sequential.cross_validated_ridge(xx, ex, e.square().sum() / len(x), len(x)))
-            pair = sequential.reduced_rank(xx, ex + start @ xx, rank, ridges[k], metric[part, part], start)
+            pair = svd.reduced_rank(xx, ex + start @ xx, rank, ridges[k], metric[part, part], start)
             whole.append(pair[0] @ pair[1])
             shift.append(error[:, part].mean(0) + (start - whole[k]) @ mean)
     assert ridges[0] != ridges[1]
@@ -429,7 +433,7 @@ def by_hand(model, h0, h1, rank, steps):
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_the_answer_of_one_layer_is_that_of_its_definition(steps, monkeypatch):
-    monkeypatch.setattr(schemes, "images_at_once", lambda layer, x: 1)
+    monkeypatch.setattr(unfold, "images_at_once", lambda layer, x: 1)
     model, x = Grouped().double().eval(), images(10)[:, :, :5, :5].double()
     plan = {"c0": ("channel", 3), "c": ("channel", 2)}
     small = sweep(model, plan, x, relu=True, refit=False, iterations=steps, batch_size=4)
@@ -451,7 +455,7 @@ def test_a_batch_norm_of_two_layers_and_a_relu_beside_another_use_count_for_noth
             y = self.c(self.n(self.b(self.n(self.a(x)))))
             return F.relu(y) + y
 
-    assert set(followed_by(Odd()).values()) == {sequential.Followed()}
+    assert set(followed_by(Odd()).values()) == {graph.Followers()}
 
 
 class Halves(nn.Module):
@@ -467,7 +471,7 @@ class Halves(nn.Module):
 @pytest.mark.parametrize("limit", [0, 1e5, 1e9])
 def test_kept_activations_stay_within_the_memory_and_are_only_those_still_needed(limit):
     model, x = Halves().eval(), images(40)
-    walk = sequential._Walk(model, sequential._graph(model, ["c0", "c1", "c2"]), {}, x, 8, limit)
+    walk = Walk(model, graph.trace(model, ["c0", "c1", "c2"]), {}, x, 8, limit)
     each = {"c0": 3, "c1": 16, "c2": 16}  # channels alive before each layer; both halves of the chunk are one tensor
     for name, channels in each.items():
         with evaluating(model):
@@ -505,7 +509,7 @@ def test_operations_in_place_on_the_images_and_on_the_shortcut_change_nothing():
     for inplace in (True, False):
         model = Place(inplace).eval()
         for factors_of in ("sequential", "relu-aware", "data-aware"):
-            small = layers.apply(model, {"c0": ("channel", 3), "c": ("channel", 3)}, factors_of, given)
+            small = replace.apply_plan(model, {"c0": ("channel", 3), "c": ("channel", 3)}, factors_of, given)
             answers.append(small(x.clone()))
     assert torch.equal(given, x)
     for one, other in zip(answers, answers[3:]):
@@ -521,9 +525,9 @@ def test_a_layer_or_a_group_of_zeros_stays_zero(scheme, kind):
     with torch.no_grad():
         zero[0].weight.zero_()
         group[2].weight[:3] = 0
-    small = layers.apply(zero, {"0": (scheme, 1)}, kind, x)
+    small = replace.apply_plan(zero, {"0": (scheme, 1)}, kind, x)
     assert torch.allclose(small(x), zero(x), atol=1e-5)
-    small = layers.apply(group, {"2": (scheme, 2)}, kind, x, resource=None)
+    small = replace.apply_plan(group, {"2": (scheme, 2)}, kind, x, resource=None)
     assert torch.allclose(small(x)[:, :3], group(x)[:, :3], atol=1e-5) and torch.isfinite(small(x)).all()
 
 
@@ -541,7 +545,7 @@ def test_a_sum_with_another_shape_is_no_shortcut(shape):
 
     model, x = Shifted().eval(), images(50)
     plan = {"c0": ("channel", 4), "c": ("channel", 4)}
-    swept, plain = (error(layers.apply(model, plan, kind, x), model, x) for kind in ("sequential", "data-aware"))
+    swept, plain = (error(replace.apply_plan(model, plan, kind, x), model, x) for kind in ("sequential", "data-aware"))
     assert swept < plain and followed_by(model, None, x)["c"].other is None
 
 
@@ -555,23 +559,23 @@ def test_large_maps_are_sampled_in_all_columns():
 def test_macs_on_small_maps_are_settled_by_the_real_positions():
     model = nn.Sequential(nn.Conv2d(16, 16, 3, bias=False))
     for shape, scheme, rank in (((16, 3, 3), "input", 9), ((16, 3, 3), "spatial", 13)):
-        small = layers.apply(model, {"0": (scheme, rank)}, resource="macs", input_shape=shape)
+        small = replace.apply_plan(model, {"0": (scheme, rank)}, resource="macs", input_shape=shape)
         assert isinstance(small[0], nn.Conv2d)  # the pair would cost more than 2304
-        assert isinstance(layers.apply(model, {"0": (scheme, rank)}, resource=None)[0], nn.Sequential)
+        assert isinstance(replace.apply_plan(model, {"0": (scheme, rank)}, resource=None)[0], nn.Sequential)
     strided = nn.Sequential(nn.Conv2d(32, 32, 3, 2, 1, bias=False))
-    (card,) = layers.survey(strided, (32, 1, 1), scheme="input")
+    (card,) = profile.read_layers(strided, (32, 1, 1), scheme="input")
     plan = {"0": ("input", card.break_even("macs"))}
     for given in ({"input_shape": (32, 1, 1)}, {"calibration": torch.zeros(2, 32, 1, 1)}):
-        small = layers.apply(strided, plan, resource="macs", **given)
+        small = replace.apply_plan(strided, plan, resource="macs", **given)
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
             small(torch.zeros(1, 32, 1, 1))
-        assert counter.get_total_flops() // 2 == layers.plan_cost([card], plan, "macs") < card.macs
+        assert counter.get_total_flops() // 2 == profile.plan_cost([card], plan, "macs") < card.macs
 
 
 def test_half_precision_does_not_overflow():
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3)).half()
     x = 3 * torch.randn(60, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    moments = factors.collect(model, ["0"], x)["0"]
+    moments = statistics.collect_moments(model, ["0"], x)["0"]
     assert torch.isfinite(moments.scatter).all()
-    small = layers.apply(model, {"0": ("channel", 3)}, "data-aware", x)
+    small = replace.apply_plan(model, {"0": ("channel", 3)}, "data-aware", x)
     assert all(torch.isfinite(value).all() for value in small.parameters())

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lowrank_utils import data, paths
+from lowrank_utils import paths
+from lowrank_utils.lab import data
 
 FASHION_MNIST = paths.DATA / "fashion-mnist.npz"
 

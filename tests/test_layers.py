@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank_utils import layers
+from lowrank_utils.factors import replace
+from lowrank_utils.network import profile
 
 
 def mlp(sizes=(30, 20, 12, 5), seed=0):
@@ -29,7 +30,7 @@ def counted(model, shape):
 
 
 def test_cards_of_a_small_network():
-    cards = layers.survey(mlp(), (30,))
+    cards = profile.read_layers(mlp(), (30,))
     assert [(c.name, c.kind, c.shape) for c in cards] == [
         ("fc1", "linear", (20, 30)),
         ("fc2", "linear", (12, 20)),
@@ -45,7 +46,7 @@ def test_macs_agree_with_torch_also_for_sequences_and_convolutions():
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, stride=2), nn.Conv2d(8, 8, 3, groups=4), nn.Flatten(2), nn.Linear(9, 7)
     )
-    cards = layers.survey(model, (3, 10, 10))
+    cards = profile.read_layers(model, (3, 10, 10))
     assert sum(c.macs for c in cards) == counted(model, (3, 10, 10))
     assert cards[2].positions == 8
     assert [c.reason for c in cards] == ["", "", ""] and [c.scheme for c in cards] == ["spatial", "spatial", None]
@@ -56,18 +57,18 @@ def test_macs_agree_with_torch_also_for_sequences_and_convolutions():
 def test_costs_on_the_cards_are_those_of_the_network_built(sizes, twice, draw):
     model = mlp(sizes)
     shape = (3, sizes[0]) if twice else (sizes[0],)
-    cards = layers.survey(model, shape)
+    cards = profile.read_layers(model, shape)
     plan = {c.name: draw.draw(st.integers(1, c.full_rank), label=c.name) for c in cards if draw.draw(st.booleans())}
-    smaller = layers.apply(model, plan)
-    assert layers.plan_cost(cards, plan, "parameters") == sum(p.numel() for p in smaller.parameters())
-    assert layers.plan_cost(cards, plan, "macs") == counted(smaller, shape)
-    assert layers.plan_cost(cards, plan, "macs") <= layers.plan_cost(cards, {}, "macs")
+    smaller = replace.apply_plan(model, plan)
+    assert profile.plan_cost(cards, plan, "parameters") == sum(p.numel() for p in smaller.parameters())
+    assert profile.plan_cost(cards, plan, "macs") == counted(smaller, shape)
+    assert profile.plan_cost(cards, plan, "macs") <= profile.plan_cost(cards, {}, "macs")
 
 
 def test_apply_leaves_the_model_alone_and_shares_nothing():
     model = mlp()
     kept = {name: value.clone() for name, value in model.state_dict().items()}
-    smaller = layers.apply(model, {"fc1": 3})
+    smaller = replace.apply_plan(model, {"fc1": 3})
     with torch.no_grad():
         for p in smaller.parameters():
             p.zero_()
@@ -79,22 +80,22 @@ def test_apply_leaves_the_model_alone_and_shares_nothing():
 def test_a_rank_that_does_not_pay_stays_dense_and_says_so(caplog):
     model = mlp()
     with caplog.at_level(logging.INFO):
-        smaller = layers.apply(model, {"fc1": 12, "fc2": 7})
+        smaller = replace.apply_plan(model, {"fc1": 12, "fc2": 7})
     assert isinstance(smaller.fc1, nn.Linear) and isinstance(smaller.fc2, nn.Sequential)
     assert "fc1 stays dense: rank 12 costs no less" in caplog.text and "fc2" not in caplog.text
 
 
 def test_one_decomposition_serves_every_rank():
     model, x = mlp(), torch.randn(80, 30)
-    bases = layers.decompose(model, ["fc1", "fc2"], "data-aware", x)
+    bases = replace.decompose_layers(model, ["fc1", "fc2"], "data-aware", x)
     for ranks in ({"fc1": 2}, {"fc1": 9, "fc2": 4}):
-        direct = layers.apply(model, ranks, "data-aware", x)
-        assert torch.allclose(layers.apply(model, ranks, bases)(x), direct(x), atol=1e-5)
+        direct = replace.apply_plan(model, ranks, "data-aware", x)
+        assert torch.allclose(replace.apply_plan(model, ranks, bases)(x), direct(x), atol=1e-5)
 
 
 def test_a_network_that_is_one_layer():
     layer = nn.Linear(10, 10)
-    assert isinstance(layers.apply(layer, {"": 2}), nn.Sequential)
+    assert isinstance(replace.apply_plan(layer, {"": 2}), nn.Sequential)
 
 
 def test_what_cannot_be_factored_is_named():
@@ -107,17 +108,17 @@ def test_what_cannot_be_factored_is_named():
         def forward(self, x):
             return self.b(self.a(self.a(x)))
 
-    cards = {c.name: c for c in layers.survey(Odd(), (6,))}
+    cards = {c.name: c for c in profile.read_layers(Odd(), (6,))}
     assert cards["a"].reason == "its weight is shared with b" and cards["a"].positions == 2
     assert cards["unused"].reason == "no input reaches it in a forward pass"
 
 
 def test_layers_left_dense_on_request_are_counted_and_untouched():
-    cards = layers.survey(mlp(), (30,), dense=("fc3",))
+    cards = profile.read_layers(mlp(), (30,), dense=("fc3",))
     assert [c.reason for c in cards] == ["", "", "left dense on request"]
-    assert layers.plan_cost(cards, {}) == 937
+    assert profile.plan_cost(cards, {}) == 937
     with pytest.raises(ValueError, match="does not have: fc9"):
-        layers.survey(mlp(), (30,), dense=("fc9",))
+        profile.read_layers(mlp(), (30,), dense=("fc9",))
 
 
 def test_bad_input_is_refused_in_words():
@@ -130,20 +131,20 @@ def test_bad_input_is_refused_in_words():
         ({"fc1": 0}, "layer|rank 0"),
     ]:
         with pytest.raises(ValueError, match=words):
-            layers.apply(model, plan)
+            replace.apply_plan(model, plan)
     with pytest.raises(ValueError, match="need calibration images"):
-        layers.apply(model, {"fc1": 2}, "data-aware")
+        replace.apply_plan(model, {"fc1": 2}, "data-aware")
     with pytest.raises(ValueError, match="unknown factors 'best'; known: svd, data-aware"):
-        layers.apply(model, {"fc1": 2}, "best", torch.zeros(2, 30))
+        replace.apply_plan(model, {"fc1": 2}, "best", torch.zeros(2, 30))
     with pytest.raises(ValueError, match="no factors were given for the planned layers fc2"):
-        layers.apply(model, {"fc2": 2}, layers.decompose(model, ["fc1"]))
+        replace.apply_plan(model, {"fc2": 2}, replace.decompose_layers(model, ["fc1"]))
     with pytest.raises(ValueError, match="unknown resource 'flops'; known: parameters, macs"):
-        layers.apply(model, {}, resource="flops")
+        replace.apply_plan(model, {}, resource="flops")
     with pytest.raises(ValueError, match=r"cannot take one input of shape \(31,\)"):
-        layers.survey(model, (31,))
+        profile.read_layers(model, (31,))
     model.fc2.weight.data[0, 0] = float("inf")
     with pytest.raises(ValueError, match="'fc2' holds NaN or infinite weights"):
-        layers.survey(model, (30,))
+        profile.read_layers(model, (30,))
 
 
 def test_computed_weights_and_subclasses_are_named_and_left():
@@ -152,48 +153,48 @@ def test_computed_weights_and_subclasses_are_named_and_left():
             return 2 * super().forward(x)
 
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(20, 20)), Doubled(20, 20), nn.Linear(20, 9))
-    reasons = [card.reason for card in layers.survey(model, (20,))]
+    reasons = [card.reason for card in profile.read_layers(model, (20,))]
     assert reasons == ["its weight is computed from other parameters", "a layer of type Doubled is not factored", ""]
     with pytest.raises(ValueError, match="layer '1' of type Doubled cannot be factored"):
-        layers.apply(model, {"1": 2})
+        replace.apply_plan(model, {"1": 2})
 
 
 def test_tied_weights_count_once_and_are_not_untied():
     tied = nn.Sequential(nn.Linear(20, 20, bias=False), nn.ReLU(), nn.Linear(20, 20, bias=False))
     tied[2].weight = tied[0].weight
-    assert layers.plan_cost(layers.survey(tied, (20,)), {}) == 400 == sum(p.numel() for p in tied.parameters())
+    assert profile.plan_cost(profile.read_layers(tied, (20,)), {}) == 400 == sum(p.numel() for p in tied.parameters())
     with pytest.raises(ValueError, match="layer '0' shares its weight with another"):
-        layers.apply(tied, {"0": 3})
+        replace.apply_plan(tied, {"0": 3})
 
 
 def test_a_zero_layer_that_one_component_would_not_pay_for_stays_dense():
     model = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 1))
     model[2].weight.data.zero_()
-    cards = layers.survey(model, (30,))
-    assert layers.settle(cards[1], 0) is None
+    cards = profile.read_layers(model, (30,))
+    assert profile.if_cheaper(cards[1], 0) is None
     for plan in ({"2": 0}, {"0": 3, "2": 0}):
-        built = layers.apply(model, plan)
-        assert layers.plan_cost(cards, plan) == sum(p.numel() for p in built.parameters())
+        built = replace.apply_plan(model, plan)
+        assert profile.plan_cost(cards, plan) == sum(p.numel() for p in built.parameters())
 
 
 def test_frozen_modules_are_put_back_as_they_were():
     model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)).train()
     model[1].eval()
-    layers.survey(model, (6,))
-    layers.decompose(model, ["0"], "data-aware", torch.randn(9, 6))
+    profile.read_layers(model, (6,))
+    replace.decompose_layers(model, ["0"], "data-aware", torch.randn(9, 6))
     assert model.training and model[0].training and not model[1].training
 
 
 def test_factors_of_another_layer_are_refused():
     model = nn.Sequential(nn.Linear(8, 8))
-    other = layers.decompose(nn.Sequential(nn.Linear(8, 9)), ["0"])
+    other = replace.decompose_layers(nn.Sequential(nn.Linear(8, 9)), ["0"])
     with pytest.raises(ValueError, match=r"layer '0' has weights of shape \(8, 8\), its factors make \(9, 8\)"):
-        layers.apply(model, {"0": 2}, other)
-    assert layers.apply(model, {"0": np.int64(2)})[0].first.weight.shape == (2, 8)
+        replace.apply_plan(model, {"0": 2}, other)
+    assert replace.apply_plan(model, {"0": np.int64(2)})[0].first.weight.shape == (2, 8)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_cost_of_a_plan_without_biases(bias):
     model = nn.Sequential(nn.Linear(30, 20, bias=bias), nn.ReLU(), nn.Linear(20, 12, bias=bias))
-    built = layers.apply(model, {"0": 4})
-    assert layers.plan_cost(layers.survey(model, (30,)), {"0": 4}) == sum(p.numel() for p in built.parameters())
+    built = replace.apply_plan(model, {"0": 4})
+    assert profile.plan_cost(profile.read_layers(model, (30,)), {"0": 4}) == sum(p.numel() for p in built.parameters())

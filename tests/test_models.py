@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lowrank_utils import models, paths, score
+from lowrank_utils import paths
+from lowrank_utils.lab import checkpoints, models, score
+from lowrank_utils.network import modules
 
 ABOUT = {"network": "lenet300", "input_shape": [1, 8, 8], "classes": 10, "seed": 3}
 
@@ -21,7 +23,7 @@ def network():
 
 @pytest.fixture
 def stored(network, tmp_path):
-    models.save(network, tmp_path / "net.safetensors", ABOUT)
+    checkpoints.save(network, tmp_path / "net.safetensors", ABOUT)
     return tmp_path / "net.safetensors"
 
 
@@ -71,7 +73,7 @@ def test_bad_networks_are_refused(name, shape, classes, said):
 
 
 def test_saved_and_loaded_is_the_same_network(network, stored):
-    again, told = models.load(stored, (1, 8, 8), 10)
+    again, told = checkpoints.load(stored, (1, 8, 8), 10)
     assert told == {**ABOUT, "dtype": "float32"}
     assert not again.training and all(p.requires_grad for p in again.parameters())
     for name, value in network.state_dict().items():
@@ -80,15 +82,15 @@ def test_saved_and_loaded_is_the_same_network(network, stored):
 
 def test_half_precision_file_is_half_as_large_and_loads_as_float32(network, stored, tmp_path):
     half = tmp_path / "half.safetensors"
-    models.save(network, half, ABOUT, dtype="float16")
+    checkpoints.save(network, half, ABOUT, dtype="float16")
     assert 0.45 < half.stat().st_size / stored.stat().st_size < 0.55
-    again, told = models.load(half)
+    again, told = checkpoints.load(half)
     assert told["dtype"] == "float16" and again.fc1.weight.dtype == torch.float32
     assert torch.equal(again.fc1.weight, network.fc1.weight.half().float())
 
 
 def test_whole_numbers_in_a_network_stay_whole_numbers(tmp_path):
-    models.save(nn.BatchNorm1d(3), tmp_path / "norm.safetensors", ABOUT, dtype="float16")
+    checkpoints.save(nn.BatchNorm1d(3), tmp_path / "norm.safetensors", ABOUT, dtype="float16")
     kept = load_file(tmp_path / "norm.safetensors")
     assert kept["num_batches_tracked"].dtype == torch.int64 and kept["weight"].dtype == torch.float16
 
@@ -96,17 +98,17 @@ def test_whole_numbers_in_a_network_stay_whole_numbers(tmp_path):
 def test_save_refuses_and_leaves_what_was_there(network, stored):
     before = stored.read_bytes()
     with pytest.raises(ValueError, match="must name classes"):
-        models.save(network, stored, {"network": "lenet300", "input_shape": [1, 8, 8]})
+        checkpoints.save(network, stored, {"network": "lenet300", "input_shape": [1, 8, 8]})
     with pytest.raises(ValueError, match="dtype='int8' is not one"):
-        models.save(network, stored, ABOUT, dtype="int8")
+        checkpoints.save(network, stored, ABOUT, dtype="int8")
     with torch.no_grad():
         network.fc2.bias[0] = 70000
     with pytest.raises(ValueError, match="fc2.bias holds weights above 65504"):
-        models.save(network, stored, ABOUT, dtype="float16")
+        checkpoints.save(network, stored, ABOUT, dtype="float16")
     with torch.no_grad():
         network.fc2.bias[0] = float("nan")
     with pytest.raises(ValueError, match="fc2.bias holds NaN"):
-        models.save(network, stored, ABOUT)
+        checkpoints.save(network, stored, ABOUT)
     assert stored.read_bytes() == before
     assert [p.name for p in stored.parent.iterdir()] == [stored.name]
 
@@ -115,15 +117,15 @@ def test_a_failure_while_writing_leaves_no_file(network, tmp_path, monkeypatch):
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(models, "save_file", full)
+    monkeypatch.setattr(checkpoints, "save_file", full)
     with pytest.raises(OSError, match="No space"):
-        models.save(network, tmp_path / "net.safetensors", ABOUT)
+        checkpoints.save(network, tmp_path / "net.safetensors", ABOUT)
     assert not list(tmp_path.iterdir())
 
 
 def test_missing_file_says_what_makes_it(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no checkpoint .*no.safetensors; notebook 01"):
-        models.load(tmp_path / "no.safetensors")
+        checkpoints.load(tmp_path / "no.safetensors")
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, 50_000])
@@ -139,20 +141,20 @@ def test_files_of_another_kind_are_refused(stored):
 
 def refused_as_damaged(stored):
     with pytest.raises(ValueError, match="is damaged or no safetensors file") as refusal:
-        models.load(stored)
+        checkpoints.load(stored)
     assert "\n" not in str(refusal.value)
 
 
 def test_a_folder_is_no_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="damaged or no safetensors file"):
-        models.load(tmp_path)
+        checkpoints.load(tmp_path)
 
 
 def test_other_shapes_than_asked_for_are_refused(stored):
     with pytest.raises(ValueError, match=r"is for input_shape \[1, 8, 8\], not \(1, 28, 28\)"):
-        models.load(stored, input_shape=(1, 28, 28))
+        checkpoints.load(stored, input_shape=(1, 28, 28))
     with pytest.raises(ValueError, match="is for classes 10, not 100"):
-        models.load(stored, classes=100)
+        checkpoints.load(stored, classes=100)
 
 
 def rewrite(path, tensors=None, **changed):
@@ -164,24 +166,24 @@ def rewrite(path, tensors=None, **changed):
 def test_unknown_network_in_a_file_is_refused(stored):
     rewrite(stored, network="alexnet")  # torchvision's goes by torchvision/alexnet
     with pytest.raises(ValueError, match="net.safetensors: unknown network 'alexnet'"):
-        models.load(stored)
+        checkpoints.load(stored)
 
 
 def test_a_file_without_its_story_is_refused(stored):
     rewrite(stored, network=None)
     with pytest.raises(ValueError, match="does not say its network"):
-        models.load(stored)
+        checkpoints.load(stored)
 
 
 def test_tensors_that_do_not_fit_are_named(stored):
     rewrite(stored, {**load_file(stored), "fc2.weight": torch.zeros(100, 299)})
     with pytest.raises(ValueError, match=r"fc2.weight has shape \(100, 299\) where \(100, 300\) belongs"):
-        models.load(stored)
+        checkpoints.load(stored)
     tensors = load_file(stored) | {"fc2.weight": torch.zeros(100, 300)}
     del tensors["fc3.bias"]
     rewrite(stored, tensors)
     with pytest.raises(ValueError, match=r"fc3.bias has shape None where \(10,\) belongs"):
-        models.load(stored)
+        checkpoints.load(stored)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -190,12 +192,12 @@ def test_weights_that_are_no_numbers_are_refused(stored, bad):
     tensors["fc1.weight"][4, 5] = bad
     rewrite(stored, tensors)
     with pytest.raises(ValueError, match="fc1.weight holds NaN or infinite values"):
-        models.load(stored)
+        checkpoints.load(stored)
 
 
 def test_published_place():
-    assert models.published("mnist", "mlp", 2) == paths.CHECKPOINTS / "mnist-mlp-seed2.safetensors"
-    inner = models.published("mnist", "torchvision/vgg16")
+    assert checkpoints.published_path("mnist", "mlp", 2) == paths.CHECKPOINTS / "mnist-mlp-seed2.safetensors"
+    inner = checkpoints.published_path("mnist", "torchvision/vgg16")
     assert inner == paths.CHECKPOINTS / "mnist-torchvision-vgg16-seed0.safetensors"
 
 
@@ -203,7 +205,7 @@ def test_evaluating_puts_every_module_back_as_it_was():
     model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2)).train()
     model[1].eval()  # a frozen batch norm in a network that trains
     with pytest.raises(RuntimeError, match="stop"):
-        with models.evaluating(model):
+        with modules.evaluating(model):
             assert not any(m.training for m in model.modules()) and not torch.is_grad_enabled()
             raise RuntimeError("stop")
     assert [m.training for m in model.modules()] == [True, True, False] and torch.is_grad_enabled()
@@ -213,8 +215,8 @@ def test_every_published_checkpoint_loads_and_scores_as_it_says():
     shipped = sorted(paths.CHECKPOINTS.glob("*.safetensors"))
     assert sum(path.stat().st_size for path in shipped) < 20e6
     for path in shipped:
-        _, told = models.load(path)
-        assert models.published(told["dataset"], told["network"], told["seed"]) == path
+        _, told = checkpoints.load(path)
+        assert checkpoints.published_path(told["dataset"], told["network"], told["seed"]) == path
         assert {"data_fingerprint", "recipe", "versions", "scores", "threads", "dtype"} <= told.keys()
         assert 0 < told["scores"]["test"]["accuracy"] < 1
 
@@ -325,8 +327,8 @@ def test_published_weights_of_torchvision(monkeypatch, tmp_path):
     assert torch.equal(again.classifier[1].weight, network.classifier[1].weight) and not again.training
     assert told["input_shape"] == [3, 224, 224] and told["classes"] == 1000 and told["weights"] == "IMAGENET1K_V1"
     assert told["mean"] == [0.485, 0.456, 0.406] and told["std"] == [0.229, 0.224, 0.225]
-    models.save(again, tmp_path / "kept.safetensors", told)
-    assert models.load(tmp_path / "kept.safetensors")[1]["weights"] == "IMAGENET1K_V1"
+    checkpoints.save(again, tmp_path / "kept.safetensors", told)
+    assert checkpoints.load(tmp_path / "kept.safetensors")[1]["weights"] == "IMAGENET1K_V1"
     with pytest.raises(ValueError, match="has no weights 'V9'; known: IMAGENET1K_V1"):
         models.pretrained("torchvision/squeezenet1_1", "V9")
     with pytest.raises(ValueError, match="vgg16 is no network of torchvision"):
@@ -357,7 +359,7 @@ def write_th(path, held, **more):
 
 
 def test_public_weights_are_read_as_they_are(theirs, th):
-    network, told = models.load_public(th)
+    network, told = checkpoints.load_public(th)
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(network(x), theirs(x))
@@ -373,15 +375,15 @@ def test_images_on_another_scale_give_the_same_outputs_and_the_scale_is_kept(the
     def scaled(mean, std):
         return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
-    network, told = models.load_public(th, mean, std)
+    network, told = checkpoints.load_public(th, mean, std)
     with torch.no_grad():
         expected = theirs(scaled((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
         assert (network(scaled(mean, std)) - expected).abs().max() < 1e-5
         assert (theirs(scaled(mean, std)) - expected).abs().max() > 1e-2
         assert (torch.fx.symbolic_trace(network)(scaled(mean, std)) - expected).abs().max() < 1e-5
     assert score.parameters(network) == 269_722 and score.macs(network, (3, 32, 32)) == score.macs(theirs, (3, 32, 32))
-    models.save(network, tmp_path / "kept.safetensors", told)
-    again, _ = models.load(tmp_path / "kept.safetensors", (3, 32, 32), 10)
+    checkpoints.save(network, tmp_path / "kept.safetensors", told)
+    again, _ = checkpoints.load(tmp_path / "kept.safetensors", (3, 32, 32), 10)
     network.train(), again.train()  # the scale is no batch norm: training leaves it alone
     with torch.no_grad():
         assert torch.equal(again(scaled(mean, std)), network(scaled(mean, std)))
@@ -389,19 +391,19 @@ def test_images_on_another_scale_give_the_same_outputs_and_the_scale_is_kept(the
 
 def test_the_file_says_how_deep_the_network_is(tmp_path):
     held = models.build("resnet32", (3, 32, 32), 100).state_dict()
-    network, told = models.load_public(write_th(tmp_path / "some.th", held), classes=100)
+    network, told = checkpoints.load_public(write_th(tmp_path / "some.th", held), classes=100)
     assert told["network"] == "resnet32" and len(network.layer2) == 5 and network.linear.out_features == 100
     with pytest.raises(ValueError, match="some.th is for classes 100, not 10"):
-        models.load_public(tmp_path / "some.th", classes=10)
+        checkpoints.load_public(tmp_path / "some.th", classes=10)
     with pytest.raises(ValueError, match=r"some.th is for input_shape \[3, 32, 32\], not \(1, 28, 28\)"):
-        models.load_public(tmp_path / "some.th", input_shape=(1, 28, 28))
+        checkpoints.load_public(tmp_path / "some.th", input_shape=(1, 28, 28))
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, 100_000])
 def test_truncated_public_files_are_refused(th, kept):
     th.write_bytes(th.read_bytes()[:kept])
     with pytest.raises(ValueError, match="resnet20.th is damaged or no file of PyTorch weights: ") as refusal:
-        models.load_public(th)
+        checkpoints.load_public(th)
     assert "\n" not in str(refusal.value)
 
 
@@ -410,53 +412,53 @@ def test_other_content_is_refused(theirs, tmp_path):
     for content in ([1, 2], {"state_dict": [1]}, {"state_dict": {"conv1.weight": 3}}, {"a": torch.zeros(1)}, {}):
         torch.save(content, path)
         with pytest.raises(ValueError, match="other.th holds no CIFAR ResNet .* known: resnet20, resnet32"):
-            models.load_public(path)
+            checkpoints.load_public(path)
     torch.save({"state_dict": theirs}, path)  # a whole pickled network could run code
     with pytest.raises(ValueError, match="other.th is damaged or no file of PyTorch weights"):
-        models.load_public(path)
+        checkpoints.load_public(path)
     held = theirs.state_dict()
     write_th(path, {**held, "layer2.0.conv1.weight": torch.zeros(32, 16, 1, 1)})
     with pytest.raises(ValueError, match=r"is no resnet20: layer2.0.conv1.weight has shape \(32, 16, 1, 1\)"):
-        models.load_public(path)
+        checkpoints.load_public(path)
     write_th(path, {name: value for name, value in held.items() if name != "bn1.bias"})
     with pytest.raises(ValueError, match="is no resnet20: bn1.bias has shape None"):
-        models.load_public(path)
+        checkpoints.load_public(path)
     write_th(path, held | {"bn1.bias": torch.full((16,), torch.nan)})
     with pytest.raises(ValueError, match="other.th: bn1.bias holds NaN"):
-        models.load_public(path)
-    with pytest.raises(FileNotFoundError, match="there is no checkpoint .*none.th; `models.fetch_public`"):
-        models.load_public(tmp_path / "none.th")
+        checkpoints.load_public(path)
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint .*none.th; `checkpoints.fetch_public`"):
+        checkpoints.load_public(tmp_path / "none.th")
 
 
 def test_public_weights_are_fetched_once_and_checked(th, tmp_path, monkeypatch):
     digest = hashlib.sha256(th.read_bytes()).hexdigest()
     name = f"resnet20-{digest[:8]}.th"
-    monkeypatch.setattr(models, "PUBLIC", {"resnet20": digest})
-    monkeypatch.setattr(models, "PUBLIC_ADDRESS", tmp_path.as_uri())
+    monkeypatch.setattr(checkpoints, "PUBLIC", {"resnet20": digest})
+    monkeypatch.setattr(checkpoints, "PUBLIC_ADDRESS", tmp_path.as_uri())
     th.rename(tmp_path / name)
-    path = models.fetch_public("resnet20", tmp_path / "local")
+    path = checkpoints.fetch_public("resnet20", tmp_path / "local")
     assert path == tmp_path / "local" / name and path.read_bytes() == (tmp_path / name).read_bytes()
     no_network(monkeypatch)
-    assert models.fetch_public("resnet20", tmp_path / "local") == path
+    assert checkpoints.fetch_public("resnet20", tmp_path / "local") == path
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=f"is not the published resnet20: .*, not {digest[:8]}; delete it"):
-        models.fetch_public("resnet20", tmp_path / "local")
+        checkpoints.fetch_public("resnet20", tmp_path / "local")
     with pytest.raises(ValueError, match="there are no public weights for 'mlp'; there are for resnet20"):
-        models.fetch_public("mlp")
+        checkpoints.fetch_public("mlp")
 
 
 def test_public_weights_that_cannot_be_fetched(tmp_path, monkeypatch):
     no_network(monkeypatch)
     with pytest.raises(OSError) as refusal:
-        models.fetch_public("resnet56", tmp_path)
+        checkpoints.fetch_public("resnet56", tmp_path)
     said = r"resnet56-4bfd9763.th cannot be downloaded (Name or service not known): put the file from https://github"
     assert str(refusal.value).startswith(said) and str(refusal.value).endswith(f"at {tmp_path}/resnet56-4bfd9763.th")
     assert not list(tmp_path.iterdir())
 
 
 def test_other_bytes_than_were_published_are_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "PUBLIC_ADDRESS", tmp_path.as_uri())
+    monkeypatch.setattr(checkpoints, "PUBLIC_ADDRESS", tmp_path.as_uri())
     (tmp_path / "resnet20-12fca82f.th").write_bytes(b"an error page")
     with pytest.raises(ValueError, match="is not the published resnet20"):
-        models.fetch_public("resnet20", tmp_path / "local")
+        checkpoints.fetch_public("resnet20", tmp_path / "local")
     assert not (tmp_path / "local").exists()

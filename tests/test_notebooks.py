@@ -10,9 +10,10 @@ import sys
 import nbformat
 import pytest
 import yaml
-from conftest import write_notebook
 
-from lowrank_utils import jobs, paths, report
+from conftest import write_notebook
+from lowrank_utils import paths
+from lowrank_utils.workbook import gallery, jobs, runs
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 ALL = NOTEBOOKS + sorted(paths.SOLUTIONS.glob("*.ipynb"))
@@ -58,13 +59,13 @@ def test_every_cell_was_run_in_order_and_without_error(path):
     notebook = read(path)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert report.errors(notebook) == []
+    assert gallery.errors(notebook) == []
 
 
 @each(ALL)
 def test_nothing_of_one_machine_or_one_run_is_kept(path):
     notebook = read(path)
-    assert report.machine_paths(notebook) == []
+    assert gallery.machine_paths(notebook) == []
     assert not [cell for cell in notebook.cells if "injected-parameters" in tags(cell)]
     assert "papermill" not in notebook.metadata and not [
         c for c in notebook.cells if "papermill" in c.metadata
@@ -181,7 +182,6 @@ def toy(tmp_path_factory):
         "print(time.time(), file=sys.stderr)",
         "# NBVAL_IGNORE_OUTPUT\nprint(time.time())",
     )
-    from lowrank_utils import runs
 
     runs.refresh(path)
     return path

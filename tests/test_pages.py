@@ -13,17 +13,19 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
-from conftest import write_notebook
 
-from lowrank_utils import pages, paths, plots, report, runs
+from conftest import write_notebook
+from lowrank_utils import paths
 from lowrank_utils.__main__ import main
+from lowrank_utils.workbook import gallery, plots, runs
+from lowrank_utils.workbook.site import build
 
 ROWS = """\
-from lowrank_utils import runs
+from lowrank_utils.workbook import results
 share = [0.1, 0.2, 0.5]
 rows = [{"chooser": c, "factors": "svd", "scope": s, "target": f"kept {k:.2f}", "parameters_kept": k, "accuracy": k + 0.01 * seed,
          "notebook": "02_arsvd", "dataset": "toys", "network": "mlp"} for c in ("energy", "fixed") for s in ("every layer", "hidden layers") for k in share]
-runs.save(output_folder, rows + [dict(rows[0], chooser="dense", factors="dense", target="dense", accuracy=0.9)])
+results.save(output_folder, rows + [dict(rows[0], chooser="dense", factors="dense", target="dense", accuracy=0.9)])
 """
 DRAW = "import matplotlib.pyplot as plt\n_ = plt.plot([1, 2])"
 TOLD = "## A line\nIt rises from *one* to $x^2$."
@@ -79,7 +81,7 @@ def test_committed_notebooks_become_pages_in_their_order(toy, capsys, monkeypatc
     assert not (toy.root / "outputs" / "site" / "run").exists()
     assert sorted(p.name for p in (toy.root / "outputs").iterdir()) == ["site"]  # nothing lies about
     (toy.root / "README.md").write_text("# Toys again\n")
-    pages.build()
+    build()
     assert "<h1>Toys again" in read(toy, "index")
 
 
@@ -92,7 +94,7 @@ def test_figures_have_alternative_texts_and_stderr_stays_out(toy):
     notebook = nbformat.read(path, 4)
     notebook.cells[2].outputs.append(nbformat.v4.new_output("stream", name="stderr", text="loud"))
     nbformat.write(notebook, path)
-    pages.build()
+    build()
     page = read(toy, "notebooks/01_first")
     (image,) = [i for i in _Images(page).found if "_images" in i["src"]]
     assert image["alt"] == "A line: It rises from one to x^2."
@@ -103,7 +105,7 @@ def test_figures_have_alternative_texts_and_stderr_stays_out(toy):
 def test_a_run_takes_the_place_of_what_is_committed(toy):
     assert toy.call("run", "--quiet", "--set", "threshold=0.3").code == 0
     (place,) = toy.runs.iterdir()
-    pages.build(place.name)
+    build(place.name)
     assert "threshold = 0.3" in re.sub("<[^>]*>", "", read(toy, "notebooks/02_second"))
     results = read(toy, "run/results")
     assert f"Results of {place.name}" in results and "02_arsvd-toys-mlp" in results
@@ -125,7 +127,7 @@ def test_a_sweep_shows_each_cell_and_its_own_figure(toy):
     assert done.code == 1, done.err
     place = toy.root / "outputs" / "sweeps" / "02_second"
     table = pd.read_parquet(place / "results.parquet")
-    figures = report.figures(table)
+    figures = gallery.drawn_figures(table)
     # thresholds are not averaged, seeds are
     assert list(figures) == ["02_arsvd-toys-mlp-threshold=0.1", "02_arsvd-toys-mlp-threshold=0.2"]
     for name, figure in figures.items():
@@ -134,7 +136,7 @@ def test_a_sweep_shows_each_cell_and_its_own_figure(toy):
         assert line.get_ydata() == pytest.approx([0.105, 0.205, 0.505])
     record = runs.read_run(place)
     assert record["status"] == "failed" and [cell["status"] for cell in record["jobs"]].count("done") == 4
-    pages.build(place)
+    build(place)
     names = sorted(p.stem for p in (toy.root / "outputs" / "site" / "run").glob("02_second*"))
     assert "threshold=0.1" in results_of(toy) and "Means and standard deviations" in results_of(toy)
     assert "As executed" not in read(toy, "notebooks/02_second")  # cells of a sweep take no page's place
@@ -144,7 +146,7 @@ def test_a_sweep_shows_each_cell_and_its_own_figure(toy):
 
 
 def test_figures_of_a_table_that_holds_nothing_to_draw():
-    assert report.figures(report.gallery(folder="/nowhere")) == {}
+    assert gallery.drawn_figures(gallery.published_rows(folder="/nowhere")) == {}
     rows = {
         "notebook": ["02_arsvd", "05_rank_search"],
         "chooser": "dense",
@@ -152,7 +154,7 @@ def test_figures_of_a_table_that_holds_nothing_to_draw():
         "network": "mlp",
         "target": "dense",
     }
-    assert report.figures(pd.DataFrame(rows | {"accuracy": 0.5, "seed": 0})) == {}
+    assert gallery.drawn_figures(pd.DataFrame(rows | {"accuracy": 0.5, "seed": 0})) == {}
 
 
 def test_what_cannot_be_drawn_is_left_out_and_names_are_fit_for_files():
@@ -170,18 +172,18 @@ def test_what_cannot_be_drawn_is_left_out_and_names_are_fit_for_files():
             table = pd.DataFrame(some).assign(
                 notebook=notebook, parameters_kept=0.1, macs_kept=0.5, scope="every layer"
             )
-            for name, figure in report.figures(table).items():
+            for name, figure in gallery.drawn_figures(table).items():
                 assert re.fullmatch(r"[\w.=-]+", name) and len(figure.axes) > 0
     table["target"] = 0.5  # a number
-    assert report.figures(table) == {}
+    assert gallery.drawn_figures(table) == {}
 
 
 @pytest.mark.parametrize(
     "notebook", ["02_arsvd", "02b_convolutions", "03_entropy_pruning", "04_ddlr", "05_rank_search"]
 )
 def test_every_notebook_with_published_rows_has_its_figure(notebook):
-    table = report.gallery(notebook=notebook)
-    figures = report.figures(table)
+    table = gallery.published_rows(notebook=notebook)
+    figures = gallery.drawn_figures(table)
     networks = table[["dataset", "network"]].drop_duplicates()
     assert len(figures) == (1 if notebook.startswith(("02b", "05")) else len(networks))
     for figure in figures.values():
@@ -191,7 +193,7 @@ def test_every_notebook_with_published_rows_has_its_figure(notebook):
 
 def stands(made):
     """Build a site, and return a function that says whether it is as it was."""
-    pages.build()
+    build()
     before = {p: p.read_bytes() for p in (made.root / "outputs" / "site").rglob("*") if p.is_file()}
     return lambda: all(p.is_file() and p.read_bytes() == content for p, content in before.items())
 
@@ -200,7 +202,7 @@ def test_a_page_that_cannot_be_built_leaves_the_old_site(toy):
     still = stands(toy)
     (toy.root / "README.md").write_text("# Toys\n[gone](notebooks/99_gone.ipynb)\n")
     with pytest.raises(runs.RunError, match=r"cannot be built: index.md.*99_gone"):
-        pages.build()
+        build()
     for content in (
         b"{",
         b"\xae\xff",
@@ -209,7 +211,7 @@ def test_a_page_that_cannot_be_built_leaves_the_old_site(toy):
     ):
         toy.first.write_bytes(content)
         with pytest.raises(runs.RunError, match="01_first.ipynb is missing or damaged"):
-            pages.build()
+            build()
     assert still() and sorted(p.name for p in (toy.root / "outputs").iterdir()) == ["site"]
 
 
@@ -218,13 +220,13 @@ def test_nothing_that_is_not_a_site_is_replaced(toy, monkeypatch):
     site = toy.root / "outputs" / "site"
     (site / "CNAME").write_text("mine")
     with pytest.raises(runs.RunError, match="site holds CNAME, which is no page of ours"):
-        pages.build()
+        build()
     (site / "CNAME").unlink()
     (toy.root / "letter.txt").write_text("dear")
     (toy.root / "link").symlink_to(site)
     for name in ("letter.txt", "link"):
         with pytest.raises(runs.RunError, match=f"{name} is not a folder that can be replaced"):
-            pages.build(folder=toy.root / name)
+            build(folder=toy.root / name)
     assert (toy.root / "letter.txt").read_text() == "dear" and still()
     rename = Path.rename
 
@@ -236,9 +238,9 @@ def test_nothing_that_is_not_a_site_is_replaced(toy, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", stuck)
         with pytest.raises(OSError, match="Input/output"):
-            pages.build()
+            build()
     assert still()
-    pages.build()
+    build()
     assert not (toy.root / "outputs" / ".site-build").exists()
 
 
@@ -248,31 +250,31 @@ def test_one_build_at_a_time_and_a_killed_one_leaves_nothing_behind(toy):
     (beside / "source").mkdir(parents=True)  # as a killed build leaves it
     (beside / "source" / "conf.py").write_text("boom")
     with runs.locked(beside), pytest.raises(runs.RunError, match="another build of .*site is under way"):
-        pages.build()
+        build()
     assert still() and beside.exists()
-    pages.build()
+    build()
     assert still() and not beside.exists()
 
 
 def test_bad_requests_are_one_sentence(toy, monkeypatch):
     with pytest.raises(runs.RunError, match="there is no run 'gone'"):
-        pages.build("gone")
+        build("gone")
     place = runs.new_run()
     runs.write_json(place / "run.json", {"status": "running", "request": {}, "jobs": []})
     with pytest.raises(runs.RunError, match="has executed nothing yet"):
-        pages.build(place)
+        build(place)
     (toy.root / "mine").mkdir()
     (toy.root / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(runs.RunError, match="holds letter.txt, which is no page of ours"):
-        pages.build(folder=toy.root / "mine")
+        build(folder=toy.root / "mine")
     assert (toy.root / "mine" / "letter.txt").read_text() == "dear"
     with pytest.raises(runs.RunError, match="copy memory://x here first"):
-        pages.build("memory://x")
+        build("memory://x")
     for words in (["--to", "x"], ["--site", "--gallery"], ["--site", "a", "b"]):
         assert (done := toy.call("report", *words)).code == 2 and done.err.count("\n") == 1, done.err
     monkeypatch.setattr(sys, "executable", str(without_sphinx(toy.root)))
     with pytest.raises(runs.RunError, match=r"built with sphinx, which is not installed: make site"):
-        pages.build()
+        build()
 
 
 def without_sphinx(folder):
@@ -299,7 +301,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    return pages.build(folder=tmp_path_factory.mktemp("built") / "site").parent
+    return build(folder=tmp_path_factory.mktemp("built") / "site").parent
 
 
 @contextlib.contextmanager
@@ -457,13 +459,13 @@ def test_jupyterlab_runs_02_from_top_to_bottom(browser, tmp_path):
             page.click(save)
             with contextlib.suppress(nbformat.reader.NotJSONError):  # read while it is written
                 ran, done = read(path)
-                if done[-1].execution_count or report.errors(ran):
+                if done[-1].execution_count or gallery.errors(ran):
                     break
         page.wait_for_selector("text=Python 3 (ipykernel) | Idle", timeout=60_000)
         page.click(save)
         page.wait_for_selector(".jp-mod-current:not(.jp-mod-dirty)")  # while cells run, the next output makes it dirty
         ran, done = read(path)
-        assert report.errors(ran) == []
+        assert gallery.errors(ran) == []
         assert [c.execution_count for c in done] == list(range(1, len(code) + 1))
         assert sum("image/png" in o.get("data", {}) for c in done for o in c.outputs) >= 5
         seen = page.wait_for_selector(

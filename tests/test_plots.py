@@ -8,7 +8,10 @@ import pandas as pd
 import pytest
 import torch
 
-from lowrank_utils import ddlr, layers, plots, report
+from lowrank_utils.factors.ddlr import solve
+from lowrank_utils.network import profile
+from lowrank_utils.workbook import plots
+from lowrank_utils.workbook.chapters import arsvd, ddlr, entropy_pruning, rank_search, side_by_side, training
 
 
 @pytest.fixture(autouse=True)
@@ -45,20 +48,20 @@ def test_frontier_by_scope_from_a_floor():
 
 def test_spectra_and_rank_curves_have_one_panel_a_layer():
     values = {"fc1": np.array([3.0, 1.0]), "fc2": np.array([2.0])}
-    figure = plots.spectra(values, values)
+    figure = arsvd.spectra(values, values)
     assert [axis.get_title() for axis in figure.axes] == ["fc1: 2 components", "fc2: 1 components"]
     table = pd.DataFrame(
         {"layer": name, "rule": rule, "threshold": t, "rank": 2, "full_rank": 4, "break_even": 3}
         for name in ("fc1", "fc2") for rule in ("energy", "entropy") for t in (0.5, 1.0)
     )  # fmt: skip
-    figure = plots.rank_curves(table)
+    figure = arsvd.rank_curves(table)
     assert [line.get_label() for line in figure.axes[0].lines] == ["energy", "entropy", "break-even"]
 
 
 def test_history_confusion_and_images():
     table = pd.DataFrame({"epoch": [1, 2], "train_loss": [1, 0.5], "valid_loss": [1, 0.7], "valid_accuracy": [0.5, 0.6], "valid_f1": [0.4, 0.6]})
-    assert [axis.get_xlabel() for axis in plots.history(table).axes] == ["epoch", "epoch"]
-    figure = plots.confusion([[3, 1], [0, 0]], ("cat", "dog"))
+    assert [axis.get_xlabel() for axis in training.history(table).axes] == ["epoch", "epoch"]
+    figure = training.confusion([[3, 1], [0, 0]], ("cat", "dog"))
     assert [text.get_text() for text in figure.axes[0].texts] == ["75", "25", "0", "0"]
     images = np.zeros((3, 4, 4, 3), np.uint8)
     figure = plots.image_grid(images, [0, 1, 1], ("cat", "dog"), columns=2)
@@ -66,11 +69,11 @@ def test_history_confusion_and_images():
 
 
 def test_histograms_and_scatter_draw_what_they_are_given():
-    figure = plots.histograms({"a": np.array([0.0, 0, 1]), "b": np.arange(9.0)}, bins=4)
+    figure = entropy_pruning.histograms({"a": np.array([0.0, 0, 1]), "b": np.arange(9.0)}, bins=4)
     heights = [[bar.get_height() for bar in axis.patches] for axis in figure.axes]
     assert heights[0] == [2, 0, 0, 1] and sum(heights[1]) == 9
     table = pd.DataFrame({"x": [1.0, 2], "z": [3.0, 4], "y": [5.0, 6]})
-    figure = plots.scatter(table, "y", ["x", "z"], {"x": "one", "z": "two", "y": "three"})
+    figure = side_by_side.scatter(table, "y", ["x", "z"], {"x": "one", "z": "two", "y": "three"})
     assert [axis.lines[0].get_xdata().tolist() for axis in figure.axes] == [[1, 2], [3, 4]]
     assert [axis.get_xlabel() for axis in figure.axes] == ["one", "two"] and figure.axes[0].get_ylabel() == "three"
 
@@ -78,7 +81,7 @@ def test_histograms_and_scatter_draw_what_they_are_given():
 def test_the_ranking_shows_what_stays():
     rows = [("fc1", c, 1 / c, 2 / c) for c in (1, 2, 3)] + [("fc2", c, 1 / c, 2 / c) for c in (1, 2)]
     table = pd.DataFrame(rows, columns=["layer", "component", "score", "key"]).sample(frac=1, random_state=0)
-    figure = plots.ranking(table, {"fc1": 2})
+    figure = entropy_pruning.ranking(table, {"fc1": 2})
     assert [axis.get_title() for axis in figure.axes] == ["fc1: 2 of 3 stay", "fc2: 2 of 2 stay"]
     score, stays, dropped = figure.axes[0].lines
     assert score.get_ydata().tolist() == [1, 0.5, 1 / 3]
@@ -87,10 +90,10 @@ def test_the_ranking_shows_what_stays():
 
 def test_the_gap_and_the_ball_are_drawn():
     history = pd.DataFrame({"iteration": [0, 20], "objective": [8.0, 5.0], "bound": [1.0, 4.0]})
-    figure = plots.gap(history, "fc1")
+    figure = ddlr.gap(history, "fc1")
     assert [line.get_ydata().tolist() for line in figure.axes[0].lines] == [[8, 5], [1, 4]]
     assert figure.axes[1].lines[0].get_ydata().tolist() == pytest.approx([7 / 8, 0.2])
-    solid, flat = plots.norm_ball().axes
+    solid, flat = ddlr.norm_ball().axes
     a, b, c = (np.asarray(values) for values in solid.lines[0].get_data_3d())
     assert np.allclose(a * c - b**2, 0) and np.allclose(a + c, 1)  # rank 1, nuclear norm 1
     assert len(flat.patches) == 2
@@ -98,7 +101,7 @@ def test_the_gap_and_the_ball_are_drawn():
         touch, centre = np.array(star.get_data()).ravel(), np.array(disc.center)
         assert np.hypot(*(touch - centre)) == pytest.approx(disc.radius)  # on the rim of what is allowed,
         assert touch.sum() == pytest.approx(np.max(ball.get_xdata()))  # on the ball,
-        found = ddlr.solve(torch.eye(2), torch.diag(torch.tensor([3.0, 4.0])), disc.radius / 5, relu=False, tolerance=1e-7)
+        found = solve(torch.eye(2), torch.diag(torch.tensor([3.0, 4.0])), disc.radius / 5, relu=False, tolerance=1e-7)
         assert torch.linalg.svdvals(found.weights).flip(0).numpy() == pytest.approx(touch, abs=1e-3)  # and where the solver ends
 
 
@@ -119,7 +122,7 @@ def drawn(figure):
 
 
 def test_rules_have_a_panel_for_each_scope_and_factors_and_draw_any_chooser():
-    figure = plots.rules(sized(), "2 seeds")
+    figure = arsvd.rules(sized(), "2 seeds")
     panels = drawn(figure)
     assert list(panels) == ["every layer cut, svd, 2 seeds", "every layer cut, data-aware, 2 seeds"]
     for mine in panels.values():
@@ -132,7 +135,7 @@ def test_rules_have_a_panel_for_each_scope_and_factors_and_draw_any_chooser():
 def test_rankings_and_programs_show_their_panels_and_cut_offs():
     rows = sized()
     rows["factors"] = rows["factors"].replace({"svd": "folded"})
-    figure = plots.rankings(rows)
+    figure = entropy_pruning.rankings(rows)
     assert [p.split(",")[0] for p in drawn(figure)] == ["components", "units"]
     assert "units, mean folded, test images" in drawn(figure) and "components, data-aware factors, test images" in drawn(figure)
     assert figure.axes[0].get_ylim()[0] == pytest.approx(0.51)  # 40 points below the dense network
@@ -140,7 +143,7 @@ def test_rankings_and_programs_show_their_panels_and_cut_offs():
     rows["chooser"] = rows["chooser"].replace({"energy": "DDLR", "mine": "ARSVD"})
     rows.loc[(rows["chooser"] == "DDLR") & (rows["target"] == "kept 0.2"), "target"] = "epsilon 0.1"
     short = rows[~((rows["chooser"] == "ARSVD") & (rows["target"] == "kept 0.4") & (rows["seed"] == 1))]
-    panels = drawn(figure := plots.programs(short))
+    panels = drawn(figure := ddlr.programs(short))
     assert figure.axes[0].get_ylim()[0] == pytest.approx(0.76)
     assert panels["from a convex program, test images"]["DDLR"][0] == pytest.approx([0.2, 0.4])
     assert panels["at a given size, test images"]["ARSVD"][0] == [0.2]  # the other size lacks a seed
@@ -150,7 +153,7 @@ def test_curves_have_a_panel_a_layer_and_leave_out_what_is_too_small():
     table = pd.DataFrame(
         {"layer": name, "macs": macs, "energy": macs, "loss": 1 - macs} for name in ("a", "b") for macs in (0.5, 1.0, 0.2)
     )
-    figure = plots.curves(table, points=pd.DataFrame([{"layer": "a", "macs": 0.2, "loss": 0.8}]))
+    figure = rank_search.curves(table, points=pd.DataFrame([{"layer": "a", "macs": 0.2, "loss": 0.8}]))
     assert [axis.get_title() for axis in figure.axes] == ["a", "b"]
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     assert np.allclose(lines["energy"].get_xdata(), [0.2, 0.5, 1.0])
@@ -169,7 +172,7 @@ def test_choosers_have_a_row_a_network_and_a_band_over_draws():
     )  # fmt: skip
     dense = {"dataset": "d", "network": "n", "chooser": "dense", "factors": "dense", "target": "dense", "macs_kept": 1.0, "accuracy": 0.9}
     lossless = dense | {"chooser": "exact", "factors": "svd", "target": "lossless"}
-    figure = plots.choosers(pd.concat([pd.DataFrame([dense, lossless]), table]))
+    figure = rank_search.choosers(pd.concat([pd.DataFrame([dense, lossless]), table]))
     assert len(figure.axes) == 6 and figure.axes[3].get_title() == "m on d, svd factors"
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     assert np.allclose(lines["exact"].get_xdata(), [0.25, 0.5]) and np.allclose(lines["exact"].get_ydata(), [0.3, 0.55])
@@ -186,7 +189,7 @@ def ways():
 
 
 def test_trade_off_steps_over_what_nothing_beats():
-    left, right = plots.trade_off(ways()).axes
+    left, right = side_by_side.trade_off(ways()).axes
     assert left.get_xlabel() == "kB on disk" and right.get_xlabel() == "time for 64 inputs (dense network in torch: 1)"
     (steps,) = [line for line in left.lines if line.get_drawstyle() == "steps-post"]
     assert list(steps.get_xdata()) == [250, 1000] and list(steps.get_ydata()) == [0.895, 0.9]
@@ -199,7 +202,7 @@ def test_trade_off_steps_over_what_nothing_beats():
 def test_trade_off_draws_means_over_seeds():
     one = ways().assign(seed=0, factors="svd", target="own")
     two = one.assign(seed=1, accuracy=one["accuracy"] - 0.02)
-    left, _ = plots.trade_off(pd.concat([one, two])).axes
+    left, _ = side_by_side.trade_off(pd.concat([one, two])).axes
     lines = {line.get_label(): line for line in left.lines}
     assert list(lines["8 bit"].get_xdata()) == [250] and np.allclose(lines["8 bit"].get_ydata(), 0.885)
     (steps,) = [line for line in left.lines if line.get_drawstyle() == "steps-post"]
@@ -207,14 +210,14 @@ def test_trade_off_draws_means_over_seeds():
 
 
 def test_explorer_shows_spectrum_work_and_cost():
-    card = next(iter(layers.survey(torch.nn.Sequential(torch.nn.Linear(6, 4)), (6,))))
+    card = next(iter(profile.read_layers(torch.nn.Sequential(torch.nn.Linear(6, 4)), (6,))))
     shares = pd.DataFrame({"energy": {"0": 0.5}, "exact": {"0": 1.0}})
     points = {"dense": (1.0, 0.9), "energy": (0.5, 0.8), "exact": (1.0, 0.9)}
-    left, middle, right = plots.explorer(card, 2, shares, points).axes
+    left, middle, right = side_by_side.explorer(card, 2, shares, points).axes
     assert len(left.patches) == 4 and left.get_title() == "0: rank 2 of 4"
     assert [p.get_height() for p in middle.patches] == [0.5, 1.0]
     assert {line.get_label() for line in right.lines} == set(points)
-    assert plots.explorer(card, None, shares, points).axes[0].get_title() == "0: dense of 4"
+    assert side_by_side.explorer(card, None, shares, points).axes[0].get_title() == "0: dense of 4"
 
 
 def test_ledger_is_sorted_for_a_reader():
@@ -224,7 +227,7 @@ def test_ledger_is_sorted_for_a_reader():
          "seconds_to_find": 1.0, "evaluations": 3, "source": "here"}
         for target, accuracy in (("macs 0.50", 0.7), ("macs 0.25", 0.6), ("macs 0.25", 0.8))
     )  # fmt: skip
-    styler = report.ledger(table)
+    styler = side_by_side.ledger(table)
     assert styler.data["accuracy %"].round(1).tolist() == [80.0, 60.0, 70.0]
     page = styler.to_html()
     assert ">80.0<" in page and ">2.0<" in page and "nan" not in page.lower()

@@ -12,7 +12,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from lowrank_utils import __version__, jobs, paths
+from lowrank_utils import __version__, paths
+from lowrank_utils.lab import training
+from lowrank_utils.workbook import gallery, jobs
 
 PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -92,7 +94,7 @@ def test_presets_are_flat_and_fit_the_notebooks():
     names = {p.stem for p in paths.PRESETS.glob("*.yaml")}
     assert {"fashion-mnist", "mnist", "cifar10", "cifar100", "digits"} <= names
     for name in names:
-        assert jobs.plan(preset=name), name
+        assert jobs.plan_jobs(preset=name), name
 
 
 # ---- the Makefile, with a Python that only writes down what it is asked
@@ -192,18 +194,16 @@ def test_ci_calls_make_test():
 def test_presets_train_by_the_published_recipe(name):
     import dataclasses
 
-    from lowrank_utils import jobs, training
 
-    (job,) = jobs.plan(only=["01"], preset=name)
+    (job,) = jobs.plan_jobs(only=["01"], preset=name)
     recipe = dataclasses.asdict(training.recipe_for(job.parameters["network"], name))
     assert recipe.pop("augment") is False  # no parameter of the notebook
     assert {key: job.parameters[key] for key in recipe} == recipe
 
 
 def test_the_readme_and_the_gallery_quote_the_published_results():
-    from lowrank_utils import report
 
-    tables = report.summary()
+    tables = gallery.published_tables()
     assert len(tables) == 16
     page = (paths.GALLERY / "README.md").read_text()
     readme = (paths.ROOT / "README.md").read_text()
@@ -211,5 +211,5 @@ def test_the_readme_and_the_gallery_quote_the_published_results():
         assert table in page and re.search(rf"## {re.escape(heading)}\n\n[^|\s]", page), heading  # a caption
         link = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
         assert table in readme or f"outputs/gallery/README.md#{link})" in readme or "with spread" in heading, heading
-    assert report.quote(readme, tables) == readme
+    assert gallery.quote(readme, tables) == readme
     assert all(tables[heading] in readme for heading in ("What the papers claim", "Dense networks"))

@@ -8,18 +8,19 @@ import signal
 import nbformat
 import pandas as pd
 import pytest
-from conftest import SAVE, WORK, make_project, mounted, wait_for, write_notebook
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank_utils import jobs, paths, report, results, runs
+from conftest import SAVE, WORK, make_project, mounted, wait_for, write_notebook
+from lowrank_utils import paths
+from lowrank_utils.workbook import gallery, jobs, results, runs
 
 EMPTY = {"only": [], "preset": {}, "settings": {}, "seeds": []}
 
 
 def go(project, progress=False, **request):
     request = {**EMPTY, **request}
-    return runs.run(jobs.plan(**request), request, progress=progress)
+    return runs.run(jobs.plan_jobs(**request), request, progress=progress)
 
 
 def statuses(place):
@@ -32,19 +33,19 @@ def statuses(place):
 def test_plan_takes_defaults_then_preset_then_settings(project):
     preset = project.root / "small.yaml"
     preset.write_text("threshold: 0.5\nword: preset\n")
-    first, second = jobs.plan(preset=str(preset), settings={"threshold": "0.25"})
+    first, second = jobs.plan_jobs(preset=str(preset), settings={"threshold": "0.25"})
     assert (first.notebook, second.notebook) == ("01_first", "02_second")
     assert first.parameters == {"seed": 0, "threshold": 0.25, "word": "preset"}
 
 
 def test_plan_goes_seed_after_seed(project):
-    planned = [(job.parameters["seed"], job.notebook) for job in jobs.plan(seeds=[2, 0])]
+    planned = [(job.parameters["seed"], job.notebook) for job in jobs.plan_jobs(seeds=[2, 0])]
     assert planned == [(2, "01_first"), (2, "02_second"), (0, "01_first"), (0, "02_second")]
 
 
 @pytest.mark.parametrize("word", ["02", "2", "02_second", "notebooks/02_second.ipynb"])
 def test_a_notebook_is_named_by_number_or_name(project, word):
-    assert [job.notebook for job in jobs.plan(only=[word])] == ["02_second"]
+    assert [job.notebook for job in jobs.plan_jobs(only=[word])] == ["02_second"]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_plan_refuses_in_one_sentence(project, request_, says):
     presets.mkdir()
     (presets / "mnist.yaml").write_text("threshold: 0.5\n")
     with pytest.raises(ValueError, match=says) as error:
-        jobs.plan(**request_)
+        jobs.plan_jobs(**request_)
     assert "\n" not in str(error.value)
 
 
@@ -87,39 +88,39 @@ def test_a_preset_that_is_no_mapping_is_refused(project, content):
     preset = project.root / "odd.yaml"
     preset.write_text(content)
     with pytest.raises(ValueError, match="odd.yaml"):
-        jobs.plan(preset=str(preset))
+        jobs.plan_jobs(preset=str(preset))
 
 
 def test_text_is_read_as_the_parameter_needs_it(project):
-    (job,) = jobs.plan(only=["1"], settings={"threshold": "1e-1", "word": "no", "seed": "7"})
+    (job,) = jobs.plan_jobs(only=["1"], settings={"threshold": "1e-1", "word": "no", "seed": "7"})
     assert job.parameters == {"seed": 7, "threshold": 0.1, "word": "no"}
-    (job,) = jobs.plan(only=["1"], settings={"threshold": "1"})
+    (job,) = jobs.plan_jobs(only=["1"], settings={"threshold": "1"})
     assert isinstance(job.parameters["threshold"], float)
 
 
 def test_unknown_data_sets_and_networks_are_refused(project):
     write_notebook(paths.NOTEBOOKS / "03_third.ipynb", parameters='dataset: str = "digits"  # images\n')
-    assert jobs.plan()[2].fingerprint != ""
+    assert jobs.plan_jobs()[2].fingerprint != ""
     with pytest.raises(ValueError, match="unknown data set 'digts'"):
-        jobs.plan(settings={"dataset": "digts"})
+        jobs.plan_jobs(settings={"dataset": "digts"})
     write_notebook(paths.NOTEBOOKS / "04_fourth.ipynb", parameters='network: str = "mlp"  # network\n')
-    assert jobs.plan(settings={"network": "lenet300"})[3].parameters == {"network": "lenet300"}
+    assert jobs.plan_jobs(settings={"network": "lenet300"})[3].parameters == {"network": "lenet300"}
     with pytest.raises(ValueError, match="unknown network 'lenet'; known: "):
-        jobs.plan(settings={"network": "lenet"})
+        jobs.plan_jobs(settings={"network": "lenet"})
 
 
 def test_an_address_depends_on_code_parameters_and_data_alone(project):
-    (job,) = jobs.plan(only=["02"])
+    (job,) = jobs.plan_jobs(only=["02"])
     assert job.address.startswith("02_second-seed0-")
-    assert jobs.plan(only=["02"], settings={"threshold": 0.9})[0].address == job.address
-    assert jobs.plan(only=["02"], settings={"threshold": 0.8})[0].address != job.address
+    assert jobs.plan_jobs(only=["02"], settings={"threshold": 0.9})[0].address == job.address
+    assert jobs.plan_jobs(only=["02"], settings={"threshold": 0.8})[0].address != job.address
     notebook = nbformat.read(project.second, as_version=4)
     notebook.cells[0].source = "# Other words"
     nbformat.write(notebook, project.second)
-    assert jobs.plan(only=["02"])[0].address == job.address
+    assert jobs.plan_jobs(only=["02"])[0].address == job.address
     notebook.cells[2].source += "\nprint(1)"
     nbformat.write(notebook, project.second)
-    assert jobs.plan(only=["02"])[0].address != job.address
+    assert jobs.plan_jobs(only=["02"])[0].address != job.address
     other = jobs.Job(job.notebook, job.path, job.parameters, "another fingerprint", job.source)
     assert other.address != job.address
 
@@ -147,7 +148,7 @@ def test_every_share_passes_and_comes_back_exactly(share):
 def test_a_parameter_without_a_literal_default_is_refused(project):
     write_notebook(project.first, parameters="seed: int = 2 * 3  # computed\n")
     with pytest.raises(ValueError, match="01_first.ipynb: the default of seed is not a literal"):
-        jobs.plan()
+        jobs.plan_jobs()
 
 
 # ---- results: what a notebook leaves
@@ -206,7 +207,7 @@ def test_executed_notebooks_hold_the_parameters_but_no_place(ran):
         notebook = nbformat.read(path, as_version=4)
         (injected,) = [c for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", [])]
         assert "threshold = 0.7" in injected.source and "output_folder" not in injected.source
-        assert report.machine_paths(notebook) == []
+        assert gallery.machine_paths(notebook) == []
         assert notebook.metadata.papermill.parameters == {"seed": 0, "threshold": 0.7, "word": "plain"}
         assert str(ran.root) not in path.read_text()
 
@@ -258,7 +259,7 @@ def test_a_dead_kernel_is_named(project):
 
 
 def test_a_notebook_edited_after_planning_is_not_run(project):
-    planned = jobs.plan(only=["01"])
+    planned = jobs.plan_jobs(only=["01"])
     write_notebook(project.first, "print('edited')")
     with pytest.raises(runs.RunError, match="01_first has changed since"):
         runs.execute(planned[0], project.runs / "x", progress=False)
@@ -379,40 +380,40 @@ def test_a_file_in_the_place_of_the_folder_is_named(project):
 
 def test_gallery_takes_the_place_of_older_rows(project):
     assert (
-        list(report.gallery().columns[:3]) == ["notebook", "dataset", "network"]
-        and len(report.gallery()) == 0
+        list(gallery.published_rows().columns[:3]) == ["notebook", "dataset", "network"]
+        and len(gallery.published_rows()) == 0
     )
     both = go(project, settings={"threshold": 0.3})
-    assert sorted(p.name for p in report.publish(both)) == ["01_first-seed0.ipynb", "02_second-seed0.ipynb"]
+    assert sorted(p.name for p in gallery.publish(both)) == ["01_first-seed0.ipynb", "02_second-seed0.ipynb"]
     before = (paths.GALLERY / "results.csv").read_text()
     newer = go(project, only=["01"], settings={"threshold": 0.6})
-    report.publish(newer)
+    gallery.publish(newer)
     after = (paths.GALLERY / "results.csv").read_text()
     assert before.splitlines()[2] == after.splitlines()[2] and before != after
-    table = report.gallery()
+    table = gallery.published_rows()
     assert list(table["accuracy"]) == [0.6 / 3, 0.3 / 3] and list(table["seed"]) == [0, 0]
-    assert list(report.gallery(notebook="02_second")["accuracy"]) == [0.3 / 3]
-    assert len(report.gallery(notebook="03_third")) == 0
-    assert len(report.gather(both, newer)) == 3
+    assert list(gallery.published_rows(notebook="02_second")["accuracy"]) == [0.3 / 3]
+    assert len(gallery.published_rows(notebook="03_third")) == 0
+    assert len(gallery.gather(both, newer)) == 3
 
 
 def test_gallery_refuses_twins_errors_paths_and_unfinished_runs(project):
     place = go(project, only=["01"])
     with pytest.raises(runs.RunError, match="two of these jobs would be published as 01_first-seed0"):
-        report.publish(place, place)
+        gallery.publish(place, place)
     (executed,) = place.glob("*/notebook.ipynb")
     notebook = nbformat.read(executed, as_version=4)
     notebook.cells[3].outputs = [nbformat.v4.new_output("stream", text=f"{project.root}/x and /tmp/y")]
     nbformat.write(notebook, executed)
     with pytest.raises(runs.RunError, match="not fit to be published, it holds .*/x"):
-        report.publish(place)
+        gallery.publish(place)
     notebook.cells[3].outputs = [nbformat.v4.new_output("error", ename="E", evalue="e", traceback=[])]
     nbformat.write(notebook, executed)
     with pytest.raises(runs.RunError, match="an error in cell 4"):
-        report.publish(place)
+        gallery.publish(place)
     os.remove(executed.parent / "done.json")
     with pytest.raises(runs.RunError, match="is not complete"):
-        report.publish(place)
+        gallery.publish(place)
     assert not paths.GALLERY.exists()
 
 
@@ -450,7 +451,6 @@ def test_a_readable_but_incomplete_record_is_damaged(project):
 
 
 def test_a_wrong_device_is_refused_before_any_work():
-    from lowrank_utils import jobs
 
     assert jobs.typed("device", "str", "cuda:1") == "cuda:1"
     with pytest.raises(ValueError, match="device='gpu' is not known; known: auto, cpu, cuda"):

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lowrank_utils import models, score
-from lowrank_utils.results import RESULT_COLUMNS
+from lowrank_utils.lab import models, score
+from lowrank_utils.lab.columns import RESULT_COLUMNS
 
 
 @pytest.mark.parametrize(

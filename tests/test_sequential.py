@@ -4,12 +4,17 @@ import logging
 
 import pytest
 import torch
-from conftest import mlp
 from torch import nn
 from torch.nn import functional as F
 
-from lowrank_utils import factors, layers, score, sequential
-from lowrank_utils.sequential import before_relu, fisher, reduced_rank, sweep
+from conftest import mlp
+from lowrank_utils.factors import replace, sequential
+from lowrank_utils.factors.sequential import sweep
+from lowrank_utils.factors.svd import reduced_rank
+from lowrank_utils.lab.score import parameters
+from lowrank_utils.network import graph, profile, statistics
+from lowrank_utils.network.graph import before_relu
+from lowrank_utils.network.statistics import fisher
 
 
 @pytest.fixture
@@ -54,14 +59,14 @@ def test_full_rank_changes_nothing(bias, relu, x):
     assert torch.allclose(small(x), model(x), atol=2e-3)
     thin = sweep(model, {"0": 9, "2": 7, "4": 4}, x * (torch.arange(12) > 3), relu=relu, iterations=3)
     assert torch.allclose(thin(x), model(x), atol=2e-3)  # also in directions that the calibration data never took
-    assert score.parameters(small) == 9 * 21 + 7 * 16 + 4 * 11 + (20 if bias else 0)
+    assert parameters(small) == 9 * 21 + 7 * 16 + 4 * 11 + (20 if bias else 0)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_sweep_loses_less_than_factors_that_look_at_one_layer_each(bias, x):
     model = mlp((12, 11, 10, 4), bias=bias)
     plan = {"0": 3, "2": 3}
-    alone = layers.apply(model, plan, "data-aware", x)
+    alone = replace.apply_plan(model, plan, "data-aware", x)
     swept = sweep(model, plan, x)
     without = sweep(model, plan, x, refit=False)
     errors = [(net(x) - model(x)).square().mean().item() for net in (alone, without, swept)]
@@ -129,11 +134,11 @@ def test_a_network_that_cannot_be_traced_is_said_and_swept_without_relu(x, caplo
 def test_apply_takes_both_sweeps_by_name(x):
     model = mlp((12, 11, 10, 4))
     plan = {"0": 3, "2": 3}
-    by_name = layers.apply(model, plan, "relu-aware", x)
+    by_name = replace.apply_plan(model, plan, "relu-aware", x)
     assert torch.allclose(by_name(x), sweep(model, plan, x, relu=True)(x), atol=1e-5)
-    assert torch.allclose(layers.apply(model, plan, "sequential", x)(x), sweep(model, plan, x)(x), atol=1e-5)
+    assert torch.allclose(replace.apply_plan(model, plan, "sequential", x)(x), sweep(model, plan, x)(x), atol=1e-5)
     with pytest.raises(ValueError, match="factors='sequential' need calibration images"):
-        layers.apply(model, plan, "sequential")
+        replace.apply_plan(model, plan, "sequential")
 
 
 def test_wrong_requests_are_refused_in_words(x):
@@ -214,7 +219,7 @@ def test_weighted_factors_change_the_answer_less(x):
     with torch.no_grad():
         before = model(x).log_softmax(1)
         plain, weighted = (
-            (before.exp() * (before - layers.apply(model, plan, way, x)(x).log_softmax(1))).sum(1).mean()
+            (before.exp() * (before - replace.apply_plan(model, plan, way, x)(x).log_softmax(1))).sum(1).mean()
             for way in ("sequential", "fisher-weighted")
         )
     assert weighted < plain
@@ -364,7 +369,7 @@ class Dropping(nn.Module):
 
 def test_the_network_is_traced_in_eval_mode(x):
     model = Dropping().train()
-    assert sequential.followed_by(model)["b"].relu and before_relu(model) == {"a", "b"}
+    assert graph.followed_by(model)["b"].relu and before_relu(model) == {"a", "b"}
     small = sweep(model, {"b": 5}, x)
     assert model.training and torch.equal(small.eval()(x), sweep(model.eval(), {"b": 5}, x)(x))
 
@@ -414,7 +419,7 @@ def test_a_batch_norm_over_tokens_is_not_one_of_the_outputs(tokens):
     model = Tokens().eval()
     z = torch.randn(50, tokens, 12, generator=torch.Generator().manual_seed(0)) + 1 + torch.arange(12.0) / 4
     for kind in ("sequential", "data-aware"):
-        small = layers.apply(model, {"a": 5}, kind, z)
+        small = replace.apply_plan(model, {"a": 5}, kind, z)
         assert torch.equal(small.n.running_mean, model.n.running_mean)
         assert (small(z) - model(z)).square().mean() < 0.05 * model(z).square().mean()
 
@@ -424,7 +429,7 @@ def test_tied_weights_stay_tied_and_are_not_refitted(x):
     model[4].weight = model[2].weight
     small = sweep(model, {"0": 3}, x)
     assert small[4].weight is small[2].weight
-    assert score.parameters(small) == score.parameters(model) - 108 + 3 * 21
+    assert parameters(small) == parameters(model) - 108 + 3 * 21
     with pytest.raises(ValueError, match="layer '2' shares its weight with another"):
         sweep(model, {"2": 4}, x)
 
@@ -442,7 +447,7 @@ class Twice(nn.Module):
 
 def test_a_layer_that_is_used_twice_is_left_as_it_is(x):
     model = Twice()
-    reasons = {card.name: card.reason for card in layers.survey(model, (12,))}
+    reasons = {card.name: card.reason for card in profile.read_layers(model, (12,))}
     assert reasons == {"a": "", "b": "it is used 2 times in one pass", "c": "", "idle": ""}
     small = sweep(model, {"a": 3}, x)
     assert torch.equal(small.b.weight, model.b.weight) and not torch.equal(small.c.weight, model.c.weight)
@@ -464,9 +469,9 @@ def test_layers_may_be_called_by_keyword(x):
             return self.b(F.relu(self.a(x)))
 
     named, plain = Keyword(True), Keyword(False)
-    assert [c.macs for c in layers.survey(named, (12,))] == [c.macs for c in layers.survey(plain, (12,))]
+    assert [c.macs for c in profile.read_layers(named, (12,))] == [c.macs for c in profile.read_layers(plain, (12,))]
     for kind in ("data-aware", "sequential"):
-        one, other = (layers.apply(m, {"a": 4}, kind, x) for m in (named, plain))
+        one, other = (replace.apply_plan(m, {"a": 4}, kind, x) for m in (named, plain))
         assert torch.allclose(one(x), other(x), atol=1e-6)
 
 
@@ -488,15 +493,15 @@ def test_networks_that_cannot_be_swept_are_refused_in_one_sentence(x):
         (lambda: sweep(model, {"a": 3}, some, batch_size=50), "some calibration images do not reach layer 'a'"),
         (lambda: sweep(model, {"a": 3}, x[:, :5]), r"cannot take calibration images of shape \(5,\): wrong width"),
         (lambda: sweep(model, {"a": 3}, x[:, None]), r"cannot take calibration images of shape \(1, 12\)"),
-        (lambda: factors.collect(model, ["a"], x[:, :5]), r"cannot take calibration images of shape \(5,\)"),
-        (lambda: layers.survey(model, (5,)), r"cannot take one input of shape \(5,\)"),
-        (lambda: layers.survey(model, (2, 12)), r"cannot take one input of shape \(2, 12\)"),
+        (lambda: statistics.collect_moments(model, ["a"], x[:, :5]), r"cannot take calibration images of shape \(5,\)"),
+        (lambda: profile.read_layers(model, (5,)), r"cannot take one input of shape \(5,\)"),
+        (lambda: profile.read_layers(model, (2, 12)), r"cannot take one input of shape \(2, 12\)"),
         (lambda: fisher(model, ["a"], x[:, :5]), r"cannot take images of shape \(5,\)"),
         (lambda: fisher(model, ["c"], x), "layer 'c' is used 0 times in one pass"),
         (lambda: fisher(nn.Conv1d(3, 2, 1), [""], torch.zeros(2, 3, 5)), "whose answers are N x classes"),
         (lambda: fisher(empty, ["0"], x), "this network has no parameters"),
         (lambda: sweep(empty, {}, x), "this network has no parameters"),
-        (lambda: factors.collect(empty, [], x), "this network has no parameters"),
+        (lambda: statistics.collect_moments(empty, [], x), "this network has no parameters"),
     ]
     for call, words in calls:
         with pytest.raises(ValueError, match=words):

@@ -13,7 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lowrank_utils import arsvd, layers, models, paths, score, shipping
+from lowrank_utils import paths
+from lowrank_utils.factors import replace
+from lowrank_utils.lab import checkpoints, export, models, score
+from lowrank_utils.network import profile
+from lowrank_utils.ranks import rules
 
 SHAPES = {"lenet300": (1, 12, 12), "vgg_small": (1, 16, 16), "resnet20": (3, 16, 16)}
 
@@ -27,10 +31,10 @@ def compressed(name):
             module.running_mean.normal_(generator=generator)
             module.running_var.uniform_(0.5, 2, generator=generator)
     x = torch.randn(40, *shape, generator=generator)
-    plan = arsvd.plan_at(layers.survey(model, shape), 0.25, "fixed")
+    plan = rules.plan_at_size(profile.read_layers(model, shape), 0.25, "fixed")
     factors = "data-aware" if name == "vgg_small" else "svd"  # its running means then take biases
     return SimpleNamespace(
-        name=name, model=model, small=layers.apply(model, plan, factors, x).eval(), plan=plan, x=x[:5],
+        name=name, model=model, small=replace.apply_plan(model, plan, factors, x).eval(), plan=plan, x=x[:5],
         about={"network": name, "input_shape": shape, "classes": 10},
     )  # fmt: skip
 
@@ -46,7 +50,7 @@ def onnx(networks, tmp_path_factory):
     folder, made = tmp_path_factory.mktemp("onnx"), {}
     for name, net in networks.items():
         path = folder / f"{name}.onnx"
-        made[name] = path, shipping.to_onnx(net.small, path, net.x)
+        made[name] = path, export.to_onnx(net.small, path, net.x)
     assert {p.name for p in folder.iterdir()} == {f"{name}.onnx" for name in networks}
     return made
 
@@ -70,8 +74,8 @@ def relative(y, wanted):
 @pytest.mark.parametrize("name", SHAPES)
 def test_what_is_saved_is_what_is_loaded(networks, name, tmp_path):
     net = networks[name]
-    shipping.save(net.small, tmp_path / "net.safetensors", net.plan, seed=3, **net.about)
-    again, told = shipping.load(tmp_path / "net.safetensors")
+    checkpoints.save_compressed(net.small, tmp_path / "net.safetensors", net.plan, seed=3, **net.about)
+    again, told = checkpoints.load_compressed(tmp_path / "net.safetensors")
     assert not again.training and all(p.requires_grad for p in again.parameters())
     assert list(again.state_dict()) == list(net.small.state_dict()) and same(again, net.small.state_dict())
     assert torch.equal(outputs(again, net.x), outputs(net.small, net.x))
@@ -82,9 +86,9 @@ def test_what_is_saved_is_what_is_loaded(networks, name, tmp_path):
 
 def test_a_new_process_gives_the_same_outputs(networks, tmp_path):
     for name, net in networks.items():
-        shipping.save(net.small, tmp_path / f"{name}.safetensors", net.plan, **net.about)
+        checkpoints.save_compressed(net.small, tmp_path / f"{name}.safetensors", net.plan, **net.about)
     net = networks["vgg_small"]
-    shipping.exported(net.small, net.x, tmp_path / "traced.pt2")
+    export.exported(net.small, net.x, tmp_path / "traced.pt2")
     save_file({name: net.x for name, net in networks.items()}, tmp_path / "x")
     code = """
 import sys, torch
@@ -92,8 +96,8 @@ from safetensors.torch import load_file, save_file
 x = load_file("x")
 y = {"traced": torch.export.load("traced.pt2").module()(x["vgg_small"])}
 assert "lowrank_utils" not in sys.modules
-from lowrank_utils import shipping
-y |= {name: shipping.load(f"{name}.safetensors")[0](x[name]) for name in x}
+from lowrank_utils.lab import checkpoints
+y |= {name: checkpoints.load_compressed(f"{name}.safetensors")[0](x[name]) for name in x}
 save_file({name: value.detach() for name, value in y.items()}, "y")
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -122,27 +126,27 @@ def test_the_file_says_what_is_really_there_and_a_reader_brings_the_architecture
     plan = {
         "0": ("input", 2), "2": ("spatial", 3), "4": 5, "5": ["channel", 6], "7": 4, "8": 0, "9": 4
     }  # fmt: skip
-    small = layers.apply(model, plan)
-    shipping.save(small, path, plan, original=model)
+    small = replace.apply_plan(model, plan)
+    checkpoints.save_compressed(small, path, plan, original=model)
     mine = copy.deepcopy(model).train()
     with torch.no_grad():
         mine[9].weight.fill_(torch.nan)  # the reader's weights do not matter
     before = copy.deepcopy(mine.state_dict())
-    again, told = shipping.load(path, mine)
+    again, told = checkpoints.load_compressed(path, mine)
     held = {"0": ("input", 2), "2": ("spatial", 3), "4": ("channel", 5), "5": ("channel", 6), "7": 4, "8": 1}
     assert told == {"plan": held}
     assert torch.equal(outputs(again, x), outputs(small, x)) and str(again) == str(small) and not again.training
     assert mine.training and torch.equal(mine[2].weight, before["2.weight"]) and type(mine[2]) is nn.Conv2d
-    shipping.save(small, path, held)  # nothing to check it by, but for the reader
-    assert torch.equal(outputs(shipping.load(path, mine)[0], x), outputs(small, x))
+    checkpoints.save_compressed(small, path, held)  # nothing to check it by, but for the reader
+    assert torch.equal(outputs(checkpoints.load_compressed(path, mine)[0], x), outputs(small, x))
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_keep_their_type(networks, kind, tmp_path):
     net = networks["lenet300"]
     small = copy.deepcopy(net.small).to(kind)
-    shipping.save(small, tmp_path / "net.safetensors", net.plan, **net.about)
-    again = shipping.load(tmp_path / "net.safetensors")[0]
+    checkpoints.save_compressed(small, tmp_path / "net.safetensors", net.plan, **net.about)
+    again = checkpoints.load_compressed(tmp_path / "net.safetensors")[0]
     assert {p.dtype for p in again.parameters()} == {kind} and same(again, small.state_dict())
     assert net.small.fc3.first.weight.dtype == torch.float32
 
@@ -150,9 +154,9 @@ def test_weights_keep_their_type(networks, kind, tmp_path):
 def test_shared_weights_stay_shared(tmp_path):
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
     model[1].weight = model[0].weight
-    small = layers.apply(model, {"2": 2})
-    shipping.save(small, tmp_path / "net.safetensors", {"2": 2}, original=model)
-    again = shipping.load(tmp_path / "net.safetensors", model)[0]
+    small = replace.apply_plan(model, {"2": 2})
+    checkpoints.save_compressed(small, tmp_path / "net.safetensors", {"2": 2}, original=model)
+    again = checkpoints.load_compressed(tmp_path / "net.safetensors", model)[0]
     assert again[1].weight is again[0].weight and again[1].weight is not model[1].weight
     assert same(again, small.state_dict()) and score.parameters(again) == score.parameters(small)
 
@@ -160,9 +164,9 @@ def test_shared_weights_stay_shared(tmp_path):
 def test_a_network_for_images_on_another_scale(networks, tmp_path):
     net = networks["resnet20"]
     small = copy.deepcopy(net.small)
-    small.normalise = models._Rescale([0.5, 2.0, 1.0], [0.1, 0.0, -1.0])
-    shipping.save(small, tmp_path / "net.safetensors", net.plan, **net.about)
-    assert torch.equal(outputs(shipping.load(tmp_path / "net.safetensors")[0], net.x), outputs(small, net.x))
+    small.normalise = models.Rescale([0.5, 2.0, 1.0], [0.1, 0.0, -1.0])
+    checkpoints.save_compressed(small, tmp_path / "net.safetensors", net.plan, **net.about)
+    assert torch.equal(outputs(checkpoints.load_compressed(tmp_path / "net.safetensors")[0], net.x), outputs(small, net.x))
 
 
 class Stateful(nn.Linear):
@@ -204,18 +208,18 @@ def test_what_cannot_be_saved(networks, change, words, tmp_path):
     path.write_text("older")
     given = {"model": net.small, "path": path, "plan": net.plan, **net.about} | change(net)
     with pytest.raises(ValueError, match=words):
-        shipping.save(**given)
+        checkpoints.save_compressed(**given)
     assert [p.read_text() for p in tmp_path.iterdir()] == ["older"]
 
 
 def test_metadata_name_all_that_a_network_is_built_from_or_nothing(networks, tmp_path):
     net = networks["lenet300"]
     with pytest.raises(ValueError, match="the metadata name network but not input_shape, classes; give all"):
-        shipping.save(net.small, tmp_path / "net.safetensors", net.plan, network="lenet300")
-    shipping.save(net.small, tmp_path / "net.safetensors", net.plan, net.model, network="by another name")
+        checkpoints.save_compressed(net.small, tmp_path / "net.safetensors", net.plan, network="lenet300")
+    checkpoints.save_compressed(net.small, tmp_path / "net.safetensors", net.plan, net.model, network="by another name")
     with pytest.raises(ValueError, match="net.safetensors does not say its input_shape, classes; pass the original"):
-        shipping.load(tmp_path / "net.safetensors")
-    assert same(shipping.load(tmp_path / "net.safetensors", net.model)[0], net.small.state_dict())
+        checkpoints.load_compressed(tmp_path / "net.safetensors")
+    assert same(checkpoints.load_compressed(tmp_path / "net.safetensors", net.model)[0], net.small.state_dict())
 
 
 def without(mapping, name):
@@ -251,37 +255,37 @@ def without(mapping, name):
 )
 def test_a_bad_file(networks, change, words, tmp_path):
     net, path = networks["lenet300"], tmp_path / "net.safetensors"
-    shipping.save(net.small, path, net.plan, **net.about)
+    checkpoints.save_compressed(net.small, path, net.plan, **net.about)
     with safe_open(path, framework="pt") as file:
         header = file.metadata()
     assert json.loads(header["plan"]) == net.plan
     tensors, header = change(load_file(path), header)
     save_file(tensors, path, header)
     with pytest.raises(ValueError, match=words) as raised:
-        shipping.load(path)
+        checkpoints.load_compressed(path)
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_a_file_that_is_none(networks, tmp_path):
     net, path = networks["lenet300"], tmp_path / "net.safetensors"
-    with pytest.raises(FileNotFoundError, match="no compressed network .*net.safetensors; `shipping.save` writes one"):
-        shipping.load(path)
-    shipping.save(net.small, path, net.plan, **net.about)
+    with pytest.raises(FileNotFoundError, match="no compressed network .*net.safetensors; `checkpoints.save_compressed` writes one"):
+        checkpoints.load_compressed(path)
+    checkpoints.save_compressed(net.small, path, net.plan, **net.about)
     whole = path.read_bytes()
     for content in (whole[:-10], whole[:100], b"", b"no tensors at all"):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="is damaged or no safetensors file"):
-            shipping.load(path)
+            checkpoints.load_compressed(path)
     with pytest.raises(ValueError, match="is damaged or no safetensors file"):
-        shipping.load(tmp_path)
-    models.save(net.model, path, net.about)
-    with pytest.raises(ValueError, match="holds no plan, so no compressed network; `models.load` reads dense ones"):
-        shipping.load(path)
+        checkpoints.load_compressed(tmp_path)
+    checkpoints.save(net.model, path, net.about)
+    with pytest.raises(ValueError, match="holds no plan, so no compressed network; `checkpoints.load` reads dense ones"):
+        checkpoints.load_compressed(path)
 
 
 def test_a_readers_network_that_is_not_the_one(networks, tmp_path):
     net, path = networks["lenet300"], tmp_path / "net.safetensors"
-    shipping.save(net.small, path, net.plan, **net.about)
+    checkpoints.save_compressed(net.small, path, net.plan, **net.about)
     for mine, words in (
         (net.small, "does not fit the network given as model=: layer 'fc1': a layer of type Sequential is not factored"),
         (models.build("mlp", (1, 12, 12), 10), r"another network: fc1.first.weight has|another network: fc1.second"),
@@ -289,7 +293,7 @@ def test_a_readers_network_that_is_not_the_one(networks, tmp_path):
     ):
         before = copy.deepcopy(mine.state_dict())
         with pytest.raises(ValueError, match=words):
-            shipping.load(path, mine)
+            checkpoints.load_compressed(path, mine)
         assert mine.state_dict().keys() == before.keys()
 
 
@@ -299,7 +303,7 @@ def test_a_readers_network_that_is_not_the_one(networks, tmp_path):
 @pytest.mark.parametrize("name", SHAPES)
 def test_onnxruntime_gives_the_same_outputs_at_any_batch_size(networks, onnx, name):
     path, difference = onnx[name]
-    session, net = shipping.onnx_session(path), networks[name]
+    session, net = export.onnx_session(path), networks[name]
     assert 0 <= difference < 1e-5
     for x in (net.x[:1], net.x, torch.randn(9, *SHAPES[name])):
         y = session(x)
@@ -314,22 +318,22 @@ def test_a_network_in_training_is_written_as_it_answers_and_left_in_training(tmp
     model, x = nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9), nn.Dropout(), nn.Linear(9, 2)), torch.randn(4, 6)
     model[1].eval()
     before = copy.deepcopy(model.state_dict())
-    shipping.to_onnx(model, tmp_path / "net.onnx", x.double())
-    shipping.exported(model, x)
+    export.to_onnx(model, tmp_path / "net.onnx", x.double())
+    export.exported(model, x)
     assert model.training and model[2].training and not model[1].training and same(model, before)
-    assert relative(shipping.onnx_session(tmp_path / "net.onnx")(x), outputs(copy.deepcopy(model).eval(), x)) < 1e-5
+    assert relative(export.onnx_session(tmp_path / "net.onnx")(x), outputs(copy.deepcopy(model).eval(), x)) < 1e-5
 
 
 def test_one_input_and_whole_numbers_will_do(tmp_path):
     model = nn.Sequential(nn.Embedding(7, 3), nn.Flatten(), nn.Linear(6, 2))
-    assert shipping.to_onnx(model, tmp_path / "net.onnx", torch.tensor([[5, 6]])) < 1e-5
+    assert export.to_onnx(model, tmp_path / "net.onnx", torch.tensor([[5, 6]])) < 1e-5
     x = torch.randint(7, (4, 2))
-    assert relative(shipping.onnx_session(tmp_path / "net.onnx")(x), outputs(model, x)) < 1e-5
+    assert relative(export.onnx_session(tmp_path / "net.onnx")(x), outputs(model, x)) < 1e-5
 
 
 def test_a_traced_network_on_disk(networks, tmp_path):
     net, path = networks["resnet20"], tmp_path / "net.pt2"
-    program = shipping.exported(net.small, net.x, path)
+    program = export.exported(net.small, net.x, path)
     again = torch.export.load(path).module()
     for x in (net.x[:1], net.x, torch.randn(9, 3, 16, 16)):
         assert relative(outputs(again, x), outputs(net.small, x)) < 1e-6
@@ -348,19 +352,19 @@ def test_a_program_that_cannot_be_written(monkeypatch, tmp_path):
 
     monkeypatch.setattr(torch.export, "save", refuse)
     with pytest.raises(ValueError, match="torch.export cannot write the network: no such thing$"):
-        shipping.exported(nn.Linear(6, 2), X, tmp_path / "net.pt2")
+        export.exported(nn.Linear(6, 2), X, tmp_path / "net.pt2")
     assert not list(tmp_path.iterdir())
 
 
 def test_the_latency_of_a_file_beside_a_network(tmp_path):
     small, large = nn.Linear(8, 2), nn.Sequential(*(nn.Linear(8 if i == 0 else 900, 900) for i in range(6)))
-    shipping.to_onnx(small, tmp_path / "net.onnx", torch.randn(4, 8))
+    export.to_onnx(small, tmp_path / "net.onnx", torch.randn(4, 8))
     for batch in (1, 64):
-        middle, low, high = shipping.onnx_latency_ratio(tmp_path / "net.onnx", large, (8,), batch, repeats=7)
+        middle, low, high = export.onnx_latency_ratio(tmp_path / "net.onnx", large, (8,), batch, repeats=7)
         assert 2 < low <= middle <= high  # the large network takes a hundred times as long
-        assert score.latency(shipping.onnx_session(tmp_path / "net.onnx"), (8,), batch, repeats=3) > 0
+        assert score.latency(export.onnx_session(tmp_path / "net.onnx"), (8,), batch, repeats=3) > 0
     # the session has the threads that it is asked for
-    assert shipping.onnx_session(tmp_path / "net.onnx", 2).session.get_session_options().intra_op_num_threads == 2
+    assert export.onnx_session(tmp_path / "net.onnx", 2).session.get_session_options().intra_op_num_threads == 2
 
 
 class Own(nn.Module):
@@ -413,7 +417,7 @@ def test_what_cannot_be_exported(call, model, change, words, tmp_path, capfd):
     before = copy.deepcopy(state)
     given = {"example": X, "path": path} | change
     with pytest.raises(ValueError, match=words) as raised:
-        getattr(shipping, call)(model, **given)
+        getattr(export, call)(model, **given)
     assert "\n" not in str(raised.value) and str(tmp_path) not in str(raised.value)
     assert [p.read_text() for p in tmp_path.iterdir()] == ["older"]
     assert model.training == training and all(
@@ -431,33 +435,33 @@ def test_what_cannot_be_exported(call, model, change, words, tmp_path, capfd):
 
 def test_outputs_that_differ_are_no_file(monkeypatch, tmp_path):
     # as if a writer were wrong
-    traced = shipping._traced
-    monkeypatch.setattr(shipping, "_traced", lambda network, inputs: traced(nn.Linear(6, 2), inputs))
-    for call in (shipping.to_onnx, shipping.exported):
+    traced = export._traced
+    monkeypatch.setattr(export, "_traced", lambda network, inputs: traced(nn.Linear(6, 2), inputs))
+    for call in (export.to_onnx, export.exported):
         with pytest.raises(ValueError, match="outputs for 4 inputs differ by .* in relative norm"):
             call(nn.Linear(6, 2), example=X, path=tmp_path / "net")
-    monkeypatch.setattr(shipping, "_traced", lambda network, inputs: traced(nn.Linear(6, 3), inputs))
+    monkeypatch.setattr(export, "_traced", lambda network, inputs: traced(nn.Linear(6, 3), inputs))
     with pytest.raises(ValueError, match=r"torch.export gives outputs of shape \(4, 3\), not \(4, 2\)"):
-        shipping.exported(nn.Linear(6, 2), X)
+        export.exported(nn.Linear(6, 2), X)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_bad_onnx_file(onnx, tmp_path):
     path = tmp_path / "net.onnx"
-    with pytest.raises(FileNotFoundError, match="no ONNX file .*net.onnx; `shipping.to_onnx` writes one"):
-        shipping.onnx_session(path)
+    with pytest.raises(FileNotFoundError, match="no ONNX file .*net.onnx; `export.to_onnx` writes one"):
+        export.onnx_session(path)
     whole = onnx["lenet300"][0].read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"nothing of the kind"):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"onnxruntime cannot run .*net\.onnx: "):
-            shipping.onnx_session(path)
+            export.onnx_session(path)
     with pytest.raises(ValueError, match="onnxruntime cannot run"):
-        shipping.onnx_session(tmp_path)
+        export.onnx_session(tmp_path)
     for threads in (0, 1.0, True):
         with pytest.raises(ValueError, match=f"threads={threads} is not a whole number of at least 1"):
-            shipping.onnx_session(onnx["lenet300"][0], threads)
+            export.onnx_session(onnx["lenet300"][0], threads)
     with pytest.raises(ValueError, match=r"the ONNX network cannot take inputs of shape \(2, 1, 9, 9\): ") as raised:
-        shipping.onnx_session(onnx["lenet300"][0])(torch.zeros(2, 1, 9, 9))
+        export.onnx_session(onnx["lenet300"][0])(torch.zeros(2, 1, 9, 9))
     assert "\n" not in str(raised.value)
 
 
@@ -465,11 +469,11 @@ def test_eight_bits_are_a_quarter_of_the_file_and_nearly_the_same_network(tmp_pa
     torch.manual_seed(0)
     network, x = nn.Sequential(nn.Linear(300, 200), nn.ReLU(), nn.Linear(200, 10)), torch.randn(64, 300)
     path, small = tmp_path / "net.onnx", tmp_path / "net8.onnx"
-    shipping.to_onnx(network, path, x)
+    export.to_onnx(network, path, x)
     caplog.clear()
-    shipping.to_int8(path, small)
+    export.to_int8(path, small)
     assert small.stat().st_size < 0.27 * path.stat().st_size and not caplog.records
-    y, there = outputs(network, x), shipping.onnx_session(small)(x)
+    y, there = outputs(network, x), export.onnx_session(small)(x)
     difference = float((there - y).norm() / y.norm())
     assert 1e-4 < difference < 0.03  # rounded, and not by more than 8 bits explain
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "net8.onnx"]
@@ -477,15 +481,15 @@ def test_eight_bits_are_a_quarter_of_the_file_and_nearly_the_same_network(tmp_pa
 
 def test_eight_bits_of_a_convolution(onnx, networks, tmp_path):
     path, _ = onnx["vgg_small"]
-    shipping.to_int8(path, tmp_path / "net8.onnx")
+    export.to_int8(path, tmp_path / "net8.onnx")
     y = outputs(networks["vgg_small"].small, networks["vgg_small"].x)
-    assert float((shipping.onnx_session(tmp_path / "net8.onnx")(networks["vgg_small"].x) - y).norm() / y.norm()) < 0.1
+    assert float((export.onnx_session(tmp_path / "net8.onnx")(networks["vgg_small"].x) - y).norm() / y.norm()) < 0.1
 
 
 def test_eight_bits_of_what_is_no_network(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no ONNX file"):
-        shipping.to_int8(tmp_path / "none.onnx", tmp_path / "net8.onnx")
+        export.to_int8(tmp_path / "none.onnx", tmp_path / "net8.onnx")
     (tmp_path / "bad.onnx").write_bytes(b"not a network at all")
     with pytest.raises(ValueError, match="bad.onnx is damaged or no ONNX file"):
-        shipping.to_int8(tmp_path / "bad.onnx", tmp_path / "net8.onnx")
+        export.to_int8(tmp_path / "bad.onnx", tmp_path / "net8.onnx")
     assert not (tmp_path / "net8.onnx").exists()

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank_utils import ddlr, factors, layers, score
+from lowrank_utils.factors import ddlr, replace, svd
+from lowrank_utils.lab import score
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +14,7 @@ def pair():
     dense = nn.Linear(4096, 4096)
     rank = 4096 * 4096 // 5 // (2 * 4096)
     # random factors: speed does not depend on the values, and an SVD of this size takes half a minute
-    thin = factors.Factors(torch.randn(4096, rank), torch.randn(rank, 4096), dense.bias.detach()).layers(rank)
+    thin = svd.Factors(torch.randn(4096, rank), torch.randn(rank, 4096), dense.bias.detach()).layers(rank)
     return dense, thin
 
 
@@ -33,8 +34,8 @@ def test_a_large_layer_at_a_fifth_of_its_macs_is_at_least_twice_as_fast(pair, ba
 def test_one_decomposition_makes_a_plan_cheap_to_try(benchmark):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
-    bases = layers.decompose(model, ["0", "2"])
-    smaller = benchmark(layers.apply, model, {"0": 40, "2": 20}, bases)
+    bases = replace.decompose_layers(model, ["0", "2"])
+    smaller = benchmark(replace.apply_plan, model, {"0": 40, "2": 20}, bases)
     assert score.parameters(smaller) == 40 * 1084 + 300 + 20 * 400 + 100 + 1010
 
 

@@ -14,10 +14,10 @@ import time
 import nbformat
 import pandas as pd
 import pytest
-from conftest import make_project, mounted, wait_for, write_notebook
 
-from lowrank_utils import report, results, runs, sweeps
+from conftest import make_project, mounted, wait_for, write_notebook
 from lowrank_utils.__main__ import main
+from lowrank_utils.workbook import gallery, results, runs, sweeps
 
 BEGIN = """\
 import os, time
@@ -32,11 +32,11 @@ while word == "hold" and seed and not (paths.ROOT / "go").exists():
     time.sleep(0.05)
 """
 END = """\
-from lowrank_utils import runs
+from lowrank_utils.workbook import results
 threads = os.environ["OMP_NUM_THREADS"]
 rows = [{"chooser": c, "accuracy": threshold * 0.1 + seed * k, "note": f"by seed {seed}", "threads": threads}
         for k, c in enumerate(["energy", "fixed"])]
-runs.save(output_folder, rows, files={"big.bin": bytes(%d)})
+results.save(output_folder, rows, files={"big.bin": bytes(%d)})
 note("end")
 """
 
@@ -117,7 +117,7 @@ def test_a_sweep_runs_every_cell_once_at_its_address(swept):
         assert done.parent.name == content["address"] and re.search(r"seed[01]-\w{8}$", content["address"])
         names = {path.name for path in done.parent.iterdir()}
         assert names == {"notebook.ipynb", "results.csv", "big.bin", "done.json"}
-        assert report.machine_paths(nbformat.read(done.parent / "notebook.ipynb", as_version=4)) == []
+        assert gallery.machine_paths(nbformat.read(done.parent / "notebook.ipynb", as_version=4)) == []
     assert runs.is_complete(swept.sweep) and not list(swept.sweep.rglob(".*"))
 
 
@@ -152,7 +152,7 @@ def test_a_wider_sweep_does_only_what_is_missing_and_other_threads_are_no_other_
 
 
 def test_rows_of_an_older_version_are_joined_by_name(toy):
-    planned, _ = sweeps.plan("02", {"seed": [0, 1]})
+    planned, _ = sweeps.plan_sweep("02", {"seed": [0, 1]})
     forged(toy, planned, toy.sweep)
     older = toy.sweep / planned[0].address / "results.csv"
     older.write_text("accuracy,gone\n0.5,7\n")
@@ -165,7 +165,7 @@ def test_rows_of_an_older_version_are_joined_by_name(toy):
 def test_a_text_that_depends_on_the_seed_parts_no_rows_also_where_a_seed_is_missing():
     cells = [(0.1, 0), (0.1, 1), (0.2, 0)]
     rows = [(f"{k}-{s}", s, k, f"{k} {t}", f"{s} {t}", t + s) for k, s in cells for t in (1, 2)]
-    means = sweeps.summary(pd.DataFrame(rows, columns=["address", "seed", "run_kept", "target", "plan", "f1"]))
+    means = sweeps.over_seeds(pd.DataFrame(rows, columns=["address", "seed", "run_kept", "target", "plan", "f1"]))
     assert list(means["target"]) == ["0.1 1", "0.1 2", "0.2 1", "0.2 2"] and "plan" not in means
     assert list(means["seeds"]) == [2, 2, 1, 1] and list(means["f1_mean"]) == [1.5, 2.5, 1, 2]
     assert list(means["f1_std"].isna()) == [False, False, True, True]
@@ -174,11 +174,11 @@ def test_a_text_that_depends_on_the_seed_parts_no_rows_also_where_a_seed_is_miss
 def test_a_finished_sweep_of_100_cells_is_checked_at_once(toy, monkeypatch):
     monkeypatch.setattr(sweeps, "_client", None)  # no workers are started
     grid = sweeps.read_grid(["seed=" + ",".join(map(str, range(100)))])
-    planned, request = sweeps.plan("02", grid)
+    planned, request = sweeps.plan_sweep("02", grid)
     forged(toy, planned, toy.sweep)
     first = sweeps.run(planned, request)
     start = time.process_time()
-    planned, request = sweeps.plan("02", grid)
+    planned, request = sweeps.plan_sweep("02", grid)
     assert sweeps.run(planned, request) == first and len(first[1]) == 100
     assert time.process_time() - start < 0.5
     (toy.sweep / "summary.csv").unlink()
@@ -199,7 +199,7 @@ def test_results_go_to_any_fsspec_address_and_a_failed_cell_waits_for_retry(toy)
     assert sorted(cell["status"] for cell in runs.read_run(place)["jobs"]) == ["done", "failed"]
     assert nbformat.read(failed.parent / "failed.ipynb", as_version=4).cells
     (toy.root / "mended").touch()
-    planned, request = sweeps.plan("02", {"word": ["boom", "plain"]})
+    planned, request = sweeps.plan_sweep("02", {"word": ["boom", "plain"]})
     again = sweeps.run(planned, request, to=to)
     assert again == (to, {planned[1].address}, {planned[0].address: content["error"]})
     assert len(logged(toy, "begin")) == 2
@@ -241,7 +241,7 @@ def test_a_killed_worker_is_replaced_and_a_cell_that_goes_on_without_its_sweep_i
 def test_a_worker_waits_for_another_at_the_same_cell_only(tmp_path):
     fs, root = sweeps._locate(tmp_path)
     held = "with s._alone(*s._locate(sys.argv[1]), 'x-0000000a'): print(flush=True), time.sleep(60)"
-    words = [sys.executable, "-c", f"import sys, time; from lowrank_utils import sweeps as s\n{held}", str(tmp_path)]
+    words = [sys.executable, "-c", f"import sys, time; from lowrank_utils.workbook import sweeps as s\n{held}", str(tmp_path)]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         with sweeps._alone(fs, root, "x-0000000b"):
@@ -269,7 +269,7 @@ def test_whatever_ends_a_sweep_it_goes_on_where_it_stopped(toy, beside_another):
         _, kernel, worker = held(toy, 1)
         before = states(toy.sweep)
         with pytest.raises(runs.RunError, match=f"02_second is being worked on by process {sweep.pid}"):
-            sweeps.run(*sweeps.plan("02", {"seed": [0]}))
+            sweeps.run(*sweeps.plan_sweep("02", {"seed": [0]}))
     finally:
         sweep.kill()
         sweep.communicate()
@@ -304,7 +304,7 @@ def test_a_folder_that_fills_up_ends_the_sweep_and_leaves_only_whole_cells(proje
 def test_a_full_folder_is_refused_before_any_work(toy, tmp_path):
     with mounted(tmp_path / "small", "size=1m") as folder:
         with pytest.raises(runs.RunError, match="small cannot take the results .No space left on device.: make"):
-            sweeps.run(*sweeps.plan("02", {"seed": [0]}), to=folder)
+            sweeps.run(*sweeps.plan_sweep("02", {"seed": [0]}), to=folder)
         assert not logged(toy, "begin") and [path.name for path in folder.iterdir()] == ["run.lock"]
 
 

@@ -10,14 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank_utils import data, models, paths, training
+from lowrank_utils import paths
+from lowrank_utils.lab import checkpoints, models, training
+from lowrank_utils.lab.data import Dataset, Split, load
 
 QUICK = training.Recipe(epochs=2, batch_size=64, learning_rate=3e-3)
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return data.load("digits", seed=0)
+    return load("digits", seed=0)
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_the_seed_decides_everything_and_the_global_generator_is_untouched(digit
 
 
 def test_test_images_play_no_part(digits):
-    poisoned = dataclasses.replace(digits, test=data.Split(digits.test.images[:0], digits.test.labels[:0]))
+    poisoned = dataclasses.replace(digits, test=Split(digits.test.images[:0], digits.test.labels[:0]))
     assert torch.equal(fit(digits)[0].fc1.weight, fit(poisoned)[0].fc1.weight)
 
 
@@ -353,8 +355,8 @@ def test_other_seed_recipe_or_split_is_another_network(digits, folder):
     quick(digits)
     quick(digits, seed=1)
     training.trained(digits, "lenet300", 0, dataclasses.replace(QUICK, weight_decay=0.0), device="cpu")
-    quick(data.load("digits", seed=1))  # its valid images were train images of the first
-    quick(data.load("digits", seed=0, valid_share=0.2))
+    quick(load("digits", seed=1))  # its valid images were train images of the first
+    quick(load("digits", seed=0, valid_share=0.2))
     assert len(list((folder / "local").iterdir())) == 5
 
 
@@ -379,13 +381,13 @@ def test_half_precision_only_where_it_is_the_same(digits, folder, monkeypatch):
     seen = []
     path = training.publish(digits, "lenet300", same=lambda model, rounded: seen.append((model, rounded)))
     model, rounded = seen[0]
-    kept, told = models.load(path)
+    kept, told = checkpoints.load(path)
     assert told["dtype"] == "float32" and torch.equal(kept.fc1.weight, model.fc1.weight)
     assert torch.equal(rounded.fc1.weight, model.fc1.weight.half().float())
 
 
 def test_published_network_is_not_taken_for_another_split(digits, published):
-    training.trained(data.load("digits", seed=0, valid_share=0.2), "lenet300", device="cpu")
+    training.trained(load("digits", seed=0, valid_share=0.2), "lenet300", device="cpu")
     assert len(list(training.LOCAL.iterdir())) == 1
 
 
@@ -416,7 +418,7 @@ def test_published_convolutions_keep_whole_counts_and_score_as_stored(digits, fo
     monkeypatch.setattr(training, "fit", fit_for_long)
     monkeypatch.setattr(training, "SMALL", dataclasses.replace(QUICK, batch_size=1290))
     path = training.publish(digits, "vgg_small", same=lambda model, rounded: True)
-    model, told = models.load(path)
+    model, told = checkpoints.load(path)
     assert told["dtype"] == "float16" and model.bn1.num_batches_tracked == 70_001
     assert told["scores"]["valid"] == dataclasses.asdict(training.evaluate(model, *digits.tensors("valid")))
     assert torch.equal(model.bn1.running_var, model.bn1.running_var.half().float())
@@ -428,7 +430,7 @@ def public(folder, monkeypatch):
     held = {f"module.{n}": v for n, v in models.build("resnet20", (3, 32, 32), 10, seed=3).state_dict().items()}
     torch.save({"state_dict": held}, folder / "some.th")
     digest = hashlib.sha256((folder / "some.th").read_bytes()).hexdigest()
-    monkeypatch.setattr(models, "PUBLIC", {"resnet20": digest})
+    monkeypatch.setattr(checkpoints, "PUBLIC", {"resnet20": digest})
     training.LOCAL.mkdir()
     return (folder / "some.th").rename(training.LOCAL / f"resnet20-{digest[:8]}.th")
 
@@ -436,10 +438,10 @@ def public(folder, monkeypatch):
 def colours(**changed):
     """Ten images of noise that go by the name of CIFAR-10."""
     pixels = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
-    split = data.Split(pixels, np.arange(10))
+    split = Split(pixels, np.arange(10))
     scale = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
     about = {"name": "cifar10", "classes": tuple("abcdefghij"), "fingerprint": "0" * 64, "seed": 0}
-    return data.Dataset(**{**about, **dict.fromkeys(("train", "valid", "test"), split), **scale, **changed})
+    return Dataset(**{**about, **dict.fromkeys(("train", "valid", "test"), split), **scale, **changed})
 
 
 def test_public_network_by_name_or_by_file(public):
@@ -457,7 +459,7 @@ def test_public_network_by_name_or_by_file(public):
         training.trained(images, "mlp", checkpoint="public")
     with pytest.raises(ValueError, match="is for classes 10, not 2"):
         training.trained(colours(classes=("a", "b")), "resnet20", checkpoint="public")
-    grey = data.load("digits")
+    grey = load("digits")
     with pytest.raises(ValueError, match=r"is for input_shape \[3, 32, 32\], not \(1, 8, 8\)"):
         training.trained(grey, "resnet20", checkpoint="public")
 

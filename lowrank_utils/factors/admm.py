@@ -1,0 +1,486 @@
+"""The solver behind `ddlr.solve`: ADMM with Anderson acceleration, and the certificate of its answer."""
+
+import math
+import time
+
+import torch
+from tqdm.auto import tqdm
+
+RANK_TOLERANCE = 1e-6  # singular values (weights, for l1) below this share of the largest count as zero
+FEASIBLE = 1e-9  # relative violation that float64 rounding explains
+CHECK_EVERY = 20  # iterations between certificates
+PATIENCE = 1.2  # times the iterations so far until the penalty may change again
+PATIENT_CHECKS = 10  # certificates without a gap smaller by a tenth, after which something else is tried
+MEMORY = 5  # steps that Anderson acceleration looks back
+DAMPINGS = (1e-3, 1e-7, 1e-11)  # of the search for a first point, as shares of the largest eigenvalue of X^T X
+
+
+class Infeasible(ValueError):
+    """No weights were found that keep the outputs within epsilon.
+
+    ``smallest`` is the smallest epsilon that was found to be feasible, by ``weights`` (d_in x d_out; zero weights have
+    an error of 1), and ``bound`` one below which none is (0 where none was proved).
+    """
+
+    def __init__(self, message, smallest, bound=0.0, weights=None):
+        super().__init__(message)
+        self.smallest, self.bound, self.weights = smallest, bound, weights
+
+
+def power_of_two(values):
+    """The power of two below the largest entry, 1 where all are zero."""
+    size = float(values.abs().max())
+    return 2.0 ** math.floor(math.log2(size)) if size else 1.0
+
+
+class Problem:
+    """One layer in the coordinates that the iterations use, all float64.
+
+    ``basis`` Q (d_in x k) spans the rows of X, ``turned`` F = X Q (N x k) has orthogonal columns of squared length
+    ``squares`` (k). Weights are k x d_out (Q^T U, of the same nuclear norm) for the nuclear norm; l1 is not
+    invariant, its weights stay d_in x d_out.
+    """
+
+    def __init__(self, x, y, epsilon, relu, penalty):
+        self.x, self.y, self.epsilon, self.relu, self.nuclear = x, y, epsilon, relu, penalty == "nuclear"
+        self.penalty = penalty
+        self.active = y > 0 if relu else torch.ones_like(y, dtype=torch.bool)
+        self.radius = epsilon * float(y.norm())
+        if len(x) < x.shape[1]:  # few samples: the row space first, exactly orthogonal
+            rows, triangle = torch.linalg.qr(x.T)
+            core = triangle.T
+        else:
+            rows, core = None, x
+        squares, vectors = torch.linalg.eigh(core.T @ core)
+        vectors = vectors[:, squares > 1e-13 * squares[-1]].contiguous()
+        self.basis = vectors if rows is None else rows @ vectors
+        self.turned = core @ vectors
+        self.squares = (self.turned**2).sum(0)
+        self.size = len(self.squares) if self.nuclear else x.shape[1]
+        self.operator = self.turned if self.nuclear else x
+        self._find_lift()
+        self._inward = None
+
+    def _find_lift(self):
+        """Find the direction that raises every sample's output: the bias, or what acts like one."""
+        self.lift, self.height = None, None
+        rows = self.x.abs().sum(1) > 0  # a sample of zeros has output 0 whatever the weights
+        if not rows.any():
+            return
+        ones = torch.ones(len(self.x), dtype=torch.float64, device=self.x.device)
+        lift = (self.turned.T @ ones) / (self.squares + 1e-12 * self.squares.max())
+        if not self.nuclear:
+            constant = (self.x == self.x[0]).all(0) & (self.x[0] != 0)
+            lift = self.basis @ lift
+            if constant.any():  # one weight a unit is the cheapest in l1
+                at = int(constant.nonzero()[0])
+                lift = torch.zeros_like(lift)
+                lift[at] = 1 / self.x[0, at]
+        height = self.operator @ lift
+        if height[rows].min() > 1e-3 * height.max() > 0:
+            self.lift, self.height = lift, torch.where(rows, height, torch.inf)
+
+    @property
+    def liftable(self):
+        """Whether wrong signs can be mended by lowering biases (or there are none to mend)."""
+        return self.lift is not None or not self.relu
+
+    def inside(self, weights):
+        return self.basis.T @ weights if self.nuclear else weights
+
+    def outside(self, u):
+        return self.basis @ u if self.nuclear else u
+
+    def norm(self, u):
+        return float(torch.linalg.svdvals(u).sum() if self.nuclear else u.abs().sum())
+
+    def shrink(self, s, threshold):
+        """The proximal map of the norm, and the norm of what it returns."""
+        if self.nuclear:
+            # By the smaller Gram matrix, in float64: half the time of an SVD, and what it blurs (1e-8 of the
+            # largest singular value) is far below the threshold; where it is not, the SVD after all.
+            wide = s.shape[0] < s.shape[1]
+            tall = (s.T if wide else s).double()
+            squares, vectors = torch.linalg.eigh(tall.T @ tall)
+            values = squares.clamp(min=0).sqrt()
+            if threshold > 1e-5 * float(values[-1]):
+                kept = values > threshold
+                values, vectors = values[kept], vectors[:, kept]
+                keeper = ((vectors * (1 - threshold / values)) @ vectors.T).to(s.dtype)
+                return keeper @ s if wide else s @ keeper, float((values - threshold).sum())
+            u, values, vt = torch.linalg.svd(s, full_matrices=False)
+            values = (values - threshold).clamp(min=0)
+            return (u * values) @ vt, float(values.sum())
+        z = torch.nn.functional.softshrink(s, threshold)
+        return z, float(z.abs().sum())
+
+    def error(self, reached):
+        return torch.where(self.active, reached - self.y, 0)
+
+    def lower(self, u, reached):
+        """Lower each unit's bias by its worst positive output off O."""
+        if self.lift is None or not self.relu:
+            return u, reached
+        margin = 1e-12 * self.y.max()
+        worst = torch.where(self.active, -margin, reached / self.height[:, None]).amax(0) + margin
+        worst = worst.clamp(min=0)
+        u = u - torch.outer(self.lift, worst)
+        return u, self.operator @ u
+
+    def scale(self, u, reached):
+        """Scale `u` up by the least factor that reaches the ball; None where no factor does."""
+        inner = torch.where(self.active, reached, 0)
+        error = self.error(reached)
+        a, b = float((inner**2).sum()), float((inner * error).sum())
+        c = float((error**2).sum()) - (self.radius * (1 - 1e-12)) ** 2
+        if c <= 0:
+            return u
+        if b >= 0 or b * b < a * c:
+            return None
+        return u * (1 + c / (-b + math.sqrt(b * b - a * c)))
+
+    def blend(self, u, reached, anchor, signs_only=False):
+        """Step from `u` towards the feasible `anchor` until all constraints hold."""
+        target = self.operator @ anchor
+        over = torch.where(self.active, 0, reached).clamp(min=0)
+        share = torch.where(over > 0, over / (over - target).clamp(min=1e-300), 0).max()
+        share = float(share) * (1 + 1e-9)
+        first, last = self.error(reached), self.error(target)
+        if not signs_only and float(first.norm()) > self.radius * (1 - 1e-12):
+            step = first - last
+            a, b = float((step**2).sum()), float((step * last).sum())
+            c = float((last**2).sum()) - (self.radius * (1 - 1e-12)) ** 2
+            share = max(share, 1 - (-b + math.sqrt(max(b * b - a * c, 0.0))) / a)
+        return u + min(share, 1.0) * (anchor - u)
+
+    def holds(self, u):
+        """Whether the constraints hold, signs exactly up to rounding."""
+        reached = self.operator @ u
+        sign = float(torch.where(self.active, 0, reached).max())
+        return float(self.error(reached).norm()) <= self.radius and sign <= 1e-11 * float(
+            self.y.abs().max()
+        )
+
+    def repair(self, u, anchor):
+        """Return the best feasible point near `u` and its norm: lowered and scaled, or moved to the anchor."""
+        u, reached = self.lower(u, self.operator @ u)
+        signed = self.blend(u, reached, anchor, signs_only=True)
+        scaled = self.scale(signed, self.operator @ signed)
+        if scaled is None or not self.holds(scaled):
+            scaled = self.blend(u, reached, anchor)
+        return (self.norm(scaled), scaled) if self.holds(scaled) else (math.inf, None)
+
+    def bound(self, multiplier):
+        """The lower bound that `multiplier` (N x d_out, not positive off O) proves."""
+        on = torch.where(self.active, multiplier, 0)
+        value = float((on * self.y).sum()) - self.radius * float(on.norm())
+        pulled = self.x.T @ multiplier
+        size = float(torch.linalg.matrix_norm(pulled, 2) if self.nuclear else pulled.abs().max())
+        if value <= 0 or size <= 0:
+            return 0.0
+        return value / size * (1 - 1e-12)  # rounding of the sums above
+
+    def _descend(self, u, radius, margin, steps, damping=DAMPINGS[-1]):
+        """Yield points ever nearer to the constraints, tightened: accelerated projection in the metric of X^T X.
+
+        The more `damping`, the less moves where inputs are small, so that the first points found are of small norm.
+        """
+        solve = 1 / (self.squares + damping * self.squares.max())
+        previous, momentum = u, 1.0
+        for _ in range(steps):
+            reached = self.operator @ u
+            error = self.error(reached)
+            share = max(1 - radius / max(float(error.norm()), 1e-300), 0.0)
+            off = torch.where(self.active, 0, (reached + margin).clamp(min=0))
+            step = solve[:, None] * (self.turned.T @ (share * error + off))
+            new = u - (step if self.nuclear else self.basis @ step)
+            yield new
+            following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
+            u, previous = new + (momentum - 1) / following * (new - previous), new
+            momentum = following
+
+    def anchor(self, original, ends=math.inf):
+        """Return feasible weights that leave room in every constraint where that is possible.
+
+        `original`, or ridge regression; where that is not feasible, steps towards the constraints; where they lead
+        nowhere, the least error that the signs allow (`closest`). Raises `Infeasible`, also where time `ends`.
+        """
+        zero = torch.zeros(self.size, self.y.shape[1], dtype=torch.float64, device=self.y.device)
+        if original is not None:
+            starts = [self.inside(original)]
+        else:  # least squares where outputs are active
+            starts = [next(self._descend(zero, 0.0, 0.0, 1, damping)) for damping in DAMPINGS]
+        found = []
+        for u in starts:
+            u, _ = self.lower(u, self.operator @ u)
+            if self.holds(u):
+                found.append(self._with_room(u, ends))
+        if found:
+            return min(found, key=self.norm)
+        if not self.relu:
+            smallest = float(self.error(self.operator @ starts[-1]).norm() / self.y.norm())
+            raise Infeasible(
+                f"no weights reach these outputs within epsilon {self.epsilon:.4g}: "
+                f"the smallest feasible epsilon is {smallest:.4g}",
+                smallest,
+                smallest * (1 - 1e-6),
+                starts[-1],
+            )
+        for damping in DAMPINGS:  # no bias to lower, or none that helps
+            for margin, steps in ((0.1, 100), (0.01, 200)):
+                room = margin * self.epsilon * self._typical
+                for count, u in enumerate(self._descend(starts[0], 0.9 * self.radius, room, steps, damping)):
+                    if count % 20 == 19:
+                        u, _ = self.lower(u, self.operator @ u)
+                        if self.holds(u):
+                            return self._with_room(u, ends)
+                    if time.perf_counter() > ends:
+                        break
+        u, least = self.closest(ends)
+        if self.holds(u):
+            return self._with_room(u, ends)
+        smallest = float(self.error(self.operator @ u).norm() / self.y.norm())
+        least = least / float(self.y.norm())
+        proof = f", and none below {least:.4g} is" if least > 0 else ""
+        late = " in the time given" if time.perf_counter() > ends else ""
+        raise Infeasible(
+            f"no weights were found that reach these outputs within epsilon {self.epsilon:.4g}{late}: "
+            f"the smallest feasible epsilon found is {smallest:.4g}{proof}",
+            smallest,
+            least,
+            u,
+        )
+
+    @property
+    def _typical(self):
+        return float(self.y.norm()) / math.sqrt(self.active.sum())
+
+    def inward(self, ends=math.inf):
+        """Return weights whose outputs off O are negative, zero for units where none were found, and which were."""
+        if self._inward is None:
+            units = self.y.shape[1]
+            u = torch.zeros(self.size, units, dtype=torch.float64, device=self.y.device)
+            if self.lift is not None:
+                u = -self.lift[:, None] * torch.full((1, units), self._typical).to(u)
+                self._inward = u, torch.ones(units, dtype=torch.bool, device=u.device)
+                return self._inward
+            rows = self.x.abs().sum(1) > 0
+            off = ~self.active & rows[:, None]
+            done = torch.zeros(units, dtype=torch.bool, device=u.device)
+            for damping in DAMPINGS:
+                for count, new in enumerate(self._descend(0 * u, math.inf, self._typical, 200, damping)):
+                    if count % 10 == 9:
+                        worst = torch.where(off, self.operator @ new, -math.inf).amax(0)
+                        better = (worst < -1e-2 * self._typical) & ~done
+                        u[:, better] = new[:, better]
+                        done = done | better
+                    if done.all() or time.perf_counter() > ends:
+                        break
+            self._inward = u, done
+        return self._inward
+
+    def closest(self, ends=math.inf, tolerance=2e-3, steps=10000):
+        """Return (weights, bound): those of the least error under the signs, and what the error cannot go below.
+
+        min ||(V - Y) on O||^2 with V off O <= 0 and V = X U, by Douglas-Rachford with Anderson acceleration, unit by
+        unit. Upper bound: the iterate, moved inwards until no sign is wrong. Lower bound, for G that is not positive
+        off O: (<G, Y>_O - ||P G|| ||X U||) / ||G on O||, P the projection on the range of X, of which P G is close to
+        zero; it counts weights whose outputs are up to a thousand times as large as Y.
+        """
+        y, on, f = self.y, self.active, self.turned
+        inner, inside = self.inward(ends)
+        target = self.operator @ inner
+        best = torch.zeros_like(inner)
+        errors = y.norm(dim=0)  # of zero weights
+        limits, bounds = 1e3 * errors, torch.zeros_like(errors)
+        small = 1e-12 * float(y.abs().max())
+        s = y.clone()
+        anderson = _Anderson(s.flatten())
+
+        for step in range(steps):
+            v = torch.where(on, (s + y) / 2, s.clamp(max=0))
+            w = f @ ((f.T @ (2 * v - s)) / self.squares[:, None])
+            value = s + 1.9 * (w - v)
+            late = time.perf_counter() > ends
+            if late or step % CHECK_EVERY == CHECK_EVERY - 1:
+                u = (f.T @ v) / self.squares[:, None]
+                u = u if self.nuclear else self.basis @ u
+                over = torch.where(on, 0, self.operator @ u).clamp(min=0)
+                share = torch.where(over > 0, over / (over - target).clamp(min=1e-300), 0).amax(0).clamp(max=1)
+                share = torch.where(inside, share * (1 + 1e-9), 0)
+                u = u + share * (inner - u)
+                new = self.error(self.operator @ u).norm(dim=0)
+                better = (inside | (over.amax(0) <= small)) & (new < errors)
+                best, errors = torch.where(better, u, best), torch.where(better, new, errors)
+                g = torch.where(on, y - v, (v - s).clamp(max=0))
+                g = g - f @ ((f.T @ g) / self.squares[:, None])
+                g = torch.where(on, g, g.clamp(max=0))
+                rest = ((f.T @ g) ** 2 / self.squares[:, None]).sum(0).sqrt()
+                proof = torch.where(on, g * y, 0).sum(0) - rest * limits
+                bounds = torch.maximum(bounds, proof / torch.where(on, g, 0).norm(dim=0).clamp(min=1e-300))
+                if late or float(errors.norm()) - float(bounds.norm()) <= tolerance * float(errors.norm()):
+                    break
+                if float(errors.norm()) <= 1e-3 * self.radius:
+                    break
+            s = anderson.next(s.flatten(), value.flatten(), lambda a, b: a @ b.T).view_as(s)
+        return best, min(float(bounds.norm()) * (1 - 1e-9), float(errors.norm()))
+
+    def _with_room(self, u, ends=math.inf):
+        """Move inwards, off the signs, by as much as costs a third of what the ball leaves."""
+        if not self.relu:
+            return u
+        left = self.radius - float(self.error(self.operator @ u).norm())
+        inner, inside = self.inward(ends)
+        if self.lift is None:
+            step = torch.where(inside, inner - u, 0)
+            cost = float(torch.where(self.active, self.operator @ step, 0).norm())
+            moved = u + step * min(left / (3 * max(cost, 1e-300)), 0.5)
+            return moved if self.holds(moved) else u
+        height = torch.where(torch.isinf(self.height), 0, self.height)
+        cost = float(torch.where(self.active, height[:, None], 0).norm())
+        lowered = u - self.lift[:, None] * (left / (3 * max(cost, 1e-300)))
+        return lowered if self.holds(lowered) else u
+
+
+class _Anderson:
+    """Anderson acceleration of a fixed-point map, type II, with the newest `MEMORY` differences kept."""
+
+    def __init__(self, like):
+        self.steps = torch.empty(MEMORY, len(like), dtype=like.dtype, device=like.device)
+        self.values = torch.empty_like(self.steps)
+        self.restart()
+
+    def restart(self):
+        self.count, self.last, self.size = 0, None, math.inf
+
+    def next(self, x, value, weigh):
+        """Return the next point after the map took `x` to `value`; `weigh(A, B)` is the inner product A B^T."""
+        step = value - x
+        size = math.sqrt(float(weigh(step[None], step[None])))
+        if self.last is None or size > 2 * self.size:  # worse than before: begin anew with a plain step
+            self.restart()
+            self.last = step, value
+            return value
+        at = self.count % MEMORY
+        torch.sub(step, self.last[0], out=self.steps[at])
+        torch.sub(value, self.last[1], out=self.values[at])
+        self.count, self.last, self.size = self.count + 1, (step, value), size
+        kept = min(self.count, MEMORY)
+        steps = self.steps[:kept]
+        gram = weigh(steps, steps).double()
+        gram += 1e-8 * gram.trace() * torch.eye(kept, dtype=gram.dtype, device=gram.device)
+        mix = torch.linalg.lstsq(gram.cpu(), weigh(steps, step[None]).double().cpu()).solution
+        mix = mix.to(value.device, value.dtype)[:, 0]
+        return value - mix @ self.values[:kept] if torch.isfinite(mix).all() else value
+
+
+def iterate(problem, anchor, state, tolerance, max_iterations, max_seconds, dtype, progress, start):
+    """Run ADMM (as Douglas-Rachford on s = (Z + A, V + B), A and B the scaled multipliers) between certificates."""
+    units, samples = problem.y.shape[1], len(problem.y)
+    n = problem.size * units
+    best, upper = anchor, problem.norm(anchor)
+    lower = problem.bound(torch.where(problem.active, problem.y, 0))
+    ratio = 1 / float(problem.squares.mean())
+    if state is None:
+        spread = min(anchor.shape) if problem.nuclear else anchor.numel()
+        rho = spread / upper
+        s = torch.cat([anchor.flatten(), problem.y.flatten()])
+    else:
+        rho, s = state["rho"], state["s"].to(problem.y.device, torch.float64)
+        if problem.nuclear:  # eigenvectors have arbitrary signs: the state is kept in the inputs' coordinates
+            s = torch.cat([(problem.basis.T @ state["first"].to(s)).flatten(), s])
+        else:
+            s = torch.cat([state["first"].to(s).flatten(), s])
+    rows = [{"iteration": 0, "seconds": time.perf_counter() - start, "objective": upper, "bound": lower}]
+
+    def arrays(kind):
+        return (part.to(kind) for part in (problem.turned, problem.squares, problem.y, problem.basis))
+
+    turned, squares, y, basis = arrays(dtype)
+    s = s.to(dtype)
+    anderson = _Anderson(s)
+    stalled, marked, proven, changed = 0, math.inf, rho, 0
+    relaxation = 1.9
+    bar = tqdm(
+        total=max_iterations, disable=not progress, desc=f"epsilon {problem.epsilon:g}", leave=False
+    )
+    iteration, done = 0, upper - lower <= tolerance * upper
+    while not done and iteration < max_iterations:
+        iteration += 1
+        first, second = s[:n].view(problem.size, units), s[n:].view(samples, units)
+        z, norm = problem.shrink(first, 1 / rho)
+        away = second - y
+        size = float(torch.where(problem.active, away, 0).norm())
+        share = max(1 - problem.radius / size, 0.0) if size else 0.0
+        multiplier = torch.where(problem.active, share * away, second.clamp(min=0))
+        v = second - multiplier
+        wanted = 2 * z - first
+        pulled = turned.T @ (v - multiplier)
+        if problem.nuclear:
+            u = (wanted + ratio * pulled) / (1 + ratio * squares)[:, None]
+            reached = turned @ u
+        else:
+            seen = basis.T @ wanted
+            solved = (seen + ratio * pulled) / (1 + ratio * squares)[:, None]
+            u, reached = wanted + basis @ (solved - seen), turned @ solved
+        value = s.clone()
+        value[:n] += relaxation * (u - z).flatten()
+        value[n:] += relaxation * (reached - v).flatten()
+
+        late = max_seconds is not None and time.perf_counter() - start >= max_seconds
+        if late or iteration % CHECK_EVERY == 0 or iteration == max_iterations:
+            proved = problem.bound(-rho * ratio * multiplier.double())
+            # Lowering and scaling keep Z's rank (but one) and zeros; without a bias only U is near enough.
+            objective, point = problem.repair((z if problem.liftable else u).double(), anchor)
+            if objective < upper:
+                best, upper = point, objective
+            lower = max(lower, proved)
+            now = time.perf_counter() - start
+            rows.append({"iteration": iteration, "seconds": now, "objective": upper, "bound": lower})
+            bar.update(iteration - bar.n)
+            bar.set_postfix_str(f"gap {(upper - lower) / upper:.1e}")
+            done = upper - lower <= tolerance * upper
+            if upper - lower < 0.9 * marked:
+                marked, proven, stalled = upper - lower, rho, 0
+            else:
+                stalled += 1
+            if done or late:
+                s = value
+                break
+            if dtype == torch.float32 and stalled >= PATIENT_CHECKS:  # float32 has given what it can
+                dtype, stalled = torch.float64, 0
+                turned, squares, y, basis = arrays(dtype)
+                s = value.double()
+                anderson = _Anderson(s)
+                continue
+            above, below = (max(error / upper, 1e-12) for error in (objective - norm, norm - proved))
+            change = min(max(math.sqrt(above / below), 0.5), 2.0)
+            # Changes grow rarer, so that ADMM converges between them. A balance that does not come, however the
+            # penalty moves, would drive it away: then back to where the gap last fell, and stay for as long again.
+            if stalled >= PATIENT_CHECKS:
+                change, stalled, changed = proven / rho, 0, 2 * iteration
+            elif max(above, below) <= 2 * min(above, below) or iteration < PATIENCE * changed:
+                change = 1.0
+            else:
+                changed = iteration
+            if change != 1:
+                for part, fixed in ((value[:n], z.flatten()), (value[n:], v.flatten())):
+                    part.sub_(fixed).div_(change).add_(fixed)
+                rho *= change
+                s = value
+                anderson.restart()
+                continue
+
+        def weigh(a, b):
+            return a[:, :n] @ b[:, :n].T + ratio * (a[:, n:] @ b[:, n:].T)
+
+        s = anderson.next(s, value, weigh)
+    bar.close()
+    kept = s.double()
+    state = {
+        "fits": (problem.size, samples, units, problem.penalty),
+        "first": problem.outside(kept[:n].view(problem.size, units)),
+        "s": kept[n:].clone(),
+        "rho": rho,
+    }
+    return best, lower, rows, iteration, bool(done), state

@@ -1,0 +1,523 @@
+"""DDLR and Net-Trim over a whole network: a convex program for each linear layer, then thin or sparse layers.
+
+`solve` gives one certified answer a layer, `search` the epsilon that a task asks for; `low_rank` and `sparse` make
+networks of the answers, with the steps after the convex one (cut, refit; `cut_for` finds the cut of a size), and
+`constraints` asks again what those did to the constraints.
+"""
+
+import dataclasses
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral, Real
+
+import pandas as pd
+import torch
+from torch import nn
+
+from lowrank_utils.factors import admm, ddlr, svd
+from lowrank_utils.factors.sequential import sweep
+from lowrank_utils.network.graph import before_relu
+from lowrank_utils.network.modules import evaluating, linear, replaced
+
+
+def _linear_layers(model):
+    found = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not found:
+        raise ValueError("the network has no linear layer, and DDLR is about linear layers")
+    return found
+
+
+def _layer(model, name):
+    modules = dict(model.named_modules())
+    if name not in modules:
+        known = ", ".join(_linear_layers(model))
+        raise ValueError(f"there is no layer {name!r} in this network; linear layers: {known}")
+    if not isinstance(modules[name], nn.Linear):
+        raise ValueError(f"layer {name!r} is a {type(modules[name]).__name__}, and DDLR is about linear layers")
+    return modules[name]
+
+
+def _images(images):
+    if not torch.is_tensor(images) or images.ndim < 2 or len(images) == 0:
+        shape = f" of shape {tuple(images.shape)}" if hasattr(images, "shape") else ""
+        raise ValueError(
+            f"calibration images are a {type(images).__name__}{shape}; they must be a tensor of at least one image, "
+            "the images along its first axis"
+        )
+    return images
+
+
+def _share(cut):
+    if isinstance(cut, bool) or not isinstance(cut, Real) or not 0 <= cut < 1:
+        raise ValueError(f"cut={cut!r} is not a share from 0 to below 1")
+    return float(cut)
+
+
+def _batches(model, name, images, outputs_of=None, batch_size=1000):
+    """Yield (inputs, outputs) of a layer, batch by batch: rows in float64, as they are, without ones and ReLU."""
+    source = model if outputs_of is None else outputs_of
+    caught = {}
+
+    def catch(key, value):
+        # a ReLU in place must not overwrite it
+        caught[key] = value.detach().reshape(-1, value.shape[-1]).to(torch.float64, copy=True)
+
+    with evaluating(model), evaluating(source):
+        hooks = [model.get_submodule(name).register_forward_hook(lambda module, ins, out: catch("in", ins[0]))]
+        hooks.append(source.get_submodule(name).register_forward_hook(lambda module, ins, out: catch("out", out)))
+        try:
+            for batch in images.split(batch_size):
+                batch = batch.to(next(model.parameters()))
+                model(batch)
+                if source is not model:
+                    source(batch)
+                yield caught["in"], caught["out"]
+        except RuntimeError as error:
+            shape = tuple(images.shape[1:])
+            raise ValueError(f"the network cannot take calibration images of shape {shape}: {error}") from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def layer_data(model, name, images, outputs_of=None, batch_size=1000):
+    """Return (inputs, outputs, relu) of one linear layer over `images`, in float64, as `ddlr.solve` takes them.
+
+    Shapes: inputs N x d_in, with a last column of ones for a layer with a bias; outputs N x d_out, after the ReLU
+    where one follows (relu True), else as they are. `outputs_of`: the network that the outputs are taken from, where
+    it is another one (the original network, in a cascade). The model runs in eval mode.
+    Raises ValueError for a layer that is not there or not linear, and images that do not fit.
+    """
+    layer = _layer(model if outputs_of is None else outputs_of, name)
+    relu = name in before_relu(model if outputs_of is None else outputs_of)
+    inputs, targets = zip(*_batches(model, name, _images(images), outputs_of, batch_size))
+    x, y = torch.cat(inputs), torch.cat(targets)
+    if layer.bias is not None:
+        x = torch.cat([x, torch.ones(len(x), 1).to(x)], 1)
+    return x, y.clamp(min=0) if relu else y, relu
+
+
+def matrix(layer):
+    """Return the weights of a linear layer as the solver takes them: d_in x d_out, the bias as a last row (float64)."""
+    weight = layer.weight.detach().double().T
+    return weight if layer.bias is None else torch.cat([weight, layer.bias.detach().double()[None]])
+
+
+def solve_network(model, calibration, epsilon, penalty="nuclear", cascade=False, warm_start=None, workers=1, **options):
+    """Return ``{layer: ddlr.Solution}`` for every linear layer of `model`, in the order of the network.
+
+    Each layer on its own, from the activations of the original network (independent programs: `workers` threads at
+    once), or, with ``cascade=True``, one after the other: inputs as the network compressed so far gives them, outputs
+    those of the original network. There the epsilon may be out of reach; then it is raised to 1.05 times the smallest
+    one that was found feasible, which the solution's ``epsilon`` and ``note`` tell.
+
+    Parameters: `calibration`, images (N first); `epsilon`, one number or ``{layer: number}``, where a layer
+    that is absent stays as it is; `penalty`, "nuclear" or "l1";
+    `warm_start`, an earlier answer of this function; `options` of `ddlr.solve` (tolerance, max_seconds, dtype ...).
+    Raises ValueError as `ddlr.solve`, naming the layer.
+    """
+    names, wanted = _epsilons(model, epsilon)
+    names = [name for name in names if name in wanted]
+    if isinstance(workers, bool) or not isinstance(workers, Integral) or workers < 1:
+        raise ValueError(f"workers={workers!r} is not a whole number of at least 1")
+    if warm_start is not None and not isinstance(warm_start, dict):
+        raise ValueError(f"warm_start is a {type(warm_start).__name__}, not an earlier answer {{layer: Solution}}")
+    _images(calibration)
+
+    def answer(name, x, y, relu, original):
+        start = None if warm_start is None else warm_start.get(name)
+        try:
+            return ddlr.solve(x, y, wanted[name], relu, penalty, original, warm_start=start, **options)
+        except admm.Infeasible as error:
+            if not cascade:
+                raise admm.Infeasible(f"layer {name!r}: {error}", error.smallest, error.bound, error.weights) from error
+            if error.smallest >= 1 > error.bound + 0.1:  # nothing was found, nor proved: no reason for zero weights
+                raise admm.Infeasible(f"layer {name!r}: {error}", error.smallest, error.bound, error.weights) from error
+            raised = 1.05 * error.smallest
+            # what the failed search found is feasible now, so nothing is looked for again
+            found = ddlr.solve(x, y, raised, relu, penalty, error.weights, warm_start=start, **options)
+            note = f"epsilon {wanted[name]:g} was out of reach in the cascade and raised to {raised:.4g}"
+            return dataclasses.replace(found, note="; ".join(filter(None, [note, found.note])))
+        except ValueError as error:
+            raise ValueError(f"layer {name!r}: {error}") from error
+
+    if not cascade:
+        # the network itself runs in this thread only: hooks would catch what another thread sends through it
+        data = [(name, *layer_data(model, name, calibration), matrix(model.get_submodule(name))) for name in names]
+        with ThreadPoolExecutor(workers) as pool:
+            return dict(zip(names, pool.map(lambda one: answer(*one), data)))
+    small, found = replaced(model, {}), {}
+    for name in names:
+        data = layer_data(small, name, calibration, outputs_of=model)
+        # the layer's own weights are feasible on the original inputs; behind a changed layer they may not be
+        found[name] = answer(name, *data, None if found else matrix(model.get_submodule(name)))
+        small = replaced(small, {name: dense(model.get_submodule(name), found[name].weights)})
+    return found
+
+
+def _epsilons(model, epsilon):
+    # names of all linear layers, and {layer: epsilon} of those that are wanted
+    names = _linear_layers(model)
+    wanted = epsilon if isinstance(epsilon, dict) else dict.fromkeys(names, epsilon)
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        raise ValueError(f"epsilon names {unknown[0]!r}, which is no linear layer of this network: {', '.join(names)}")
+    if not wanted:
+        raise ValueError(f"epsilon names no layer; linear layers of this network: {', '.join(names)}")
+    return names, wanted
+
+
+def search_epsilon(
+    model, calibration, good, low=0.02, high=0.8, steps=6, penalty="nuclear", largest=True, **options
+):
+    """Return (epsilon, its solutions, DataFrame of all evaluations) for the epsilon that a condition asks for.
+
+    ``largest=True``: the largest epsilon whose answers are good, for conditions that hold while epsilon is small
+    ("accuracy on valid images within one point"). ``largest=False``: the smallest one, for conditions that hold once
+    epsilon is large ("parameters at most a budget"). Bisection on log epsilon: both ends, then `steps` values between,
+    each solved from the nearest answer so far; the true value lies within a factor (high / low)^(2^-steps).
+
+    Parameters: `good`, a function of ``{layer: Solution}`` that says True or False; `low`, `high`, the ends, 0 < low <
+    high; `options` of `solve_network` (cascade, workers, tolerance ...). The DataFrame has the columns epsilon, good, seconds.
+    Raises ValueError where no end is good, and as `solve_network`.
+    """
+    for name, value in {"low": low, "high": high}.items():
+        if isinstance(value, bool) or not isinstance(value, Real) or not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name}={value!r} is not a number above 0")
+    if not low < high:
+        raise ValueError(f"low={low!r} must be below high={high!r}")
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 0:
+        raise ValueError(f"steps={steps!r} is not a whole number of at least 0")
+    if not callable(good):
+        raise ValueError(f"good={good!r} is not a function of the solutions")
+    answers, rows = {}, []
+
+    def passes(epsilon):
+        begin = time.perf_counter()
+        nearest = min(answers, key=lambda other: abs(math.log(other / epsilon)), default=None)
+        answers[epsilon] = solve_network(model, calibration, epsilon, penalty, warm_start=answers.get(nearest), **options)
+        fine = bool(good(answers[epsilon]))
+        rows.append({"epsilon": epsilon, "good": fine, "seconds": time.perf_counter() - begin})
+        return fine
+
+    # `inner` is the end that must be good, `outer` the one that would be best
+    inner, outer = (float(low), float(high)) if largest else (float(high), float(low))
+    if not passes(inner):
+        raise ValueError(
+            f"the answers at epsilon {inner:g} are not good, and those at a {'larger' if largest else 'smaller'} one "
+            f"would be less so; {'lower `low`' if largest else 'raise `high`'} or ask for less"
+        )
+    if passes(outer):
+        inner = outer
+    else:
+        for _ in range(steps):
+            middle = math.sqrt(inner * outer)
+            inner, outer = (middle, outer) if passes(middle) else (inner, middle)
+    return inner, answers[inner], pd.DataFrame(rows)
+
+
+def dense(layer, weights):
+    """Return a linear layer like `layer` with solver weights (d_in x d_out, the bias as a last row)."""
+    bias = None if layer.bias is None else weights[-1]
+    return linear(weights[: layer.in_features].T, bias, layer)
+
+
+def reweighted(inputs, outputs, epsilon, relu=True, original=None, rounds=2, damping=0.05, start=None, **options):
+    """Return a `ddlr.Solution` of lower rank: the program solved again with a norm that charges large directions less.
+
+    After each answer U the next one minimises ||L U'||_* with L = (U U^T + (damping s_1)^2)^(-1/2), a step of the
+    majorise-minimise scheme for the logarithm of the determinant, one-sided (Fazel, Hindi & Boyd 2003). As ||L U'||_*
+    with inputs X is ||V||_* with inputs X L^-1, the same solver does it, and the constraints hold.
+
+    All fields describe ``weights`` in the plain program: ``objective``, their plain nuclear norm; ``bound``, that of
+    the plain answer, so that the gap says what the lower rank costs; ``history``, one row a round; ``converged``,
+    whether every program reached its tolerance. There is no state for a warm start.
+
+    Parameters: as `ddlr.solve`; `rounds` of reweighting; `damping` as a share of the largest singular value, above 0;
+    `start`, the plain solution where it is known (solved at a smaller epsilon it proves no bound: 0).
+    Raises ValueError as `ddlr.solve`, for another penalty than the nuclear norm, and for a start that does not fit.
+    """
+    begin = time.perf_counter()
+    if options.pop("penalty", "nuclear") != "nuclear" or (start is not None and start.penalty != "nuclear"):
+        raise ValueError("reweighting is of the nuclear norm; there is none for penalty='l1'")
+    if isinstance(rounds, bool) or not isinstance(rounds, Integral) or rounds < 1:
+        raise ValueError(f"rounds={rounds!r} is not a whole number of at least 1")
+    if isinstance(damping, bool) or not isinstance(damping, Real) or not (math.isfinite(damping) and damping > 0):
+        raise ValueError(f"damping={damping!r} is not a number above 0")
+    if start is None:
+        found = ddlr.solve(inputs, outputs, epsilon, relu, original=original, **options)
+    else:
+        found = start
+        shape = torch.as_tensor(inputs).shape[1], torch.as_tensor(outputs).shape[1]
+        if tuple(start.weights.shape) != shape:
+            raise ValueError(f"start has weights of shape {tuple(start.weights.shape)}; this layer needs {shape}")
+        error = ddlr.check(start.weights, inputs, outputs, epsilon, relu)
+        if not error.feasible:
+            raise ValueError(
+                f"start is not feasible at epsilon {epsilon:g}: it was solved at {start.epsilon:g} and has a relative "
+                f"error of {error.error:.3g} and a sign violation of {error.sign:.3g} on these data"
+            )
+    # what holds at a larger epsilon holds here, not the other way round
+    bound = found.bound if found.epsilon >= epsilon else 0.0
+    x = torch.as_tensor(inputs, dtype=torch.float64)
+    weights, rows, converged, iterations = found.weights, [], found.converged, found.iterations
+    for count in range(rounds):
+        if not weights.any():
+            break
+        values, vectors = torch.linalg.eigh(weights @ weights.T)
+        scale = (values.clamp(min=0) / values[-1] + damping**2).sqrt()
+        back = (vectors * scale) @ vectors.T  # L^-1 up to a factor
+        forth = (vectors / scale) @ vectors.T
+        better = ddlr.solve(x @ back.to(x), outputs, epsilon, relu, original=forth @ weights, **options)
+        weights = back @ better.weights
+        converged, iterations = converged and better.converged, iterations + better.iterations
+        norm = float(torch.linalg.svdvals(weights).sum())
+        rows.append({"iteration": count + 1, "seconds": time.perf_counter() - begin, "objective": norm, "bound": bound})
+    spectrum = torch.linalg.svdvals(weights)
+    objective = float(spectrum.sum())
+    return dataclasses.replace(
+        found,
+        weights=weights,
+        objective=objective,
+        bound=min(bound, objective),
+        violation=ddlr.check(weights, inputs, outputs, epsilon, relu).violation,
+        rank=int((spectrum > admm.RANK_TOLERANCE * spectrum[0]).sum()),
+        nonzeros=int((weights.abs() > admm.RANK_TOLERANCE * weights.abs().max()).sum()),
+        iterations=iterations,
+        converged=converged,
+        seconds=time.perf_counter() - begin,
+        history=pd.DataFrame(rows) if rows else found.history,
+        epsilon=float(epsilon),
+        state=None,
+        note=f"reweighted {len(rows)} times; the bound is that of the plain program" if rows else found.note,
+    )
+
+
+def ranks(model, solutions, cut=admm.RANK_TOLERANCE):
+    """Return the plan ``{layer: rank}`` of DDLR answers: singular values of the weights above `cut` of the largest.
+
+    The bias, a row of U, is kept whole and does not count. Layers whose factors would not pay are absent: they stay
+    as they were. Raises ValueError for a `cut` outside 0 <= cut < 1 and answers that do not fit the network.
+    """
+    return _plan(model, _spectra(model, solutions), _share(cut))
+
+
+def _spectra(model, solutions):
+    return {name: torch.linalg.svdvals(_weight(model, name, solution)) for name, solution in solutions.items()}
+
+
+def _weight(model, name, solution):
+    # the weights of an answer without the bias, d_in x d_out
+    wanted = tuple(matrix(_layer(model, name)).shape)
+    if tuple(solution.weights.shape) != wanted:
+        raise ValueError(f"the answer of layer {name!r} has shape {tuple(solution.weights.shape)}, the layer {wanted}")
+    return solution.weights[: model.get_submodule(name).in_features]
+
+
+def _plan(model, spectra, cut):
+    found = {}
+    for name, values in spectra.items():
+        rank = max(int((values > cut * values[0]).sum()), 1)
+        rows, columns = model.get_submodule(name).weight.shape
+        if rank * (rows + columns) < rows * columns:
+            found[name] = rank
+    return found
+
+
+def cut_for(model, solutions, kept, kind, index_bits=16):
+    """Return the smallest cut at which the network of these answers keeps at most a share `kept` of the parameters.
+
+    Bisection on the cut, no data. `kept`: share of all parameters of `model`, 0 < kept <= 1. `kind`: "low_rank", thin
+    layers as `low_rank` makes them with the same answers and this cut, or "non-zeros" or "indices", as `stored` counts
+    what `sparse` makes ("indices" with `index_bits` each).
+    Raises ValueError for a share that no cut reaches, with the shares that can be reached.
+    """
+    if isinstance(kept, bool) or not isinstance(kept, Real) or not 0 < kept <= 1:
+        raise ValueError(f"kept={kept!r} is not a share above 0 and at most 1")
+    whole = sum(p.numel() for p in model.parameters())
+    if kind == "low_rank":
+        spectra = _spectra(model, solutions)
+
+        def size(cut):
+            saved = 0
+            for name, rank in _plan(model, spectra, cut).items():
+                rows, columns = model.get_submodule(name).weight.shape
+                saved += rows * columns - rank * (rows + columns)
+            return whole - saved
+
+    elif kind in ("non-zeros", "indices"):
+        kinds = {name: _layer(model, name).weight.dtype for name in solutions}
+        weights = {name: _weight(model, name, solution) for name, solution in solutions.items()}
+        others = {name: int(model.get_submodule(name).weight.count_nonzero()) for name in _linear_layers(model)}
+
+        def size(cut):
+            counts = {name: int(_cut(w, cut).to(kinds[name]).count_nonzero()) for name, w in weights.items()}
+            return _counted(model, others | counts, index_bits)["non-zeros" if kind == "non-zeros" else "with indices"]
+
+    else:
+        raise ValueError(f"unknown kind {kind!r}; known: low_rank, non-zeros, indices")
+    last = math.nextafter(1.0, 0.0)
+    if size(last) > kept * whole:
+        raise ValueError(
+            f"kept={kept:g} is out of reach: cuts of these answers keep from {size(last) / whole:.4f} "
+            f"to {size(0.0) / whole:.4f} of the {whole} parameters"
+        )
+    low, high = 0.0, last
+    if size(low) <= kept * whole:
+        return low
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if size(middle) <= kept * whole else (middle, high)
+    return high
+
+
+def low_rank(model, solutions, cut=admm.RANK_TOLERANCE, refit=None, relu=False, iterations=10):
+    """Return a new model with the layers of DDLR answers as stock thin layers, and the plan that it has.
+
+    `cut`: singular values below this share of the largest go. `refit`, calibration images or None: the factors are
+    fitted again to the original network's outputs, in the output subspace that DDLR chose (the nuclear norm shrinks
+    what it keeps), layer after layer on what the network gives so far; ``relu=True`` fits what is left after the ReLU
+    (`sequential.sweep`, with its `iterations`). Layers that stay dense keep their original weights, refitted where
+    `refit` is given. Raises ValueError as `ranks`, and for images that do not fit.
+    """
+    plan = ranks(model, solutions, cut)
+    if refit is not None:
+        _images(refit)
+    left, thin = {}, {}
+    for name, rank in plan.items():
+        layer = model.get_submodule(name)
+        u, s, vt = torch.linalg.svd(solutions[name].weights[: layer.in_features].T, full_matrices=False)
+        left[name] = u[:, :rank]
+        root = s[:rank].sqrt()
+        bias = None if layer.bias is None else solutions[name].weights[-1]
+        kind = layer.weight.dtype
+        factors = svd.Factors(u[:, :rank] * root, root[:, None] * vt[:rank], bias, dtype=kind)
+        thin[name] = factors.layers(rank).to(layer.weight.device)
+    if refit is not None:
+        return sweep(model, plan, refit, relu=relu, within=left, iterations=iterations), plan
+    return replaced(model, thin), plan
+
+
+def _cut(weight, cut):
+    return torch.where(weight.abs() <= cut * weight.abs().max(), 0, weight)
+
+
+def sparse(model, solutions, cut=admm.RANK_TOLERANCE, refit=None, ridge=1e-6):
+    """Return a new model with the layers of Net-Trim answers, weights below `cut` of the largest zero; stored densely.
+
+    `refit`, calibration images or None: the weights that are left are fitted again by least squares, w_S = (C_SS +
+    ridge)^-1 (B_S + ridge w0_S) for each unit with support S, C the covariance of the inputs x, B that with the target
+    and w0 the original weights; the bias is free. Layer after layer: inputs as the sparse network so far gives them,
+    targets the original network's outputs. Linear layers without an answer keep their original weights, refitted
+    (all of them) once a layer before them has changed, as in `low_rank`. `ridge`: share of the mean variance.
+    Raises ValueError as `ranks`, and for images that do not fit.
+    """
+    cut, new = _share(cut), {}
+    for name, solution in solutions.items():
+        layer = model.get_submodule(name)
+        weight = _cut(_weight(model, name, solution), cut)
+        new[name] = dense(layer, torch.cat([weight, solution.weights[layer.in_features :]]))
+    if refit is None:
+        return replaced(model, new)
+    small, changed = replaced(model, {}), False
+    for name in _linear_layers(model):
+        if name in new or changed:
+            support = (new[name] if name in new else model.get_submodule(name)).weight.detach() != 0
+            if name not in new:
+                support = torch.ones_like(support)
+            fitted = _least_squares(small, model, name, _images(refit), support, ridge)
+            small, changed = replaced(small, {name: fitted}), True
+    return small
+
+
+def _least_squares(small, model, name, images, support, ridge):
+    """Return the layer with weights on `support` (d_out x d_in) that come nearest to the original outputs."""
+    layer = model.get_submodule(name)
+    start = layer.weight.detach().double()
+    count, sums = 0, [0.0] * 4
+    for x, t in _batches(small, name, images, outputs_of=model):
+        count += len(x)
+        sums = [old + new for old, new in zip(sums, (x.T @ x, t.T @ x, x.sum(0), t.sum(0)))]
+    xx, tx, x_mean, t_mean = (part / count for part in sums)
+    if layer.bias is not None:
+        xx, tx = xx - torch.outer(x_mean, x_mean), tx - torch.outer(t_mean, x_mean)
+    if not (torch.isfinite(xx).all() and torch.isfinite(tx).all()):
+        raise ValueError(f"layer {name!r}: the calibration images make NaN or infinite activations")
+    scale = float(xx.diagonal().mean())
+    damping = ridge * scale if scale > 0 else 1.0  # inputs that never move: the original weights
+    damped = xx + damping * torch.eye(len(xx)).to(xx)
+    wanted = tx + damping * start
+    weight = torch.zeros_like(start)
+    for row, on in enumerate(support.to(start.device)):
+        if on.any():
+            weight[row, on] = torch.linalg.solve(damped[on][:, on], wanted[row, on])
+    return linear(weight, None if layer.bias is None else t_mean - weight @ x_mean, layer)
+
+
+def stored(model, index_bits=16):
+    """Return {"non-zeros": n, "with indices": m}: the size of a sparse network in parameters of 32 bits.
+
+    Non-zero weights and all biases; with indices, each linear layer in compressed sparse rows: one column index of
+    `index_bits` for each non-zero and one 32-bit pointer for each row. Layers that are smaller dense count as dense;
+    layers that are not linear count in full both times.
+    """
+    counts = {name: int(model.get_submodule(name).weight.count_nonzero()) for name in _linear_layers(model)}
+    return _counted(model, counts, index_bits)
+
+
+def _counted(model, counts, index_bits):
+    # sizes of a network whose linear layers have so many non-zero weights
+    plain = whole = 0
+    rest = sum(p.numel() for p in model.parameters())
+    for name, count in counts.items():
+        layer = model.get_submodule(name)
+        packed = count * (1 + index_bits / 32) + layer.out_features + 1
+        plain += count
+        whole += min(packed, layer.weight.numel())
+        rest -= layer.weight.numel()
+    return {"non-zeros": plain + rest, "with indices": round(whole) + rest}
+
+
+ROUNDING = {torch.float64: admm.FEASIBLE, torch.float32: 1e-6}  # relative violation that the stored dtype explains
+
+
+def constraints(model, compressed, calibration, epsilon, inputs_of=None, tolerance=None):
+    """Return a DataFrame with one row a layer: do the weights of `compressed` keep the original layer's constraints?
+
+    Columns: layer, error, epsilon, sign, feasible (`ddlr.check`); a thin layer counts as the product of its factors.
+    Outputs are the original network's. Inputs are the original network's, too, or those of the network `inputs_of`:
+    ``inputs_of=compressed`` asks what a cascade or a refit was made for. `epsilon`: one number or ``{layer: number}``,
+    where absent layers are left out. `tolerance`: relative violation that passes for feasible; by default what the
+    stored numbers can hold, 1e-9 for float64, 1e-6 for float32 and 1e-2 for anything less.
+    Raises ValueError for layers that are not there and networks that do not match.
+    """
+    names, wanted = _epsilons(model, epsilon)
+    if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not tolerance >= 0):
+        raise ValueError(f"tolerance={tolerance!r} is not a number of at least 0")
+    rows = []
+    for name in names:
+        if name not in wanted:
+            continue
+        for network, which in ((compressed, "compressed"), (inputs_of, "inputs_of")):
+            if network is not None and name not in dict(network.named_modules()):
+                raise ValueError(f"the network {which} has no layer {name!r}")
+        small = compressed.get_submodule(name)
+        weights = _product(name, small)
+        x, y, relu = layer_data(inputs_of or model, name, calibration, outputs_of=model)
+        found = ddlr.check(weights, x, y, wanted[name], relu)
+        allowed = ROUNDING.get(next(small.parameters()).dtype, 1e-2) if tolerance is None else tolerance
+        row = {"layer": name, "error": found.error, "epsilon": found.epsilon, "sign": found.sign}
+        rows.append(row | {"feasible": found.violation <= allowed})
+    return pd.DataFrame(rows)
+
+
+def _product(name, layer):
+    if isinstance(layer, nn.Linear):
+        return matrix(layer)
+    parts = list(layer.children())
+    if len(parts) != 2 or not all(isinstance(part, nn.Linear) for part in parts):
+        raise ValueError(f"layer {name!r} of the compressed network is neither linear nor two linear layers: {layer}")
+    first, second = parts
+    weight = second.weight.detach().double() @ first.weight.detach().double()
+    return weight.T if second.bias is None else torch.cat([weight.T, second.bias.detach().double()[None]])

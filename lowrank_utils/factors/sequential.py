@@ -1,0 +1,348 @@
+"""Factors found in one sweep from input to output, each layer repairing what those before it lost.
+
+`sweep` needs a plan, calibration images and no training. At each layer, X are its inputs in the network as compressed
+so far, T its outputs in the original network; the layer becomes the best one of its rank from X to T. Where the output
+is added to a shortcut, T is what the sum was, less what the shortcut now gives: the error so far is repaired along.
+"""
+
+import copy
+import logging
+import math
+
+import torch
+from torch import nn
+
+from lowrank_utils.factors import svd
+from lowrank_utils.factors.svd import reduced_rank
+from lowrank_utils.network import unfold
+from lowrank_utils.network.graph import Followers, execution_order, followed_by, owners, trace, weight_layers
+from lowrank_utils.network.modules import check_there, evaluating, fold_bias_into_norm, replaced
+from lowrank_utils.network.statistics import CrossMoments, fisher
+from lowrank_utils.network.unfold import output_rows
+from lowrank_utils.network.walk import Walk
+
+log = logging.getLogger(__name__)
+
+
+def _order(model, names, plan, image):
+    # the named layers as a forward pass meets them; one that is met twice cannot be planned, and is not refitted
+    met = execution_order(model, names, image)
+    twice = [name for name in plan if met.count(name) > 1]
+    if twice:
+        raise ValueError(
+            f"layer {twice[0]!r} is used {met.count(twice[0])} times in one pass; sequential factors need one use"
+        )
+    return [name for name in met if met.count(name) == 1]
+
+
+RIDGE = 1e-6  # share of the mean variance, so that a singular covariance is normal input
+FEW = 20  # samples for an input, under which the ridge is cross-validated
+
+
+def cross_validated_ridge(covariance, cross, energy, count):
+    """Return the ridge, as a share of the mean variance, that predicts unseen samples best (generalised cross-validation).
+
+    For the regression of errors e (o) on inputs x (d): `covariance` of x (d x d), `cross` covariance of e and x (o x d),
+    `energy` E|e - mean|^2, all from `count` samples. Minimises RSS / (1 - dof / count)^2 over a grid from 1e-6 to 10,
+    dof = 1 + sum of s / (s + ridge) over the eigenvalues s of C. With about as many samples as inputs plain least squares
+    fits the noise, and is worse than with half of the samples ("double descent"); a ridge keeps the answer near
+    the original weights instead. Where even the largest leaves as many degrees of freedom as samples, it is the
+    largest. Source: Golub, Heath & Wahba 1979.
+
+    >>> x, e = torch.randn(50, 40, dtype=torch.float64), torch.randn(50, 3, dtype=torch.float64)  # nothing to be learnt
+    >>> cross_validated_ridge(x.T @ x / 50, e.T @ x / 50, e.square().sum() / 50, 50) > 0.1
+    True
+    """
+    scale = covariance.diagonal().mean()
+    if not scale or not energy:
+        return RIDGE
+    values, vectors = torch.linalg.eigh(covariance)
+    values, share = values.clamp(min=0), (cross @ vectors).square().sum(0)
+    grid = torch.logspace(-6, 1, 29, dtype=torch.float64).tolist()
+    best, found = torch.inf, grid[-1]
+    for ridge in grid:
+        damped = values + ridge * scale
+        left = 1 - (1 + (values / damped).sum()) / count
+        if left <= 0.02:
+            continue  # as many degrees of freedom as samples
+        unexplained = energy - (share * (values + 2 * ridge * scale) / damped.square()).sum()
+        score = float(unexplained.clamp(min=0) / left.square())
+        if score < best:
+            best, found = score, ridge
+    return found
+
+
+def sweep(
+    model,
+    plan,
+    calibration,
+    relu=False,
+    refit=True,
+    within=None,
+    weighted=False,
+    iterations=None,
+    ridge=None,
+    batch_size=100,
+    memory=2.5e8,
+):
+    """Return a new model with the planned layers replaced by thin ones, found layer after layer on calibration images.
+
+    Each planned layer becomes the rank-r answer to min E|T - W X - b|^2 (`reduced_rank`; `svd.alternating_low_rank` for a
+    convolution), X its inputs (patches) in the network as compressed so far, T its outputs in the original one. Of a
+    large feature map about 256 positions an image are taken, spread over all columns. Where a
+    batch norm follows, errors count by its squared scale; where the result is added to a shortcut of the same shape, T
+    is what the sum was less what the shortcut now gives. ``relu=True``: where a ReLU follows, only max(., 0) matters, so the target is
+    T where it is positive and min(current, 0) elsewhere; the problem is solved again `iterations` times (10, or 3 in a
+    network with convolutions) with momentum (a heuristic after the majorise-minimise scheme: most steps lower the error
+    after the ReLU, not all do). ``refit=True``: layers that stay dense get the full-rank answer, which costs no parameters
+    (not those that share a weight or are used more than once).
+    ``within``: {layer: orthonormal columns, d_out x rank} holds the outputs of a linear layer in a subspace that was
+    chosen elsewhere, and only refits the rest. ``weighted=True``: errors count as much as the network's answer feels
+    them, in the metric 0.7 F / mean(diag F) + 0.3 I with F of `fisher`. `ridge`: share of the mean
+    variance of X, as in `reduced_rank`; by default 1e-6, but where there are fewer than 20 samples for an input (linear
+    layers have one an image) the one that `cross_validated_ridge` finds.
+
+    Memory does not depend on the number of images: each pass keeps one matrix of d_in x d_in and one of d_out x d_in
+    numbers, the activations of one batch at work, and those of other batches up to `memory` bytes; what does not fit is
+    computed again from the images for each layer. The model runs in eval mode. Parameters: `plan`, ``{layer:
+    rank}``, or ``(scheme, rank)``; `calibration`, network inputs (N first). A layer without bias keeps none: where a
+    batch norm follows, its running mean takes the difference. Where torch.fx cannot trace the network, or does
+    not see a layer, each layer has its own outputs as target, which a warning says. Raises ValueError for layers that
+    are not there or cannot be factored, ranks outside 1..full rank, planned layers that share a weight, are used more
+    than once in one pass or by some images only, a network without parameters or in half precision, and calibration
+    data that are no images of this network.
+
+    >>> model = nn.Sequential(nn.Linear(9, 6), nn.ReLU(), nn.Linear(6, 2))
+    >>> [type(layer).__name__ for layer in sweep(model, {"0": 2}, torch.randn(50, 9))]
+    ['Sequential', 'ReLU', 'Linear']
+    """
+    check_there(model)
+    if not torch.is_tensor(calibration) or calibration.ndim < 2 or len(calibration) == 0:
+        raise ValueError("calibration must be a tensor of at least one input, with the images along its first axis")
+    if iterations is None:
+        iterations = 10 if all(isinstance(model.get_submodule(name), nn.Linear) for name in weight_layers(model)) else 3
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+        raise ValueError(f"iterations={iterations!r} is not a whole number of at least 1")
+    modules = dict(model.named_modules())
+    missing = [name for name in plan if name not in modules]
+    if missing:
+        raise ValueError(f"layer {missing[0]!r} is not in the model; sequential factors need layers of it")
+    chosen = {name: unfold.planned_entry(modules[name], name, entry) for name, entry in plan.items()}
+    for name, subspace in (within or {}).items():
+        fits = (
+            name in plan
+            and isinstance(modules[name], nn.Linear)
+            and subspace.shape == (modules[name].out_features, chosen[name][1])
+        )
+        if not fits or not torch.allclose(subspace.T @ subspace, torch.eye(subspace.shape[1]).to(subspace), atol=1e-4):
+            raise ValueError(f"within= of layer {name!r} is not d_out x rank with orthonormal columns")
+    first = next(model.parameters(), None)
+    if first is None:
+        raise ValueError("this network has no parameters, so there is nothing to factor")
+    if not first.is_floating_point() or first.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"the network's weights are {first.dtype}; sequential factors need float32 or float64, so convert it with .float()"
+        )
+    holders = owners(model)
+
+    def alone(name):  # a copy of a shared parameter would be one more
+        return all(len(holders[id(value)]) == 1 for value in modules[name].parameters())
+
+    refitted = [name for name in weight_layers(model) if refit and "weight" in modules[name]._parameters and alone(name)]
+    wanted = [name for name in weight_layers(model) if name in plan or name in refitted]
+    order = _order(model, wanted, plan, calibration[:2].to(first.device, first.dtype, copy=True))
+    tied = [name for name in plan if not alone(name)]
+    if tied:
+        raise ValueError(f"layer {tied[0]!r} shares its weight with another, so it cannot be factored alone")
+    unmet = [name for name in plan if name not in order]
+    if unmet:
+        raise ValueError(f"no input reaches layer {unmet[0]!r} in a forward pass")
+    graph = trace(model, weight_layers(model))
+    after = followed_by(model, graph, calibration) if graph is not None else {}
+    unseen = [name for name in order if name not in after]
+    if graph is not None and unseen:
+        log.warning(
+            "torch.fx does not see where layer %r is called, so shortcuts, batch norms and ReLUs are not seen: each layer has its own outputs as target",
+            unseen[0],
+        )
+        graph, after = None, {}
+    elif graph is not None:
+        order = [name for name in after if name in order]  # as the nodes stand
+    metrics = {}
+    if weighted and plan:
+        for name, found in fisher(model, list(plan), calibration).items():
+            scale = found.diagonal().mean()
+            metrics[name] = (0.7 / scale if scale else 0.0) * found + 0.3 * torch.eye(len(found)).to(found)
+    thin = {}
+    walk = Walk(model, graph, thin, calibration, batch_size, memory)
+    for name in order:
+        if name not in plan and not thin:
+            continue  # nothing was lost yet
+        held = after.get(name, Followers())
+        steps = iterations if relu and held.relu else 1
+        new = _answer(
+            model, walk, name, chosen.get(name), held, (within or {}).get(name), metrics.get(name), steps, ridge
+        )
+        layer = model.get_submodule(name)
+        last = new.second if name in plan else new
+        if layer.bias is None and last.bias is not None:
+            thin[held.norm] = fold_bias_into_norm(model.get_submodule(held.norm), last)
+        thin[name] = new.eval()
+    return replaced(model, thin)
+
+
+def _step(high, wide):
+    # a large image has many positions, and neighbours are alike: about 256 are enough, in all columns
+    step = high * wide // 256 | 1
+    while math.gcd(step, wide) > 1:
+        step += 1
+    return step
+
+
+def _answer(model, walk, name, planned, held, subspace, metric, iterations, ridge):
+    layer = model.get_submodule(name)
+    count, size = unfold.groups(layer), layer.weight[0].numel()
+    start = layer.weight.detach().double().reshape(count, -1, size)
+    rows = start.shape[1]
+    norm = model.get_submodule(held.norm) if held.norm else None
+    gain, offset = torch.ones(count * rows).to(start), torch.zeros(count * rows).to(start)
+    if norm is not None:
+        gain = (norm.running_var.double() + norm.eps).rsqrt()
+        gain = gain if norm.weight is None else gain * norm.weight.detach().double()
+        offset = (0.0 if norm.bias is None else norm.bias.detach().double()) - gain * norm.running_mean.double()
+    # a unit whose variance is hidden by eps is dead, and its gain of hundreds says nothing of the others
+    alive = gain if norm is None else gain[norm.running_var > norm.eps]
+    floor = 0.05 * alive.square().mean().sqrt()
+    floor = floor if floor > 0 else torch.ones_like(floor)
+    exact = isinstance(layer, nn.Linear)
+    undo = gain / (gain.square() + floor.square()) if norm is not None else gain
+    if norm is not None and metric is None:
+        metric = torch.diag(gain.square() + floor.square())
+    zero = torch.zeros(count * rows).to(start) if layer.bias is None else layer.bias.detach().double()
+    found, before, xx, last, momentum = None, None, None, torch.inf, 0
+    for step in range(iterations):
+        error_now = 0.0
+        seen = CrossMoments(count, size, rows, layer.weight.device)
+        with evaluating(model):
+            for x_now, x_then, lost in walk.at(name, held.other):
+                at = 0
+                for x, then in zip(*(v.split(unfold.images_at_once(layer, x_now)) for v in (x_now, x_then))):
+                    here = slice(at, at + len(x))
+                    at += len(x)
+                    kind = torch.float64 if exact else x.dtype
+                    y = layer(x)
+                    every = 1 if exact else _step(*y.shape[-2:])
+                    y, y_then = (output_rows(layer, v, count, every).to(kind) for v in (y, layer(then)))
+                    error = y_then - y  # of the original weights: what the answer must add
+                    if lost is not None:
+                        missing, other = (output_rows(layer, v[here], count, every).to(kind) for v in lost)
+                        error = error + missing * undo.reshape(count, 1, -1).to(kind)
+                    seen_x = unfold.patches(layer, x, every).to(kind)
+                    if found is not None:
+                        g, h, u = (v.reshape(count, 1, -1).to(kind) for v in (gain, offset, undo))
+                        other_now = other if lost is not None else 0.0
+                        goal = g * (y + error) + h + other_now
+                        current = seen_x @ found[0].mT.to(kind) + found[1][:, None].to(kind)
+                        error_now += float(
+                            (goal.clamp(min=0) - (g * current + h + other_now).clamp(min=0)).square().sum()
+                        )
+                        if before is not None:  # momentum, Nesterov 1983
+                            past = seen_x @ before[0].mT.to(kind) + before[1][:, None].to(kind)
+                            current = current + momentum / (momentum + 3) * (current - past)
+                        current = g * current + h + other_now
+                        error = error + (torch.where(goal > 0, goal, current.clamp(max=0)) - goal) * u
+                    seen.update(seen_x, error, covariance=xx is None)
+        if not (torch.isfinite(seen.ex).all() and torch.isfinite(seen.xx).all()):
+            raise ValueError("the calibration data make NaN or infinite activations; check images and weights")
+        if xx is None:
+            xx = seen.xx / seen.count
+            ridges = [ridge] * count
+            if ridge is None:
+                few = seen.count < FEW * size
+                ridges = [
+                    cross_validated_ridge(xx[g], seen.ex[g] / seen.count, seen.ee[g] / seen.count, seen.count)
+                    if few
+                    else RIDGE
+                    for g in range(count)
+                ]
+        takes_mean = layer.bias is not None or norm is not None
+        pairs = [
+            _fit(
+                layer,
+                planned,
+                xx[g],
+                seen.ex[g] / seen.count,
+                seen.x[g],
+                seen.e[g],
+                start[g],
+                takes_mean,
+                subspace,
+                _block(metric, g, rows),
+                ridges[g],
+            )
+            for g in range(count)
+        ]
+        whole = torch.stack([w for _, _, w in pairs])
+        bias = None
+        if takes_mean:  # mean target less mean output: zero-mean error
+            shift = seen.e + ((start - whole) @ seen.x[:, :, None]).squeeze(2)
+            bias = zero.reshape(count, -1) + shift
+        # momentum begins anew where the last two steps lowered nothing (O'Donoghue & Candes 2015)
+        momentum = 0 if step and error_now > last else momentum + 1
+        last = error_now if step else torch.inf
+        before, found = found, (whole, torch.zeros(count, rows).to(whole) if bias is None else bias)
+    bias = None if bias is None else bias.flatten()
+    if planned is None:
+        return _dense(layer, whole, bias)
+    left, right = (torch.stack(parts) for parts in zip(*((a, b) for a, b, _ in pairs)))
+    return (
+        unfold.thin_layers(layer, planned[0], left, right, bias)
+        if count > 1
+        else unfold.thin_layers(layer, planned[0], left[0], right[0], bias)
+    )
+
+
+def _block(metric, group, rows):
+    return None if metric is None else metric[group * rows : (group + 1) * rows, group * rows : (group + 1) * rows]
+
+
+def _dense(layer, whole, bias):
+    # a copy of `layer` with other weights
+    new = copy.deepcopy(layer)
+    with torch.no_grad():
+        new.weight.copy_(whole.reshape(new.weight.shape))
+        if bias is not None:
+            if new.bias is None:
+                new.bias = nn.Parameter(torch.empty_like(new.weight[:, *[0] * (new.weight.ndim - 1)]))
+            new.bias.copy_(bias)
+    return new
+
+
+def _fit(layer, planned, xx, ex, x, e, start, takes_mean, subspace, metric, ridge):
+    # (left, right, whole matrix) of one group
+    if not takes_mean:  # nothing takes the means: second moments instead
+        xx, ex = xx + torch.outer(x, x), ex + torch.outer(e, x)
+    best = (
+        reduced_rank(xx, ex + start @ xx, None, ridge, start=start)[1]
+        if planned is None or subspace is not None
+        else None
+    )
+    if planned is None:
+        return None, None, best
+    scheme, rank = planned
+    if subspace is not None:
+        left = subspace.to(xx)
+        right = left.T @ best if metric is None else torch.linalg.solve(left.T @ metric @ left, left.T @ metric @ best)
+        return left, right, left @ right
+    if unfold.shared(layer, scheme) == 1:
+        left, right = reduced_rank(xx, ex + start @ xx, rank, ridge, metric, start)
+        return left, right, left @ right
+    best = reduced_rank(xx, ex + start @ xx, None, ridge, start=start)[1]
+    place = unfold.in_order(layer, scheme).to(xx.device)
+    scale = xx.diagonal().mean()
+    damped = xx + (ridge * scale if scale else 1.0) * torch.eye(len(xx)).to(xx)
+    left, right = svd.alternating_low_rank(best[:, place], damped[place][:, place], unfold.shared(layer, scheme), rank, metric)
+    whole = left.reshape(len(best), -1, rank) @ right
+    back = torch.empty_like(place)
+    back[place] = torch.arange(len(place), device=place.device)
+    return left, right, whole.reshape(len(best), -1)[:, back]

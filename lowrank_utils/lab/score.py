@@ -1,0 +1,161 @@
+"""The one ledger for every method: parameters, MACs, bytes on disk, measured latency, accuracy and F1."""
+
+import contextlib
+import math
+import statistics
+import time
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch.utils.flop_counter import FlopCounterMode
+
+from lowrank_utils import __version__
+from lowrank_utils.lab import training
+from lowrank_utils.lab.columns import RESULT_COLUMNS
+from lowrank_utils.network.modules import check_finite, evaluating
+
+
+def parameters(model):
+    """Return the number of parameters, biases counted, shared ones once.
+
+    >>> parameters(torch.nn.Linear(4, 3))
+    15
+    """
+    return sum(p.numel() for p in model.parameters())
+
+
+def _input(model, input_shape, batch):
+    first = next(model.parameters(), torch.empty(0))
+    return torch.zeros(batch, *input_shape, device=first.device, dtype=first.dtype)
+
+
+def macs(model, input_shape):
+    """Return the multiply-accumulates for one input of `input_shape`, by torch's own operation counter.
+
+    It counts matrix products and convolutions (two operations a multiply-accumulate); activations are free.
+
+    >>> macs(torch.nn.Linear(4, 3), (4,))
+    12
+    """
+    # without inference mode, in which the counter cannot see through weights that are computed (parametrizations)
+    with evaluating(model), torch.inference_mode(False), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(_input(model, input_shape, 1))
+    return counter.get_total_flops() // 2
+
+
+def bytes_on_disk(model):
+    """Return the size in bytes of the model's safetensors file, shared tensors written once.
+
+    >>> bytes_on_disk(torch.nn.Linear(4, 3)) - 4 * 15 < 200  # 4 bytes a parameter, and a header
+    True
+    """
+    unique = {id(value): (name, value) for name, value in model.state_dict(keep_vars=True).items()}
+    return len(to_safetensors({name: value.detach().contiguous() for name, value in unique.values()}))
+
+
+@contextlib.contextmanager
+def _threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _seconds(model, inputs, runs):
+    began = time.perf_counter()
+    for _ in range(runs):
+        model(inputs)
+    if inputs.is_cuda:
+        torch.cuda.synchronize(inputs.device)
+    return (time.perf_counter() - began) / runs
+
+
+def latencies(models, input_shape, batch=1, threads=1, repeats=30, warmup=5):
+    """Return, for each of `models`, a list of milliseconds a forward pass.
+
+    The models are timed in turn, so that drift of the machine hits all alike. Each of `repeats` readings is
+    the mean over as many passes as fill about 2 ms. Eval mode, `threads` CPU threads while it lasts, `warmup`
+    passes before. Raises ValueError where a count is not a whole number of at least 1.
+    """
+    for name, count in {"batch": batch, "threads": threads, "repeats": repeats, "warmup": warmup}.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name}={count!r} is not a whole number of at least 1")
+    inputs = [_input(model, input_shape, batch) for model in models]
+    readings = [[] for _ in models]
+    with _threads(threads), contextlib.ExitStack() as stack:
+        for model in models:
+            stack.enter_context(evaluating(model))
+        once = [min(_seconds(model, x, 1) for _ in range(warmup)) for model, x in zip(models, inputs)]
+        runs = [max(1, math.ceil(0.002 / seconds)) for seconds in once]
+        for _ in range(repeats):
+            for model, x, count, mine in zip(models, inputs, runs, readings):
+                mine.append(1000 * _seconds(model, x, count))
+    return readings
+
+
+def latency(model, input_shape, batch=1, threads=1, repeats=30, warmup=5):
+    """Return the median milliseconds of one forward pass of `batch` inputs on `threads` CPU threads."""
+    return statistics.median(latencies([model], input_shape, batch, threads, repeats, warmup)[0])
+
+
+def latency_ratio(model, other, input_shape, batch=1, threads=1, repeats=30, warmup=5):
+    """Return (median, lower quartile, upper quartile) of latency(other) / latency(model), timed alternately.
+
+    2.0 says that `model` takes half the time of `other`.
+    """
+    if repeats == 1:
+        raise ValueError("repeats=1 has no quartiles; take at least 2")
+    mine, theirs = latencies([model, other], input_shape, batch, threads, repeats, warmup)
+    low, middle, high = statistics.quantiles([b / a for a, b in zip(mine, theirs)], n=4)
+    return middle, low, high
+
+
+def smallest(build, good, low, high=1.0, tolerance=0.005):
+    """Return (share kept, what `build` made of it, evaluations) for the smallest share that was measured to be good.
+
+    Bisection between `low` and `high` until they are within `tolerance`: the answer was measured to be good, and a share
+    at most `tolerance` below was measured not to be (or is `low`, which is not tried). Where nothing below `high` is
+    good the answer is `high`, unmeasured. Accuracy is not always monotone in size, so a smaller share may be good too.
+
+    Parameters: `build`, a function of a share in (0, 1]; `good`, a function of what it returns, such as "loses at most
+    one point on valid images".
+
+    >>> smallest(lambda share: share, lambda share: share >= 0.3, low=0.0)[0]
+    0.30078125
+    """
+    best, evaluations = None, 0
+    while high - low > tolerance:
+        middle = (low + high) / 2
+        built = build(middle)
+        evaluations += 1
+        if good(built):
+            high, best = middle, built
+        else:
+            low = middle
+    return high, build(high) if best is None else best, evaluations
+
+
+def row(model, original, test, threads=1, timed=False, counted=None, **columns):
+    """Return one row of the results table (dict): `model` beside the `original` network it came from.
+
+    `test` is (images, labels); `columns` are what the caller knows (notebook, dataset, chooser, ...), added
+    as they are, in place of what is measured where they have the same name. `counted` is the network whose parameters,
+    MACs and bytes count, where `model` runs it in a form that has none, such as an ONNX file in onnxruntime. Latency at
+    batch 1 and 64 is measured where `timed` is true and NaN otherwise. Raises ValueError for NaN weights.
+    """
+    counted = model if counted is None else counted
+    check_finite(counted)
+    images, labels = test
+    shape = tuple(images.shape[1:])
+    scores = training.evaluate(model, images, labels)
+    found = dict.fromkeys(RESULT_COLUMNS, math.nan)
+    found |= {"parameters": parameters(counted), "macs": macs(counted, shape), "bytes": bytes_on_disk(counted)}
+    found["parameters_kept"] = found["parameters"] / parameters(original)
+    found["macs_kept"] = found["macs"] / macs(original, shape)
+    if timed:
+        found |= {f"latency_ms_{batch}": latency(model, shape, batch, threads) for batch in (1, 64)}
+    found |= {"accuracy": scores.accuracy, "f1": scores.f1, "loss": scores.loss}
+    threads = threads if timed else math.nan
+    return found | columns | {"torch": torch.__version__, "lowrank_utils": __version__, "threads": threads}

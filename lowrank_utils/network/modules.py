@@ -1,0 +1,117 @@
+"""Model surgery: a network copied, checked, held in eval mode, its layers replaced."""
+
+import contextlib
+import copy
+
+import torch
+from torch import nn
+
+
+def check_there(model):
+    """Raise ValueError for a `model` on the meta device, which has shapes and no numbers."""
+    if any(value.is_meta for value in (*model.parameters(), *model.buffers())):
+        raise ValueError("the network is on the meta device, where there are no numbers; build it on the CPU")
+
+
+def check_finite(model):
+    """Raise ValueError naming the first parameter or buffer of `model` that holds NaN or infinity."""
+    check_there(model)
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ValueError(f"{name} holds NaN or infinite values; train it again or load another network")
+
+
+@contextlib.contextmanager
+def evaluating(model):
+    """Hold `model` in eval mode without gradients, then put each of its modules back as it was found.
+
+    >>> layer = nn.Dropout()
+    >>> with evaluating(layer):
+    ...     layer.training
+    False
+    >>> layer.training
+    True
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def replaced(model, replacements):
+    """Return a new model with the named modules replaced, ``{name: module}``; `model` is left as it was.
+
+    What is replaced is never copied, and each new module takes the train or eval mode of the old one.
+
+    >>> replaced(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), {"0": nn.Linear(4, 2)})
+    Sequential(
+      (0): Linear(in_features=4, out_features=2, bias=True)
+      (1): ReLU()
+    )
+    """
+    for name, new in replacements.items():
+        new.train(model.get_submodule(name).training)
+    if "" in replacements:
+        return replacements[""]
+    # deepcopy takes these for copied already
+    return copied(model, {id(model.get_submodule(name)): new for name, new in replacements.items()})
+
+
+def copied(model, memo=None):
+    """Return a deep copy of `model`, without the history of activations that a module keeps; `memo` as `copy.deepcopy` takes it.
+
+    Raises ValueError for a network that cannot be copied.
+    """
+    kept = [value for module in model.modules() for value in vars(module).values() if torch.is_tensor(value)]
+    memo = {id(value): value.detach().clone() for value in kept if not value.is_leaf} | (memo or {})
+    try:
+        return copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"the network cannot be copied, for a module of it keeps what cannot: {error}") from error
+
+
+def linear(weight, bias, like):
+    """Return an ``nn.Linear`` of `weight` (d_out x d_in) and `bias` (d_out, or None), with the type and device of the layer `like`."""
+    layer = nn.utils.skip_init(
+        nn.Linear, weight.shape[1], weight.shape[0], bias is not None, device=like.weight.device, dtype=like.weight.dtype
+    )
+    return _holding(layer, weight, bias)
+
+
+def conv2d(weight, bias, like):
+    """Return an ``nn.Conv2d`` of `weight` (d_out x d_in x height x width) and `bias` (d_out, or None), else as the layer `like`.
+
+    Of a convolution with groups, which has to be depthwise, the group of each row goes with it.
+    """
+    groups = weight.shape[0] if like.groups > 1 else 1
+    layer = nn.utils.skip_init(
+        nn.Conv2d, weight.shape[1] * groups, weight.shape[0], like.kernel_size, stride=like.stride,
+        padding=like.padding, dilation=like.dilation, groups=groups, bias=bias is not None,
+        padding_mode=like.padding_mode, device=like.weight.device, dtype=like.weight.dtype,
+    )  # fmt: skip
+    return _holding(layer, weight, bias)
+
+
+def _holding(layer, weight, bias):
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+    return layer
+
+
+def fold_bias_into_norm(norm, layer):
+    """Return a copy of the batch norm `norm` that takes over the bias of `layer`, the one that it follows; `layer` is left without.
+
+    The running mean goes down by the bias, so that outputs stay as they are in eval mode (and training would have
+    cancelled it).
+    """
+    norm = copy.deepcopy(norm).eval()
+    with torch.no_grad():
+        norm.running_mean -= layer.bias.to(norm.running_mean)
+    layer.bias = None
+    return norm

@@ -1,0 +1,439 @@
+"""Statistics of data on its way through a network: moments of layer inputs, Fisher information of layer outputs, activations of hidden units.
+
+This is the one place that hooks a network to see data pass."""
+
+from dataclasses import dataclass
+from numbers import Integral
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lowrank_utils.network import unfold
+from lowrank_utils.network.graph import hidden_layers
+from lowrank_utils.network.modules import check_there, evaluating
+from lowrank_utils.network.unfold import output_rows
+
+
+@dataclass
+class Moments:
+    """Mean and covariance of vectors that arrive in batches; memory does not grow with their number.
+
+    ``count`` vectors seen, ``mean`` (d), ``scatter`` (d x d, sum of centred outer products), all float64
+    (Chan, Golub & LeVeque 1979 for joining batches). With a first axis of groups for the patches of a grouped
+    convolution.
+
+    >>> x = torch.arange(12.0).reshape(6, 2)
+    >>> seen = Moments.empty(2)
+    >>> for batch in x.split(4):
+    ...     seen.update(batch)
+    >>> bool(torch.allclose(seen.covariance, torch.cov(x.T.double(), correction=0)))
+    True
+    """
+
+    count: int
+    mean: torch.Tensor
+    scatter: torch.Tensor
+
+    @classmethod
+    def empty(cls, size, device="cpu", groups=1):
+        """Return moments of no vectors yet, of length `size`, for `groups` kinds of vectors (1: no first axis)."""
+        first = () if groups == 1 else (groups,)
+        zeros = torch.zeros(*first, size, dtype=torch.float64, device=device)
+        return cls(0, zeros, torch.zeros(*first, size, size, dtype=torch.float64, device=device))
+
+    def update(self, vectors, dtype=torch.float64):
+        """Add `vectors` (n x d, or groups x n x d) in place, their products taken in `dtype`.
+
+        Raises ValueError where they hold NaN or infinity.
+        """
+        x = vectors.detach().to(self.mean.device, dtype)
+        if not torch.isfinite(x).all():
+            raise ValueError("the calibration data make NaN or infinite activations; check images and weights")
+        if x.shape[-2] == 0:
+            return
+        mean = x.mean(-2, keepdim=True)
+        centred = x - mean
+        total = self.count + x.shape[-2]
+        delta = mean.squeeze(-2).double() - self.mean
+        share = self.count * x.shape[-2] / total
+        self.scatter += (centred.mT @ centred).double() + share * delta[..., :, None] * delta[..., None, :]
+        self.mean = self.mean + delta * (x.shape[-2] / total)
+        self.count = total
+
+    @property
+    def covariance(self):
+        """Covariance (d x d), divided by the count."""
+        return self.scatter / max(self.count, 1)
+
+    @property
+    def second_moment(self):
+        """Mean outer product without centring (d x d), for layers that have no bias to take the mean."""
+        return self.covariance + self.mean[..., :, None] * self.mean[..., None, :]
+
+
+def collect_moments(model, names, calibration, batch_size=500):
+    """Return ``{name: Moments}`` of the inputs of the named layers while `model` sees `calibration`.
+
+    `calibration` is a tensor of network inputs (N first) and is fed in batches; what is kept is one d_in x d_in
+    matrix a layer, whatever N. For a convolution the vectors are its patches (I kh kw numbers, one for each output
+    position). The model runs in eval mode and is put back as it was.
+
+    Raises ValueError for an empty or non-finite `calibration`, or images of a shape the network cannot take.
+    """
+    check_there(model)
+    if not torch.is_tensor(calibration) or calibration.ndim < 2 or len(calibration) == 0:
+        raise ValueError("calibration must be a tensor of at least one input, with the images along its first axis")
+    first = next(model.parameters(), None)
+    if first is None:
+        raise ValueError("this network has no parameters, so it has no layer whose inputs could be collected")
+    device, dtype = first.device, first.dtype
+    modules = dict(model.named_modules())
+    for name in names:
+        if name not in modules or not unfold.schemes_of(modules[name]):
+            raise ValueError(
+                f"there is no layer {name!r} in this network that is linear or a convolution, whose inputs could be collected"
+            )
+    found = {
+        name: Moments.empty(modules[name].weight[0].numel(), device, unfold.groups(modules[name])) for name in names
+    }
+
+    def watch(name):
+        def hook(module, args, kwargs):
+            x = unfold.call_input(args, kwargs)
+            if isinstance(module, nn.Linear):
+                return found[name].update(unfold.patches(module, x)[0])
+            for some in x.split(unfold.images_at_once(module, x)):
+                seen = unfold.patches(module, some)
+                # sums over many positions are too large for half precision
+                wide = torch.promote_types(seen.dtype, torch.float32)
+                found[name].update(seen[0] if len(seen) == 1 else seen, wide)
+
+        return hook
+
+    with evaluating(model):
+        try:
+            model(calibration[:1].to(device, dtype, copy=True))  # some networks write into their input
+        except Exception as error:  # a reader's own network fails in errors of many kinds
+            shape = tuple(calibration.shape[1:])
+            raise ValueError(f"the network cannot take calibration images of shape {shape}: {error}") from error
+    hooks = [modules[name].register_forward_pre_hook(watch(name), with_kwargs=True) for name in names]
+    try:
+        with evaluating(model):
+            for batch in calibration.split(batch_size):
+                if not torch.isfinite(batch).all():
+                    raise ValueError("the calibration images hold NaN or infinite values")
+                model(batch.to(device, dtype, copy=True))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    unmet = [name for name in names if not found[name].count]
+    if unmet:
+        raise ValueError(
+            f"no input reaches layer {unmet[0]!r} in a forward pass, so there is nothing to calibrate it with"
+        )
+    return found
+
+
+def fisher(model, names, images, draws=10, seed=0, batch_size=50):
+    """Return ``{layer: matrix}`` (d_out x d_out, float64): how much the network's answer feels errors in a layer's outputs.
+
+    The Fisher information of the predicted distribution with respect to the layer's outputs t, E_x E_{y ~ p(y|x)} [g
+    g^T] with g = d log p(y|x) / dt, summed over the positions of a convolution: a small error e changes the
+    distribution by e^T F e / 2 (Kullback-Leibler divergence, to second order). No labels are used. Exact for up to
+    `draws` classes, by one backward pass for each class and batch; beyond, `draws` classes are drawn from p(y|x) for
+    each image (`seed`). The model runs in eval mode.
+
+    Raises ValueError for layers that are not there or not used exactly once in a pass, no images or images that the
+    network cannot take, and NaN. Source: Amari 1998; as a metric for layers,
+    Martens & Grosse 2015.
+
+    >>> layer = nn.Linear(3, 2)
+    >>> found = fisher(nn.Sequential(layer), ["0"], torch.zeros(1, 3))["0"]  # p (1 - p) times [[1, -1], [-1, 1]]
+    >>> p = layer.bias.softmax(0)[0].item()
+    >>> bool(torch.allclose(found, p * (1 - p) * torch.tensor([[1.0, -1], [-1, 1]]).double(), atol=1e-6))
+    True
+    """
+    check_there(model)
+    modules = dict(model.named_modules())
+    for name in names:
+        if name not in modules:
+            raise ValueError(f"there is no layer {name!r} in this network")
+    if not torch.is_tensor(images) or len(images) == 0:
+        raise ValueError("the Fisher information needs at least one image, the images along the first axis of a tensor")
+    first = next(model.parameters(), None)
+    if first is None:
+        raise ValueError("this network has no parameters, so there is no Fisher information of its layers")
+    caught, calls, hooks = {}, {}, []
+
+    def catch(name):
+        def hook(module, inputs, out):
+            calls[name] += 1
+            # a frozen network has no gradients of its own to follow
+            caught[name] = out if out.requires_grad else out.requires_grad_()
+            return caught[name] + 0  # a ReLU in place must not overwrite it
+
+        return hook
+
+    for name in names:
+        hooks.append(modules[name].register_forward_hook(catch(name)))
+    found = {name: 0.0 for name in names}
+    modes = [(module, module.training) for module in model.modules()]
+    generator = torch.Generator().manual_seed(seed)
+    model.eval()
+    try:
+        with torch.enable_grad():
+            for batch in images.split(batch_size):
+                calls.update(dict.fromkeys(names, 0))
+                try:
+                    answers = model(batch.to(first.device, first.dtype, copy=True))
+                except Exception as error:  # a reader's own network fails in errors of many kinds
+                    raise ValueError(f"the network cannot take images of shape {tuple(batch.shape[1:])}: {error}") from error
+                if not torch.is_tensor(answers) or answers.ndim != 2:
+                    raise ValueError("the Fisher information needs a network whose answers are N x classes")
+                for name in names:
+                    if calls[name] != 1:
+                        raise ValueError(
+                            f"layer {name!r} is used {calls[name]} times in one pass; the Fisher information needs one use"
+                        )
+                logs = answers.log_softmax(1)
+                if not torch.isfinite(logs).all():
+                    raise ValueError(
+                        "the network's outputs on these images are NaN or infinite; check its weights and the images"
+                    )
+                shares = logs.detach().double().exp()
+                if logs.shape[1] <= draws:
+                    rounds = [(logs[:, k].sum(), shares[:, k]) for k in range(logs.shape[1])]
+                else:
+                    drawn = torch.multinomial(shares.cpu(), draws, replacement=True, generator=generator).to(
+                        logs.device
+                    )
+                    rounds = [
+                        (logs.gather(1, drawn[:, [k]]).sum(), torch.full_like(shares[:, 0], 1 / draws))
+                        for k in range(draws)
+                    ]
+                for total, share in rounds:
+                    outputs = [caught[name] for name in names]  # one that the answer does not need has slope zero
+                    slopes = torch.autograd.grad(
+                        total, outputs, retain_graph=True, allow_unused=True, materialize_grads=True
+                    )
+                    for name, slope in zip(names, slopes):
+                        rows = output_rows(modules[name], slope)[0]
+                        weight = share.repeat_interleave(len(rows) // len(share)).to(rows)
+                        found[name] = found[name] + (rows.T @ (weight[:, None] * rows)).double()
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    return {name: value / len(images) for name, value in found.items()}
+
+
+class CrossMoments:
+    """Means, covariance of x and cross covariance of e and x of rows that arrive in batches, for each group (accumulated in float64)."""
+
+    def __init__(self, groups, columns, rows, device):
+        self.count = 0
+        self.x = torch.zeros(groups, columns, dtype=torch.float64, device=device)
+        self.e = torch.zeros(groups, rows, dtype=torch.float64, device=device)
+        self.xx = torch.zeros(groups, columns, columns, dtype=torch.float64, device=device)
+        self.ex = torch.zeros(groups, rows, columns, dtype=torch.float64, device=device)
+        self.ee = torch.zeros(groups, dtype=torch.float64, device=device)
+
+    def update(self, x, e, covariance=True):
+        total = self.count + x.shape[1]
+        x_mean, e_mean = x.mean(1), e.mean(1)
+        dx, de = x_mean - self.x, e_mean - self.e
+        weight = self.count * x.shape[1] / total
+        centred = x - x_mean[:, None]
+        if covariance:
+            self.xx += (centred.mT @ centred).double() + weight * dx[:, :, None] * dx[:, None]
+        self.ex += ((e - e_mean[:, None]).mT @ centred).double() + weight * de[:, :, None] * dx[:, None]
+        self.ee += (e - e_mean[:, None]).square().sum((1, 2)).double() + weight * de.square().sum(1)
+        self.x += dx * (x.shape[1] / total)
+        self.e += de * (x.shape[1] / total)
+        self.count = total
+
+_PASS_NUMBERS = 2**21  # of the largest activation of one pass: 8 MiB in float32
+_PIECE_NUMBERS = 2**18  # counted at once, in float64 and int64: a few times 2 MiB
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What the units of one hidden layer did over data, as the next layer reads them (after activation, norm, pooling).
+
+    ``count`` values seen of each unit (a channel has one at every position of every image); ``mean``, ``variance``,
+    ``low``, ``high`` (units, float64); ``histogram`` (units x bins, counts) between the bounds ``edges`` (units x 2);
+    ``column_mean``, ``column_variance`` (units x span): of what each column of the reader's weight matrix reads of the
+    unit. For a convolution the mean is over the places where that kernel entry reads the image and no zero that pads
+    it, the variance that of the whole channel.
+    """
+
+    count: int
+    mean: torch.Tensor
+    variance: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+    histogram: torch.Tensor
+    edges: torch.Tensor
+    column_mean: torch.Tensor
+    column_variance: torch.Tensor
+
+    @property
+    def entropy(self):
+        """H = -sum_b q_b log q_b in nats for each unit, q the histogram as shares; from 0 to log(bins).
+
+        With each unit's own range 0 means that the unit was constant over the data; with one range for the layer, that
+        it stayed within one bin. Source: Luo & Wu 2017, equation 2.
+        """
+        shares = self.histogram.double() / self.count
+        return torch.special.entr(shares).sum(1)
+
+
+def collect_activations(model, images, bins=32, span="unit", batch_size=500):
+    """Return ``{layer: Activations}`` of every hidden layer whose units can go, while `model` sees `images` twice.
+
+    The first pass finds the range, mean and variance of each unit, the second counts the histogram of `bins` equal
+    bins. ``span="unit"``: between the unit's own lowest and highest value (Luo & Wu 2017); ``"layer"``: one range for
+    all units of a layer. The values of a channel are those at all positions of all images (Luo & Wu average each
+    image's map first; here every position counts). Nothing is stored but units x bins counts and one mean map a layer,
+    whatever the number of images (N first); `batch_size` images pass at once, fewer where their activations would take
+    more than 8 MiB a layer.
+
+    Raises ValueError for fewer than two images, NaN, images of a shape the network cannot take, a wrong `bins` or
+    `span`, and a network without hidden units that can go.
+    """
+    if isinstance(bins, bool) or not isinstance(bins, Integral) or bins < 2:
+        raise ValueError(f"bins={bins!r} is not a whole number of at least 2")
+    if span not in ("unit", "layer"):
+        raise ValueError(f"unknown span {span!r}; known: unit, layer")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r} is not a whole number of at least 1")
+    if not torch.is_tensor(images) or images.ndim < 2:
+        raise ValueError("calibration images must be a tensor with the images along its first axis")
+    if len(images) < 2:
+        raise ValueError("entropy needs at least two calibration images: one gives every unit one value")
+    hidden = removable_layers(model)
+    parameter = next(model.parameters())
+    seen, maps, sizes = {h.name: None for h in hidden}, {}, []
+
+    def passing(batches, hooks):
+        try:
+            with evaluating(model):
+                for batch in batches:
+                    if not torch.isfinite(batch).all():
+                        raise ValueError("the calibration images hold NaN or infinite values")
+                    model(batch.to(parameter.device, parameter.dtype))
+        except RuntimeError as error:
+            raise ValueError(
+                f"the network cannot take calibration images of shape {tuple(images.shape[1:])}: {error}"
+            ) from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def measure(module, inputs, output):
+        sizes.append(output.numel() if torch.is_tensor(output) else 0)
+
+    def watch(h, update):
+        def hook(module, inputs):
+            for piece in _values(h, module, inputs[0]):
+                update(h.name, piece.double())
+
+        return model.get_submodule(h.reader).register_forward_pre_hook(hook)
+
+    def add_maps(h):
+        def hook(module, inputs):
+            for some in _few(inputs[0]):
+                maps[h.name] = maps.get(h.name, 0) + some.double().sum(0)
+
+        return model.get_submodule(h.reader).register_forward_pre_hook(hook)
+
+    def summarise(name, x):
+        if not torch.isfinite(x).all():
+            raise ValueError(f"the units of layer {name!r} become NaN or infinite on the calibration images")
+        low, high, mean = x.amin(0), x.amax(0), x.mean(0)
+        scatter = (x - mean).square().sum(0)
+        if seen[name] is not None:  # joined as Chan, Golub & LeVeque 1979
+            count, old_low, old_high, old_mean, old_scatter = seen[name]
+            total, delta = count + len(x), mean - old_mean
+            low, high = torch.minimum(low, old_low), torch.maximum(high, old_high)
+            scatter = old_scatter + scatter + delta.square() * (count * len(x) / total)
+            mean = old_mean + delta * (len(x) / total)
+            seen[name] = total, low, high, mean, scatter
+        else:
+            seen[name] = len(x), low, high, mean, scatter
+
+    passing([images[:2]], [module.register_forward_hook(measure) for module in model.modules()])
+    batches = images.split(max(1, min(batch_size, 2 * _PASS_NUMBERS // max(sizes))))
+    convolved = [h for h in hidden if isinstance(model.get_submodule(h.reader), nn.Conv2d)]
+    passing(batches, [watch(h, summarise) for h in hidden] + [add_maps(h) for h in convolved])
+    edges, counts, owner = {}, {}, {}
+    for h in hidden:
+        low, high = (bound.view(h.units, -1) for bound in seen[h.name][1:3])
+        low, high = low.amin(1), high.amax(1)
+        owner[h.name] = torch.arange(h.units, device=low.device).repeat_interleave(len(seen[h.name][1]) // h.units)
+        if span == "layer":
+            low, high = low.min().expand_as(low), high.max().expand_as(high)
+        edges[h.name] = torch.stack([low, high], 1)
+        counts[h.name] = torch.zeros(h.units, bins, dtype=torch.int64, device=low.device)
+
+    def count(name, x):
+        low, high = edges[name].unbind(1)
+        # rounding differs with the size of a batch: a range of a few float32 steps of the layer's values is a constant
+        varies = high - low > 8 * torch.finfo(torch.float32).eps * torch.maximum(low.abs(), high.abs()).max()
+        width, unit = torch.where(varies, high - low, torch.inf), owner[name]
+        place = ((x - low[unit]) / width[unit] * bins).long().clamp(0, bins - 1)
+        counts[name] += torch.bincount((place + unit * bins).flatten(), minlength=len(low) * bins).view(-1, bins)
+
+    passing(batches, [watch(h, count) for h in hidden])
+    found = {}
+    for h in hidden:
+        n, low, high, mean, scatter = seen[h.name]
+        low, high, mean, variance = (x.view(h.units, -1) for x in (low, high, mean, scatter / n))
+        spread = variance.mean(1) + mean.var(1, correction=0)
+        bounds = low.amin(1), high.amax(1)
+        about = n * mean.shape[1], mean.mean(1), spread, *bounds, counts[h.name], edges[h.name]
+        if h.name in maps:
+            images_seen = n / maps[h.name][0].numel()
+            mean = _kernel_means(maps[h.name] / images_seen, model.get_submodule(h.reader))
+            variance = variance.expand(h.units, h.span)
+        found[h.name] = Activations(*about, mean, variance)
+    return found
+
+
+def _kernel_means(image, reader):
+    # C x kh kw: what each kernel entry reads of the mean image (C x H x W) on average, leaving out zeros that pad
+    mode = "constant" if reader.padding_mode == "zeros" else reader.padding_mode
+    pads = reader._reversed_padding_repeated_twice  # also for padding="same"
+
+    def summed(x):
+        padded = F.pad(x[None], pads, mode)
+        columns = F.unfold(padded, reader.kernel_size, reader.dilation, stride=reader.stride)[0]
+        return columns.sum(1).view(len(x), -1)
+
+    return summed(image) / summed(torch.ones_like(image)).clamp(min=1)
+
+
+def _values(h, reader, x):
+    # what a layer reads, as rows of values x columns, in pieces that take little memory
+    if isinstance(reader, nn.Conv2d):
+        return (some.movedim(1, -1).flatten(0, 2) for some in _few(x))  # each position is a row
+    if x.ndim > 2 and (h.span > 1 or h.along):
+        raise ValueError(
+            f"layer {h.reader!r} reads sequences, and a batch norm or flatten before it mixes their positions"
+        )
+    return _few(x.reshape(-1, x.shape[-1]))
+
+
+def _few(x):
+    return x.split(max(1, _PIECE_NUMBERS // x[0].numel()))
+
+
+def removable_layers(model):
+    every = hidden_layers(model)
+    found = [h for h in every if not h.reason]
+    if not found:
+        why = "; ".join(f"{h.name}: {h.reason}" for h in every) or "it has no linear layer and no convolution"
+        raise ValueError(f"no hidden unit of this network can be removed ({why})")
+    return found

@@ -1,0 +1,1 @@
+"""Which ranks: rules on spectra, entropy pruning, network-wide search with a certificate."""

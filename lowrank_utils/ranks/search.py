@@ -1,0 +1,553 @@
+"""The ranks of all layers at once, under a budget: ENC's three searches (Kim, Khan & Kyung 2019), and the exact answer.
+
+Each layer has *options*: dense, or a rank in a scheme that costs less. A *curve* says what an option is worth, from the
+spectrum, from errors on data, or from accuracy measured with only this layer cut. ENC searches near a mapping that keeps
+all curves at one level; as the logarithms of the curves add up over layers, the best plan can also be had exactly
+(`allocate`).
+"""
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from scipy.interpolate import PchipInterpolator
+
+from lowrank_utils.checks import check_share
+from lowrank_utils.factors import svd
+from lowrank_utils.factors.replace import apply_plan, decompose_layers
+from lowrank_utils.network import statistics, unfold
+from lowrank_utils.network.graph import followed_by
+from lowrank_utils.network.profile import RESOURCES, plan_cost
+from lowrank_utils.network.unfold import parse_entry
+from lowrank_utils.ranks.allocation import allocate, falling
+
+
+@dataclass(frozen=True)
+class Options:
+    """What one layer may become: ``entries`` of a plan (a rank, (scheme, rank), or None for dense), by rising cost in the
+    first resource, and their ``costs`` (options x ``resources``). ``full``: break-even rank of each scheme."""
+
+    name: str
+    entries: tuple
+    costs: np.ndarray
+    full: dict
+    resources: tuple
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A plan with how it was found: predicted ``value`` (sum of log curves), ``bound`` (no plan within the budget is worth
+    more; NaN where the search proves none), ``gap``, ``seconds`` of the search, ``evaluations`` (networks measured by the
+    search itself), ``candidates`` (plans compared) and a ``note``."""
+
+    plan: dict
+    value: float
+    bound: float = np.nan
+    gap: float = np.nan
+    seconds: float = 0.0
+    evaluations: int = 0
+    candidates: int = 1
+    note: str = ""
+    ranked: tuple = field(default=(), repr=False)
+
+
+def options(cards, resources=("macs",), mixed=False, floor=0.1, multiple=1, tables=None):
+    """Return a list of `Options`, one for each layer that can be factored at less than its dense cost.
+
+    Parameters: `cards` of `profile.read_layers`; `resources`, those that will have a budget, of ``"parameters"``, ``"macs"``
+    and names of `tables`; `mixed`, whether convolutions may use every scheme or only that of their card; `floor`,
+    no rank below this share of the break-even rank (single layers mislead badly at the lowest ranks; ENC takes 0.1);
+    `multiple`, ranks are multiples of it (8 where latency is the goal); `tables`, ``{resource: {layer: {entry: cost}}}``
+    for what must be measured, such as milliseconds: an option without an entry is left out, and None is the dense layer.
+
+    Raises ValueError for unknown resources, a floor that is no share, and cards without a layer to choose for.
+
+    >>> from torch import nn
+    >>> from lowrank_utils.network.profile import read_layers
+    >>> found = options(read_layers(nn.Sequential(nn.Linear(20, 20)), (20,)), floor=0.5)
+    >>> found[0].entries, found[0].costs.ravel().tolist()
+    ((5, 6, 7, 8, 9, None), [200.0, 240.0, 280.0, 320.0, 360.0, 400.0])
+    """
+    tables, resources = tables or {}, (resources,) if isinstance(resources, str) else tuple(resources)
+    for resource in resources:
+        if resource not in (*RESOURCES, *tables):
+            raise ValueError(f"unknown resource {resource!r}; known: {', '.join((*RESOURCES, *tables))}")
+    if floor != 0:
+        check_share(floor=floor)
+    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
+        raise ValueError(f"multiple={multiple!r} is not a whole number of at least 1")
+    found = []
+    counted = [r for r in resources if r in RESOURCES] or ["macs"]
+    for card in (card for card in cards if not card.reason):
+        full, entries, costs = {}, [], []
+
+        def price(entry):
+            return [
+                tables[r].get(card.name, {}).get(entry, np.inf) if r in tables else card.cost(entry, r)
+                for r in resources
+            ]
+
+        dense = price(None)
+        for scheme in card.costs if mixed and card.costs else [card.scheme]:
+            most = min(card.break_even(r, scheme) for r in counted)
+            if not most:
+                continue
+            full[scheme] = most
+            least = max(1, int(np.ceil(floor * most)))
+            for rank in range(least + -least % multiple, most + 1, multiple):
+                entry = rank if scheme is None else (scheme, rank)
+                cost = price(entry)
+                if np.isfinite(cost).all():
+                    entries.append(entry)
+                    costs.append(cost)
+        if not entries:
+            continue
+        if not np.isfinite(dense).all():
+            raise ValueError(f"the table has no cost of the dense layer {card.name!r} (entry None)")
+        order = sorted(range(len(entries)), key=lambda i: costs[i])
+        entries, costs = [entries[i] for i in order] + [None], [costs[i] for i in order] + [dense]
+        found.append(Options(card.name, tuple(entries), np.array(costs, dtype=np.float64), full, resources))
+    if not found:
+        raise ValueError("no layer can be factored at less than its dense cost: " + _reasons(cards))
+    return found
+
+
+def _reasons(cards):
+    return "; ".join(f"{card.name}: {card.reason or 'no rank pays'}" for card in cards)
+
+
+# Curves ---------------------------------------------------------------------------------------------------------------
+
+
+def energy(cards, options):
+    """Return ``{layer: y}``, ENC's energy curve of each option: y(r) = (S(r) - S(1)) / (S(r_max) - S(1)).
+
+    S(r) is the sum of the first r singular values (not squared), r_max the break-even rank: y is 0 at rank 1 and 1 at
+    r_max. The dense layer, which ENC does not consider, counts 1 as well and costs a little more. The curve compares
+    ranks of one scheme only. Raises ValueError for options of several schemes and cards without a spectrum. Source:
+    Kim, Khan & Kyung 2019.
+    """
+    named, found = {card.name: card for card in cards}, {}
+    for own in options:
+        if len(own.full) > 1:
+            raise ValueError(
+                f"the energy curve cannot compare the schemes of layer {own.name!r}: {', '.join(own.full)}"
+            )
+        if named[own.name].singular_values is None:
+            raise ValueError("these cards have no spectrum; make them with survey(..., spectra=True)")
+        sums = np.cumsum(np.sort(named[own.name].singular_values)[::-1])
+        (most,) = own.full.values()
+        span = sums[most - 1] - sums[0]
+        ranks = np.array([parse_entry(entry)[1] for entry in own.entries if entry is not None])
+        y = (sums[ranks - 1] - sums[0]) / span if span > 0 else np.ones(len(ranks))
+        found[own.name] = np.append(y, 1.0)
+    return found
+
+
+def measured_ranks(own, points=6):
+    """Return ``{scheme: ranks}`` at which the curve of `Options` is measured: `points` of them, evenly in log rank."""
+    if isinstance(points, bool) or not isinstance(points, int) or points < 2:
+        raise ValueError(f"points={points!r} is not a whole number of at least 2")
+    held = {}
+    for entry in own.entries[:-1]:
+        scheme, rank = parse_entry(entry)
+        held.setdefault(scheme, []).append(rank)
+    return {
+        scheme: sorted({min(ranks, key=lambda r: abs(r - at)) for at in np.geomspace(min(ranks), max(ranks), points)})
+        for scheme, ranks in held.items()
+    }
+
+
+def _between(own, found):
+    # {(scheme, rank): number} -> one number an option, PCHIP between measured ranks
+    curves = {}
+    for scheme in own.full:
+        ranks = sorted(rank for known, rank in found if known == scheme)
+        if ranks:
+            y = [found[scheme, rank] for rank in ranks]
+            curves[scheme] = (
+                PchipInterpolator(ranks, y) if len(ranks) > 1 else lambda r, y=y: np.full(np.shape(r), y[0])
+            )
+    parsed = [parse_entry(entry) for entry in own.entries[:-1]]
+    return np.array([float(curves[scheme](rank)) for scheme, rank in parsed])
+
+
+def measured(model, options, measure, factors="data-aware", calibration=None, points=6):
+    """Return ``{layer: numbers}``: what `measure` says of the network with only this layer cut, for each option.
+
+    `measure` is a function of a network, such as its accuracy or its loss on images that it was not trained on; it is
+    called with `model` first, which is the value of the dense option. Ranks between the `points` measured ones get it by
+    PCHIP (monotone cubic) interpolation. Every measurement builds the network with one layer in thin `factors` (a method
+    of `svd.METHODS`, from `calibration` inputs). ENC's accuracy curve is the accuracy over that of the dense network.
+
+    Raises ValueError where a measurement is not finite.
+    """
+    dense, found = measure(model), {}
+    for own in options:
+        numbers = {}
+        for scheme, ranks in measured_ranks(own, points).items():
+            base = decompose_layers(model, {own.name: scheme}, factors, calibration)
+            for rank in ranks:
+                entry = rank if scheme is None else (scheme, rank)
+                numbers[scheme, rank] = measure(apply_plan(model, {own.name: entry}, base, resource=None))
+        if not np.isfinite([dense, *numbers.values()]).all():
+            raise ValueError(f"the measurements of layer {own.name!r} hold NaN or infinity")
+        found[own.name] = np.append(_between(own, numbers), dense)
+    return found
+
+
+def output_error(model, options, calibration=None, factors="data-aware", points=6, metric=None, moments=None):
+    """Return ``{layer: e}``: each option's relative squared error of the layer's outputs on data, dense 0.
+
+    e(r) = E|(W - W_r)(x - mean)|^2 / E|W (x - mean)|^2 over the layer's inputs x (patches of a convolution) while the
+    dense network sees `calibration` (or `moments` of it, from `statistics.collect_moments`), W_r the best of rank r by `factors`, alone and with its original inputs; PCHIP
+    between `points` ranks. No accuracy is evaluated, and every scheme is measured in one unit. ``metric``: ``{layer: F}`` (d_out x
+    d_out) of `statistics.fisher` gives tr(F E[error error^T]) / 2 instead, not divided: the loss per image (nats) that the
+    error adds to second order. Errors at different positions of a convolution are taken as independent; where they go
+    together, as they do in smooth images, the true loss is several times larger, in all ranks alike.
+    """
+    names = [own.name for own in options]
+    absent = [name for name in names if metric is not None and name not in metric]
+    if absent:
+        raise ValueError(f"the metric has nothing for layer {absent[0]!r}")
+    if moments is None:
+        moments = statistics.collect_moments(model, names, calibration)
+    norms, found = followed_by(model, None, calibration), {}
+    for own in options:
+        layer = model.get_submodule(own.name)
+        centred = layer.bias is not None or (own.name in norms and norms[own.name].norm is not None)
+        count = unfold.groups(layer)
+        spread = (moments[own.name].covariance if centred else moments[own.name].second_moment).to(layer.weight.device)
+        spread = spread.reshape(count, *spread.shape[-2:])
+        weight = layer.weight.detach().double().reshape(count, -1, spread.shape[-1])
+        own_metric = None if metric is None else metric[own.name].to(weight)
+
+        def size(change):
+            if own_metric is None:
+                return float(torch.einsum("gij,gjk,gik->", change, spread, change))
+            blocks = [own_metric[_block(g, change)][:, _block(g, change)] for g in range(count)]
+            return 0.5 * sum(float((m @ (w @ c @ w.T)).trace()) for m, w, c in zip(blocks, change, spread))
+
+        whole = size(weight) if own_metric is None else 1.0
+        numbers = {}
+        for scheme, ranks in measured_ranks(own, points).items():
+            base = svd.decompose_layer(layer, factors, moments[own.name], scheme, centred)
+            for rank in ranks:
+                left, right, _ = base.truncate(rank)
+                thin = (left @ right).reshape(count, left.shape[-2], right.shape[-1])
+                numbers[scheme, rank] = (
+                    size(weight - unfold.from_matrix(layer, scheme, thin)) / whole if whole else 0.0
+                )
+        found[own.name] = np.append(np.maximum(_between(own, numbers), 0.0), 0.0)
+    return found
+
+
+def _block(group, change):
+    rows = change.shape[1]
+    return slice(group * rows, (group + 1) * rows)
+
+
+def from_error(errors):
+    """Return ``{layer: log(1 - e)}``, the values of relative errors e; -inf where nothing of the output is left.
+
+    >>> from_error({"a": np.array([1.0, 0.5, 0.0])})["a"].round(3).tolist()
+    [-inf, -0.693, 0.0]
+    """
+    with np.errstate(divide="ignore"):
+        return {name: np.log(np.clip(1 - np.asarray(e), 0.0, 1.0)) for name, e in errors.items()}
+
+
+def logarithms(*curves):
+    """Return ``{layer: sum of log y}`` over the given curves, the values that add up to log A_p, log A_m or both.
+
+    >>> logarithms({"a": np.array([0.5, 1.0])}, {"a": np.array([0.8, 1.0])})["a"].round(3).tolist()
+    [-0.916, 0.0]
+    """
+    with np.errstate(divide="ignore"):
+        return {name: sum(np.log(np.maximum(curve[name], 0.0)) for curve in curves) for name in curves[0]}
+
+
+# Searches -------------------------------------------------------------------------------------------------------------
+
+
+def _fixed(cards, options, resource):
+    # what the layers cost that have no options
+    free = {own.name for own in options}
+    return sum(card.cost(None, resource) for card in cards if card.name not in free)
+
+
+def _budget(cards, options, kept, resource):
+    check_share(kept=kept)
+    total = plan_cost(cards, {}, resource)
+    return kept * total - _fixed(cards, options, resource), total
+
+
+def rounded_up(share):
+    """Return `share` in words, four digits, rounded up, so that what is named can be asked for.
+
+    >>> rounded_up(0.112038)
+    '0.1121'
+    """
+    return f"{math.ceil(1e4 * share) / 1e4:.4f}"
+
+
+def exact_search(cards, options, values, kept, resources=("macs",), exact=True, max_seconds=60.0):
+    """Return the `SearchResult` plan of greatest total value within a share `kept` of each resource, with its certificate.
+
+    Parameters: `options` made for the same `resources`; `values`, ``{layer: one number an option}``, to be added up:
+    logarithms of curves, `from_error`, or losses with a minus; `kept`, one share, or one for each resource; a resource of a table
+    has its budget in its own unit, over the layers that have options. See `allocate`.
+
+    Raises ValueError where no plan meets the budget, with the smallest share possible.
+    """
+    resources = (resources,) if isinstance(resources, str) else tuple(resources)
+    shares = [kept] * len(resources) if np.isscalar(kept) or kept is None else list(kept)
+    if len(shares) != len(resources):
+        raise ValueError(f"{len(shares)} budgets are given for {len(resources)} resources")
+    _check_resources(options, resources)
+    budgets = []
+    for place, (share, resource) in enumerate(zip(shares, resources)):
+        if resource not in RESOURCES:
+            budgets.append(share)
+            continue
+        budget, total = _budget(cards, options, share, resource)
+        least = sum(own.costs[:, place].min() for own in options)
+        if budget < least:
+            smallest = (least + _fixed(cards, options, resource)) / total
+            raise ValueError(f"kept={share} of {resource} cannot be reached: the smallest possible is {rounded_up(smallest)}")
+        budgets.append(budget)
+    _check_curves(options, values)
+    began = time.perf_counter()
+    found = allocate([values[own.name] for own in options], [own.costs for own in options], budgets, exact, max_seconds)
+    seconds = time.perf_counter() - began
+    plan = _plan(options, found.choice)
+    return SearchResult(plan, found.value, found.bound, found.gap, seconds, note=found.note)
+
+
+def _plan(options, choice):
+    chosen = {own.name: own.entries[j] for own, j in zip(options, choice)}
+    return {name: entry for name, entry in chosen.items() if entry is not None}
+
+
+def worth(options, values, plan):
+    """Return the total value of `plan`, so that plans of any origin can be compared under one set of curves.
+
+    Raises ValueError for an entry that is none of the layer's options, such as a rank under the floor.
+    """
+    total = 0.0
+    strange = set(plan) - {own.name for own in options}
+    if strange:
+        raise ValueError(f"the plan names a layer without options: {', '.join(sorted(strange))}")
+    for own in options:
+        entry = plan.get(own.name)
+        entry = entry if entry is None or isinstance(entry, int) else tuple(entry)
+        if entry not in own.entries:
+            raise ValueError(f"{entry!r} is none of the options of layer {own.name!r}")
+        total += float(values[own.name][own.entries.index(entry)])
+    return total
+
+
+def _reaching(curve, level):
+    # the first option whose curve reaches the level, or the last one
+    reached = np.flatnonzero(np.maximum.accumulate(curve) >= level)
+    return int(reached[0]) if len(reached) else len(curve) - 1
+
+
+def _check_resources(options, resources):
+    for own in options:
+        if own.resources != resources:
+            raise ValueError(
+                f"the options of layer {own.name!r} are for {', '.join(own.resources)}, the budget for {', '.join(resources)}"
+            )
+
+
+def _check_curves(options, *curves):
+    for own in options:
+        for curve in curves:
+            if own.name not in curve:
+                raise ValueError(f"there are no values for layer {own.name!r}")
+            own_values = np.asarray(curve[own.name])
+            if own_values.shape != (len(own.entries),) or np.isnan(own_values).any() or np.isposinf(own_values).any():
+                raise ValueError(f"layer {own.name!r} needs {len(own.entries)} values, one an option, and no NaN or +inf")
+
+
+def _check_enc(options, resource, *curves):
+    if any(len(own.full) > 1 for own in options):
+        raise ValueError("ENC's searches are for one scheme a layer; make options(..., mixed=False) for these")
+    _check_resources(options, (resource,))
+    _check_curves(options, *curves)
+
+
+def _fall(options, curves):
+    return falling([np.asarray(curves[own.name]) for own in options], [own.costs for own in options])
+
+
+def _map(options, curves, budget):
+    # the highest common level within the budget: bisection over the levels that occur
+    levels = np.unique(np.concatenate([np.maximum.accumulate(curves[own.name]) for own in options]))
+
+    def at(level):
+        choice = [_reaching(curves[own.name], level) for own in options]
+        return choice, sum(own.costs[j, 0] for own, j in zip(options, choice))
+
+    low, high = 0, len(levels)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if at(levels[middle])[1] <= budget else (low, middle)
+    return at(levels[low])
+
+
+def enc_map(cards, options, curves, kept, resource="macs"):
+    """Return ENC-Map's `SearchResult`: every layer at the lowest rank whose curve reaches one common level, the highest level
+    that fits into a share `kept` of `resource`.
+
+    Raises ValueError where the lowest level does not fit. Source: Kim, Khan & Kyung 2019, ENC-Map.
+    """
+    _check_enc(options, resource, curves)
+    budget, total = _budget(cards, options, kept, resource)
+    began = time.perf_counter()
+    choice, cost = _map(options, curves, budget)
+    if cost > budget:
+        smallest = (cost + _fixed(cards, options, resource)) / total
+        raise ValueError(f"kept={kept} of {resource} cannot be reached: the smallest possible is {rounded_up(smallest)}")
+    seconds = time.perf_counter() - began
+    plan = _plan(options, choice)
+    return SearchResult(plan, worth(options, logarithms(curves), plan), seconds=seconds, note=_fall(options, curves))
+
+
+def enc_model(
+    cards, options, curves, kept, resource="macs", accuracy=None, space=0.1, margin=0.005, density=1_000_000, top=30
+):
+    """Return ENC-Model's `SearchResult`: the best predicted plan of a box of plans around ENC-Map, and the best `top` in ``ranked``.
+
+    The box lies between the maps of (1 - `space`) and (1 + `space`) times the budget. Layers of equal costs form a group that
+    shares one level, so the box has one axis a group (our reading of the paper's grouping); ranks along an axis are a step
+    apart, about 1 % of the break-even rank, the step scaled up until the box holds at most `density` plans; the map's own
+    place on each axis always stays. Where three places an axis are too many still, the groups that cost least stay at the map, which
+    the note says. Of those within `margin` under the budget (the paper
+    takes both sides; we never exceed it) the one with the greatest A_c = A_p C / C_orig + A_m wins, with A_p the product of
+    `curves` (energy), A_m that of `accuracy`, C the cost; without `accuracy`, A_p. Where the steps leave none within the
+    margin it is doubled, and the note says so.
+
+    Raises ValueError where the budget cannot be reached. Source: Kim, Khan & Kyung 2019, ENC-Model.
+    """
+    _check_enc(options, resource, curves, *([accuracy] if accuracy else []))
+    check_share(space=space, margin=margin)
+    for name, count in {"density": density, "top": top}.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name}={count!r} is not a whole number of at least 1")
+    budget, total = _budget(cards, options, kept, resource)
+    start = enc_map(cards, options, curves, kept, resource)
+    start_choice = [own.entries.index(start.plan.get(own.name)) for own in options]
+    began = time.perf_counter()
+    fixed = _fixed(cards, options, resource)
+    whole = budget + fixed
+    low = _map(options, curves, (1 - space) * whole - fixed)[0]
+    high = _map(options, curves, (1 + space) * whole - fixed)[0]
+    groups = {}
+    for place, own in enumerate(options):
+        groups.setdefault(own.costs.tobytes(), []).append(place)
+    axes = [_axis(members, options, curves, low, high) for members in groups.values()]
+    middles = [[start_choice[p] for p in members] for members in groups.values()]
+    step = 1.0
+    while step < 1e6 and math.prod(_size(axis, step) for axis in axes) > density:
+        step *= 1.1
+    spans = [sum(options[p].costs[high[p], 0] - options[p].costs[low[p], 0] for p in members) for members in groups.values()]
+    at_map, sizes = set(), [_size(axis, step) for axis in axes]
+    for place in np.argsort(spans, kind="stable"):
+        if math.prod(sizes) <= density:
+            break
+        at_map.add(place)
+        sizes[place] = 1
+    thinned = [
+        [middle] if place in at_map else _thinned(axis, middle, step)
+        for place, (axis, middle) in enumerate(zip(axes, middles))
+    ]
+    notes = [start.note] + ([_fall(options, accuracy)] if accuracy else [])
+    if at_map:
+        notes.append(f"{len(at_map)} of {len(axes)} groups of layers stay as ENC-Map has them, or the box would hold too many plans")
+    logs = [logarithms(curves)] + ([logarithms(accuracy)] if accuracy else [])
+    cost, sums = np.full(1, float(fixed)), [np.zeros(1) for _ in logs]
+    for members, axis in zip(groups.values(), thinned):
+        costs = [sum(options[p].costs[j, 0] for p, j in zip(members, at)) for at in axis]
+        cost = (cost[:, None] + costs).ravel()
+        for k, each in enumerate(logs):
+            worths = [sum(each[options[p].name][j] for p, j in zip(members, at)) for at in axis]
+            sums[k] = (sums[k][:, None] + worths).ravel()
+    near, asked = np.flatnonzero((cost <= whole) & (cost >= (1 - margin) * whole)), margin
+    while not len(near) and margin < 1:
+        margin = min(2 * margin, 1.0)
+        near = np.flatnonzero((cost <= whole) & (cost >= (1 - margin) * whole))
+    if margin > asked:
+        notes.append(f"no plan of the box within the margin: widened to {margin:.3g}")
+    if not len(near):
+        return SearchResult(
+            start.plan,
+            start.value,
+            seconds=time.perf_counter() - began,
+            note="; ".join(filter(None, [*notes, "the box holds no plan"])),
+            ranked=(start.plan,),
+        )
+    predicted = np.exp(sums[0][near])
+    if accuracy:
+        predicted = predicted * cost[near] / total + np.exp(sums[1][near])
+    order = near[np.argsort(-predicted, kind="stable")[:top]]
+    ranked = []
+    for place in order:
+        choice = np.zeros(len(options), int)
+        for members, axis in reversed(list(zip(groups.values(), thinned))):  # the last axis runs fastest
+            place, at = divmod(place, len(axis))
+            choice[members] = axis[at]
+        ranked.append(_plan(options, choice))
+    seconds = time.perf_counter() - began
+    value = worth(options, logarithms(curves, *([accuracy] if accuracy else [])), ranked[0])
+    note = "; ".join(dict.fromkeys(filter(None, notes)))
+    return SearchResult(ranked[0], value, seconds=seconds, candidates=len(near), note=note, ranked=tuple(ranked))
+
+
+def _axis(members, options, curves, low, high):
+    # the joint choices of a group from its lowest to its highest: all members at one level, levels a step apart
+    levels = np.unique(
+        np.concatenate([np.maximum.accumulate(curves[options[p].name])[low[p] : high[p] + 1] for p in members])
+    )
+    found = []
+    for level in levels:
+        at = [min(max(_reaching(curves[options[p].name], level), low[p]), high[p]) for p in members]
+        (most,) = options[members[0]].full.values()
+        apart = sum(at) - sum(found[-1]) if found else np.inf
+        if apart >= max(1.0, 0.01 * most * len(members)) or (level == levels[-1] and at != found[-1]):
+            found.append(at)
+    return found
+
+
+def _size(axis, step):
+    return 1 if len(axis) == 1 else max(2, int(np.ceil(len(axis) / step))) + 1
+
+
+def _thinned(axis, middle, step):
+    # evenly spaced, both ends and the map's own place
+    if len(axis) == 1:
+        return axis if axis[0] == middle else sorted([*axis, middle], key=sum)
+    chosen = [axis[i] for i in np.unique(np.linspace(0, len(axis) - 1, _size(axis, step) - 1).round().astype(int))]
+    return chosen if middle in chosen else sorted([*chosen, middle], key=sum)
+
+
+def enc_inf(found, measure, count=30):
+    """Return ENC-Inf's `SearchResult`: the best of the `count` plans that `enc_model` ranked first, by `measure` of each plan.
+
+    `measure` is a function of a plan, such as the accuracy on valid images of the network that it makes.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"count={count!r} is not a whole number of at least 1")
+    if not found.ranked:
+        raise ValueError("there are no plans to measure; pass what enc_model returned")
+    began = time.perf_counter()
+    tried = found.ranked[:count]
+    scores = [measure(plan) for plan in tried]
+    if not np.isfinite(scores).all():
+        raise ValueError("a measurement of a plan is not a finite number")
+    winner = tried[int(np.argmax(scores))]
+    seconds = found.seconds + time.perf_counter() - began
+    return SearchResult(winner, np.nan, seconds=seconds, evaluations=len(tried), candidates=found.candidates, ranked=tried)

@@ -1,0 +1,23 @@
+"""One module a notebook: its experiment, tables, claims, figures and captions.
+
+A chapter is found by its name ``NOTEBOOK``. What it may have beside it, and who asks for it:
+
+- ``experiment(...)``: the notebook's result rows;
+- ``tables(rows)``: {heading: Markdown table}, and ``CAPTIONS`` {heading: text}: the gallery;
+- ``CLAIMS``: (paper, claim, setting, theirs, measure, rerun): the claim table;
+- ``usable(rows)``, ``figure(rows, title)``, ``FIGURE_CAPTION``, ``ONE_EACH``: the pages of a run and of the gallery.
+"""
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+
+def every() -> dict[str, ModuleType]:
+    """Return {notebook: chapter} of all chapters, in the order of their notebooks.
+
+    >>> list(every())[:2]
+    ['01_training', '02_arsvd']
+    """
+    found = (importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__))
+    return {chapter.NOTEBOOK: chapter for chapter in sorted(found, key=lambda chapter: chapter.NOTEBOOK)}

@@ -1,0 +1,175 @@
+"""Chapter 06, side by side: every chooser and every kind of factors in one table."""
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
+
+from lowrank_utils.workbook.plots import BESIDE, COLOURS, canvas
+from lowrank_utils.workbook.tables import markdown, mean_and_spread
+
+NOTEBOOK = "06_side_by_side"
+CAPTIONS = {  # of its tables
+    "Side by side: choosers times factors, accuracy with 50 / 25 / 15 % of the MACs": "Means over three seeds, on ResNet-20 of one. *-*: not asked for.",
+    "Side by side: every other way": "Beside dense and exact search on predicted losses; means over seeds. Percent of the dense network's parameters and MACs; times faster than the dense network in torch, timed beside it, with one thread; *fine-tuned* is the accuracy after one pass over 2 000 images, the same for all. *Size asked for*: a share of the MACs, *kept* of the parameters, an error (epsilon) or none (*own size*). *Refitted*: what reads the removed units, by least squares; *refit*: a cut layer of DDLR or Net-Trim. Zeros are counted with 16 bits an index, and run like the dense network. *-*: not fine-tuned.",
+}
+FIGURE_CAPTION = "What loses more than ten points is counted in the corner."
+
+def scatter(table, y, xs, labels):
+    """Return column `y` against each column of `xs`, one panel each; `labels` maps columns to axis labels."""
+    figure, axes = canvas(len(xs), width=3.8, sharey=True)
+    for axis, x in zip(axes, xs):
+        axis.plot(table[x], table[y], "o", color=COLOURS["energy"], markersize=4, alpha=0.7)
+        axis.set(xlabel=labels[x])
+    axes[0].set_ylabel(labels[y])
+    return figure
+
+
+WAYS = {"dense": (7, "*"), "low rank": (0, "o"), "units": (1, "s"), "zeros": (2, "X"), "8 bit": (3, "D")}
+
+
+def trade_off(table, floor=0.1):
+    """Return accuracy against bytes on disk and against the time of a batch of 64, one row of panels for each network.
+
+    `table`: result rows with columns dataset, network, chooser, factors, target, way ("dense", "low rank", "units", "zeros",
+    "8 bit"), accuracy, bytes, faster_64 (how many times faster than the dense network in torch); of several seeds (column
+    seed) the means are drawn. The steps join what nothing smaller (or faster) beats; what loses more than `floor` is below
+    the panel and is counted in its corner. Where the column tuned_accuracy has a value, a hollow marker stands at it; what
+    runs in onnxruntime (column factors) has a black ring.
+    """
+    if "seed" in table and table["seed"].nunique() > 1:
+        same = ["dataset", "network", "way", "chooser", "factors", "target"]
+        values = [name for name in ("accuracy", "bytes", "faster_64", "tuned_accuracy") if name in table]
+        table = table.groupby(same, sort=False, dropna=False)[values].mean().reset_index()
+    cases = list(table[["dataset", "network"]].drop_duplicates().itertuples(index=False, name=None))
+    table = table.assign(kilobytes=table["bytes"] / 1000, time=1 / table["faster_64"])
+    costs = {"kilobytes": "kB on disk", "time": "time for 64 inputs (dense network in torch: 1)"}
+    figure, axes = canvas(2, len(cases), width=4.8, height=3.4, sharey="row")
+    colours = sns.color_palette("colorblind")
+    for place, axis in enumerate(axes):
+        (dataset, network), (column, label) = cases[place // 2], list(costs.items())[place % 2]
+        case = table[(table["dataset"] == dataset) & (table["network"] == network)]
+        mine = case[case[column].notna()]
+        dense = mine.loc[mine["way"] == "dense", "accuracy"].max()
+        axis.axhline(dense, color="black", linestyle=":", linewidth=1)
+        for way in [w for w in WAYS if w in set(mine["way"])]:
+            part, (colour, marker) = mine[mine["way"] == way], WAYS[way]
+            style = {"linestyle": "none", "color": colours[colour], "marker": marker, "markersize": 10 if way == "dense" else 6}
+            axis.plot(part[column], part["accuracy"], label=way, **style, alpha=0.8)
+            if "tuned_accuracy" in part:
+                axis.plot(part[column], part["tuned_accuracy"], markerfacecolor="none", **style)
+        if "factors" in mine:
+            part = mine[mine["factors"].astype(str).str.contains("onnxruntime")]
+            style = {"linestyle": "none", "marker": "o", "color": "black", "markersize": 12, "markerfacecolor": "none"}
+            axis.plot(part[column], part["accuracy"], label="in onnxruntime", **style)
+        front = pd.DataFrame({"cost": mine[column], "best": mine["accuracy"]})
+        front = front.sort_values(["cost", "best"], ascending=[True, False])
+        front = front[front["best"] > front["best"].cummax().shift(fill_value=-np.inf)]
+        axis.step(front["cost"], front["best"], where="post", color="gray", linewidth=1, zorder=0)
+        low = dense - floor
+        below = int((mine["accuracy"] < low).sum())
+        shown = case[[name for name in ("accuracy", "tuned_accuracy") if name in case]].stack()
+        bottom = max(low, shown[shown >= low].min() - 0.1 * floor)
+        if below:
+            axis.annotate(f"{below} lower down", (0.98, 0.03), xycoords="axes fraction", ha="right", fontsize="small")
+        axis.set(xscale="log", xlabel=label, title=f"{network} on {dataset}", ylim=(bottom, min(1.0, mine["accuracy"].max() + 0.1 * floor)))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_major_formatter(PercentFormatter(1))
+    for axis in axes[::2]:
+        axis.set_ylabel("accuracy")
+    title = "hollow: fine-tuned" if "tuned_accuracy" in table else None
+    axes[1].legend(**BESIDE, title=title)
+    return figure
+
+
+def explorer(card, rank, shares, points):
+    """Return three panels: one layer's spectrum with what a rank keeps, the work that each layer keeps, accuracy against size.
+
+    Parameters: `card`, a `profile.LayerProfile` with singular values; `rank` that stays of it (None: dense); `shares`, DataFrame of layers x
+    choosers with the share of each layer's MACs that stays; `points`, {label: (share of MACs, accuracy)}, "dense" among them.
+    """
+    figure, (left, middle, right) = canvas(3, width=4.2)
+    values = card.singular_values
+    index, stays = np.arange(1, len(values) + 1), len(values) if rank is None else rank
+    left.bar(index[:stays], values[:stays], width=1.0, color=COLOURS["energy"], label="stays")
+    left.bar(index[stays:], values[stays:], width=1.0, color="lightgray", label="goes")
+    left.set(xlabel="component", ylabel="singular value", title=f"{card.name}: {'dense' if rank is None else f'rank {rank}'} of {len(values)}")
+    left.legend(fontsize="small")
+    colours = dict(zip(shares.columns, sns.color_palette("colorblind")))
+    shares.plot.bar(ax=middle, color=colours, width=0.8, legend=len(shares.columns) > 1)
+    middle.set(xlabel="", ylabel="MACs of the layer kept", title="which layers pay", ylim=(0, 1.3), yticks=np.linspace(0, 1, 6))
+    for label, (kept, accuracy) in points.items():
+        style = {"color": colours.get(label, "black"), "marker": "*" if label == "dense" else "o"}
+        right.plot(kept, accuracy, linestyle="none", markersize=9, label=label, **style)
+    reached = [accuracy for _, accuracy in points.values()]
+    right.set(xlabel="MACs kept (share of dense)", ylabel="accuracy", title="what it costs", xlim=(0, 1.05), ylim=(max(0, min(reached) - 0.05), max(reached) + 0.02))
+    for axis in (right.xaxis, middle.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    right.yaxis.set_major_formatter(PercentFormatter(1))
+    right.legend(fontsize="small")
+    return figure
+
+
+def ledger(table):
+    """Return the rows of notebook 06 as a table for readers: by network, size and accuracy, percent, kilobytes, milliseconds.
+
+    A pandas Styler without its index; empty where nothing was measured.
+    """
+    from pandas.io.formats.style import Styler
+
+    percent = {"parameters_kept": "parameters %", "macs_kept": "MACs %", "accuracy": "accuracy %", "f1": "F1 %"}
+    percent |= {"tuned_accuracy": "tuned %", "tuned_f1": "tuned F1 %"}
+    words = {"target": "size", "chooser": "method", "factors": "written as", "bytes": "kB", "latency_ms_1": "ms, 1"}
+    words |= {"latency_ms_64": "ms, 64", "faster_1": "faster, 1", "faster_64": "faster, 64", "seconds_to_find": "seconds", "evaluations": "tried", "source": "from"}
+    order = "network target chooser factors needs parameters_kept macs_kept bytes latency_ms_1 faster_1 latency_ms_64 faster_64"
+    order += " accuracy f1 tuned_accuracy tuned_f1 seconds_to_find evaluations source"
+    shown = table.assign(**{name: 100 * table[name] for name in percent}, bytes=table["bytes"] / 1000)
+    shown = shown.sort_values(["network", "target", "accuracy"], ascending=[True, True, False])
+    shown = shown[order.split()].rename(columns=percent | words)
+    shown = Styler(shown, cell_ids=False).hide()  # an id for each cell would double the file
+    digits = {"kB": "{:.0f}", "ms, 1": "{:.2f}", "ms, 64": "{:.2f}", "faster, 1": "{:.1f}", "faster, 64": "{:.1f}", "seconds": "{:.2f}", "tried": "{:.0f}"}
+    digits |= dict.fromkeys(percent.values(), "{:.1f}")
+    return shown.format(digits, na_rep="").set_table_attributes('style="font-size: 75%"').set_sticky(axis="columns")
+
+
+def tables(table):
+    """Return {heading: Markdown table} of the published rows, as the gallery shows them."""
+    table = table.assign(accuracy=100 * table["accuracy"])
+    crossed, ways = [], []
+    shares = sorted(table["target"][table["target"].str.startswith("macs ")].unique(), reverse=True)
+    kinds = [k for k in ("svd", "data-aware", "sequential", "relu-aware") if k in set(table["factors"])]
+    keys = ["dataset", "network"]
+    for key, part in table.groupby(keys):
+        for chooser in part[part["factors"].isin(kinds) & part["target"].isin(shares)]["chooser"].unique():
+            mine = part[part["chooser"] == chooser]
+            cells = [[mine.loc[(mine["factors"] == k) & (mine["target"] == t), "accuracy"].mean() for t in shares] for k in kinds]
+            crossed.append([*key, chooser, *(" / ".join("-" if v != v else f"{v:.1f}" for v in cell) for cell in cells)])
+        shown = part[~part["factors"].isin(kinds) | part["chooser"].isin(["evbmf", "exact, Fisher"])]
+        method = shown.groupby(["chooser", "factors", "target"], sort=False)
+        mean = method[["parameters_kept", "macs_kept", "bytes", "faster_64", "accuracy"]].mean()
+        for name in mean.sort_values("accuracy", ascending=False).index:
+            row, rows = mean.loc[name], method.get_group(name)
+            tuned = 100 * rows["tuned_accuracy"].dropna()
+            ways.append(
+                [*key, *name, f"{100 * row['parameters_kept']:.0f}", f"{100 * row['macs_kept']:.0f}", f"{row['bytes'] / 1000:.0f}"]
+                + [f"{row['faster_64']:.1f}", mean_and_spread(rows["accuracy"]), mean_and_spread(100 * rows["f1"]), mean_and_spread(tuned) if len(tuned) else "-", str(rows["seed"].nunique())]
+            )
+    sizes = " / ".join(f"{100 * float(t.split()[1]):.0f}" for t in shares)
+    where = ["data set", "network"]
+    header = [*where, "method", "written as", "size asked for", "parameters %", "MACs %", "kB", "times faster, 64 inputs", "accuracy", "macro F1", "fine-tuned", "seeds"]
+    return {
+        f"Side by side: choosers times factors, accuracy with {sizes} % of the MACs": markdown([*where, "ranks", *kinds], crossed),
+        "Side by side: every other way": markdown(header, ways),
+    }
+
+ONE_EACH = False  # a figure for each data set and network
+
+
+def usable(table):
+    """Return which rows (a boolean Series) `figure` can draw."""
+    return table["bytes"].notna() & table["way"].notna()
+
+
+figure = trade_off

@@ -1,0 +1,51 @@
+"""Chapter 01, training: figures."""
+
+import numpy as np
+import seaborn as sns
+from matplotlib.ticker import PercentFormatter
+
+from lowrank_utils.workbook.plots import canvas
+from lowrank_utils.workbook.tables import markdown, mean_and_spread
+
+NOTEBOOK = "01_training"
+CAPTIONS = {  # of its tables
+    "Dense networks": "Before anything is cut, as trained by our recipes.",
+}
+
+def history(table):
+    """Return loss and valid accuracy against epochs for the DataFrame of `training.fit`."""
+    figure, (left, right) = canvas(2)
+    for column, name, dash in (("train_loss", "train", "--"), ("valid_loss", "valid", "-")):
+        left.plot(table["epoch"], table[column], dash, marker=".", label=name)
+    left.set(xlabel="epoch", ylabel="cross-entropy (nats)", title="Loss")
+    left.legend()
+    right.plot(table["epoch"], table["valid_accuracy"], marker=".", label="accuracy")
+    right.plot(table["epoch"], table["valid_f1"], "--", marker=".", label="macro F1")
+    right.set(xlabel="epoch", ylabel="share of valid images", title="Valid images")
+    right.yaxis.set_major_formatter(PercentFormatter(1))
+    right.legend()
+    return figure
+
+
+def confusion(matrix, classes):
+    """Return a heat map of a confusion matrix (classes x classes, rows true, counts) as shares of each row."""
+    shares = np.asarray(matrix) / np.maximum(np.asarray(matrix).sum(1, keepdims=True), 1)
+    few = len(classes) <= 20
+    figure, (axis,) = canvas(width=6.2, height=5.2)
+    sns.heatmap(
+        100 * shares, ax=axis, cmap="rocket_r", vmin=0, vmax=100, square=True, annot=few, fmt=".0f",
+        annot_kws={"size": 7}, xticklabels=classes if few else False, yticklabels=classes if few else False,
+        cbar_kws={"label": "% of the true class"},
+    )  # fmt: skip
+    axis.set(xlabel="predicted class", ylabel="true class")
+    return figure
+
+
+def tables(rows):
+    """Return {heading: Markdown table} of the dense networks: parameters, accuracy and macro F1 over seeds."""
+    rows = rows.assign(accuracy=100 * rows["accuracy"], f1=100 * rows["f1"])
+    lines = [
+        [*key, f"{int(part['parameters'].iloc[0]):,}", mean_and_spread(part["accuracy"]), mean_and_spread(part["f1"]), str(part["seed"].nunique())]
+        for key, part in rows.groupby(["dataset", "network"])
+    ]
+    return {"Dense networks": markdown(["data set", "network", "parameters", "accuracy %", "macro F1 %", "seeds"], lines)}

@@ -1,0 +1,308 @@
+"""Gathers results over runs, and keeps the gallery: the notebooks and rows behind the published numbers."""
+
+import base64
+import io
+import json
+import re
+import tempfile
+from pathlib import Path
+
+from lowrank_utils import paths
+from lowrank_utils.workbook import chapters, results, runs
+from lowrank_utils.workbook.tables import markdown
+
+KEY = ["notebook", "dataset", "network", "seed", "draw"]  # a gallery holds one job for each of these
+# Where programs keep what belongs to one machine; not matched inside a web address, where a word goes before.
+MACHINE = re.compile(
+    r"(?<![\w.:/~-])/(?:home|Users|root|tmp|private|mnt|media|opt|srv|work|workspace|var|usr/(?:local|lib))"
+    r"/[\w.~-]+"
+    r"|\b[A-Z]:\\+Users\\+\w+"
+)
+
+
+def gather(*run_folders):
+    """Return the rows of all finished jobs of the given runs, with provenance columns, as a DataFrame.
+
+    Columns: those of `columns.RESULT_COLUMNS`, what the notebooks add, then `columns.PROVENANCE_COLUMNS`.
+    Raises RunError for a folder that is no run.
+    """
+    places = [runs.find_run(place) for place in run_folders]
+    return results.typed(
+        results.joined([results.job_rows(folder) for place in places for folder in runs.finished(place)])
+    )
+
+
+def published_rows(dataset=None, notebook=None, network=None, folder=None):
+    """Return the published rows as a DataFrame, of one data set, notebook or network if asked for.
+
+    Where nothing is published the table is empty and has its columns. `folder` defaults to outputs/gallery.
+    """
+    table = results.typed(_published(folder or paths.GALLERY))
+    for column, wanted in (("dataset", dataset), ("notebook", notebook), ("network", network)):
+        if wanted is not None:
+            table = table[table[column] == wanted]
+    return table.reset_index(drop=True)
+
+
+def _published(folder):
+    import pandas as pd
+
+    path = Path(folder) / "results.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False) if path.is_file() else pd.DataFrame()
+    return results.joined([table])
+
+
+def publish(*run_folders, folder=None):
+    """Put the finished jobs of the given runs into the gallery; return the paths of the notebooks put there.
+
+    Each executed notebook becomes NOTEBOOK-DATASET-NETWORK-seedN.ipynb (and -drawN), without what it wrote to stderr;
+    its rows in results.csv take the place of the rows of the same notebook, data set, network, seed and draw. `folder`
+    defaults to outputs/gallery, for which the tables of the README are renewed too. Raises RunError, before anything is written, for an unfinished run, a
+    notebook that holds an error or a path of this machine, and two jobs that would have the same name.
+    """
+    import nbformat
+
+    from lowrank_utils.workbook.chapters import arsvd
+
+    folder = Path(folder or paths.GALLERY)
+    ready, tables = {}, []
+    for place in [runs.find_run(place) for place in run_folders]:
+        if not runs.is_complete(place):
+            raise runs.RunError(
+                f"run {place.name} is not complete; finish it first with run --resume {place.name}"
+            )
+        for job in runs.finished(place):
+            label = results.read_done(job)["label"]
+            if label in ready:
+                raise runs.RunError(f"two of these jobs would be published as {label}; publish one of them")
+            ready[label] = _clean(job / "notebook.ipynb", label)
+            tables.append(results.job_rows(job))
+    for label, notebook in ready.items():
+        with paths.atomic_write(folder / f"{label}.ipynb") as temporary:
+            nbformat.write(notebook, temporary)
+    table = _merged(_published(folder), results.joined(tables))
+    with paths.atomic_write(folder / "results.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    told = published_tables(folder)
+    with paths.atomic_write(folder / "README.md") as temporary:
+        temporary.write_text(_page(told))
+    shown = published_rows("fashion-mnist", "02_arsvd", "lenet300", folder)
+    pictures = {}
+    if len(shown):
+        plain = shown[shown["factors"].isin(["svd", "dense"])]
+        pictures["arsvd"] = arsvd.rules(plain, f"{shown['seed'].nunique()} seeds")
+    pictures |= {"side-by-side": figure for figure in drawn_figures(published_rows(notebook="06_side_by_side", folder=folder)).values()}
+    for name, figure in pictures.items():
+        with paths.atomic_write(folder / f"{name}.png") as temporary:
+            figure.savefig(temporary, format="png")
+    front = paths.ROOT / "README.md"
+    if folder == paths.GALLERY and front.is_file():
+        with paths.atomic_write(front) as temporary:
+            temporary.write_text(quote(front.read_text(), told))
+    return [folder / f"{label}.ipynb" for label in ready]
+
+
+def drawn_figures(table):
+    """Return {name: matplotlib Figure} of all that notebooks 02 to 06 draw from result rows: accuracy against size.
+
+    `table`: rows of any number of notebooks, data sets, networks and seeds, as `gather` and `published_rows` return them or a
+    sweep's results.parquet holds them. Means over runs that differ in seed and draw alone, with a band from the lowest to
+    the highest; where runs differ in more, each setting has a figure of its own, which names it. What no row supports is
+    left out.
+    """
+    needed = "notebook dataset network seed chooser factors scope target way accuracy parameters_kept macs_kept bytes faster_64"
+    table = table.reindex(columns=list(dict.fromkeys([*table.columns, *needed.split()])))
+    table = table[table[["notebook", "chooser", "target", "accuracy"]].notna().all(axis=1)]
+    table = table.assign(target=table["target"].astype(str), setting=settings(table))
+    drawn = {}
+    for notebook, chapter in chapters.every().items():
+        if not hasattr(chapter, "figure"):
+            continue
+        mine = table[table["notebook"] == notebook]
+        dense = mine["chooser"] == "dense"
+        mine = mine[chapter.usable(mine) | dense]
+        by = ["dataset", "network", "setting"] if chapter.ONE_EACH else ["setting"]
+        for key, part in mine.groupby(by):
+            seeds = part["seed"].nunique()
+            if not chapter.usable(part)[part["chooser"] != "dense"].any():
+                continue
+            name = "-".join(_slug(word) for word in (notebook, *key) if word)
+            if chapter.ONE_EACH:
+                drawn[name] = chapter.figure(part, f"{seeds} seed{'s' * (seeds > 1)}")
+                drawn[name].suptitle(" · ".join(word for word in key if word))
+            else:
+                drawn[name] = chapter.figure(part)
+    return drawn
+
+
+def settings(table):
+    """Return a Series: for each row, in words, the parameters in which runs of one notebook, data set and network differ.
+
+    Read from the column run_parameters; seed, draw and device do not count. "" where they do not differ.
+    """
+    import pandas as pd
+
+    given = table["run_parameters"] if "run_parameters" in table else pd.Series("{}", table.index)
+    given = given.fillna("{}").map(json.loads)
+    words = pd.Series("", table.index)
+    apart = {"seed", "draw", "device", "dataset", "network", "networks", "output_folder"}
+    for _, rows in table.groupby(["notebook", "dataset", "network"], dropna=False).groups.items():
+        values = {}
+        for parameters in given[rows]:
+            for name in parameters.keys() - apart:
+                values.setdefault(name, set()).add(json.dumps(parameters[name]))
+        differ = sorted(name for name, found in values.items() if len(found) > 1)
+        words[rows] = [" ".join(f"{n}={json.dumps(p[n])}" for n in differ if n in p) for p in given[rows]]
+    return words
+
+
+def _slug(text):
+    return re.sub(r"[^\w.=-]+", "-", str(text)).strip("-")[-80:]
+
+
+_CLAIMS_CAPTION = "Computed from the rows of the gallery. *Yes*, *no* and *in part* count the settings in which the claim held by more than two standard errors of an accuracy on 10 000 images (0.3 points at 98 %, 0.6 at 89 %, 1.0 at 50 %); *consistently* holds in all of them or not at all. Spans run over data sets and seeds (ARSVD), data sets and sizes, means over seeds (DDLR), or networks and sizes, means over draws (ENC)."
+
+
+def _claims():
+    return [claim for chapter in chapters.every().values() for claim in getattr(chapter, "CLAIMS", ())]
+
+
+def _page(tables):
+    captions = {"What the papers claim": _CLAIMS_CAPTION}
+    for chapter in chapters.every().values():
+        captions |= chapter.CAPTIONS
+    shown = "\n\n".join("\n\n".join(filter(None, (f"## {h}", captions.get(h), t))) for h, t in tables.items())
+    return f"""# The gallery: what every published number rests on
+
+One executed notebook for each data set, network and seed, and all their rows in `results.csv` with parameters, versions, data
+fingerprint and commit. This page is written from `results.csv` by `python -m lowrank_utils report --gallery`; a run is made with
+`python -m lowrank_utils run --preset PRESET --seeds 0,1,2`.
+
+Numbers are means over seeds ± standard deviation, in percent of the test images where nothing else is said. *Factored* says which layers a rule may cut: every layer, as ARSVD is
+published, or the hidden layers, with the classifier left dense. *Kept* counts all parameters of the network; of networks with convolutions the share of MACs is held.
+Nothing was fine-tuned but for the column *fine-tuned* of the last table. What the names of methods mean stands in the README, under *Words*.
+Each row names the commit of the code that made it; where this history does not have it, it was folded into a later one.
+
+{shown}
+"""
+
+
+def quote(text, tables):
+    """Return the Markdown `text` with the tables under its headings renewed from `tables`, {heading: Markdown table}.
+
+    >>> quote("# A\\nWords, #1.\\n\\n| x |\\n| old |\\n\\n# B\\n| y |\\n", {"A": "| new |", "C": "| z |"})
+    '# A\\nWords, #1.\\n\\n| new |\\n\\n# B\\n| y |\\n'
+    """
+    for heading, table in tables.items():
+        text = re.sub(rf"(?m)^(#+ {re.escape(heading)}\n(?:(?![#|]).*\n)*)(?:\|.*\n)+", lambda found, table=table: f"{found[1]}{table}\n", text)
+    return text
+
+
+def _merged(old, new):
+    def keys(table):
+        return list(table.reindex(columns=KEY, fill_value="").fillna("").itertuples(index=False, name=None))
+
+    replaced = set(keys(new))
+    kept = old[[key not in replaced for key in keys(old)]]
+    table = results.joined([kept, new])
+    return table.sort_values([name for name in KEY if name in table], kind="stable")
+
+
+def _clean(path, label):
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            for output in cell.outputs:
+                if "image/png" in output.get("data", {}):
+                    output.data["image/png"] = _lighter(output.data["image/png"])
+    problems = [f"an error in cell {i + 1}" for i in errors(notebook)] + machine_paths(notebook)
+    if problems:
+        raise runs.RunError(f"{label} is not fit to be published, it holds {', '.join(problems[:3])}")
+    return notebook
+
+
+def _lighter(figure):
+    # 64 colours serve a chart, at a quarter of the size; photographs with more stay close enough to be recognised
+    from PIL import Image
+
+    picture, smaller = Image.open(io.BytesIO(base64.b64decode(figure))), io.BytesIO()
+    picture.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(smaller, "PNG", optimize=True)
+    light = base64.b64encode(smaller.getvalue()).decode()
+    return min(figure, light, key=len)
+
+
+def published_tables(folder=None):
+    """Return {heading: Markdown table} of the published results: what the README and the gallery's page quote.
+
+    Every number is a mean over seeds (and draws of calibration images) with its standard deviation, in percent: of the
+    test images for accuracy, macro F1 and what was lost, of the dense network's parameters or MACs for what is kept.
+    """
+    everything = published_rows(folder=folder)
+    tables = {}
+    for notebook, chapter in chapters.every().items():
+        rows = everything[everything["notebook"] == notebook]
+        if len(rows):
+            tables |= chapter.tables(rows)
+    stated = claims(folder)
+    if (stated["ours"] != "not measured").any():
+        tables = {"What the papers claim": markdown(list(stated), stated.to_numpy().tolist())} | tables
+    return tables
+
+
+def claims(folder=None):
+    """Return a DataFrame with one row a claim of the three abstracts: paper, claim, setting, theirs, ours, holds, rerun.
+
+    *Ours* and *holds* are computed from the published rows; a claim for which they hold nothing is "not measured". `theirs`
+    is the number that the abstract gives, where it gives one. `rerun` makes the rows again.
+    """
+    import pandas as pd
+
+    table = published_rows(folder=folder)
+    needed = "notebook dataset network seed draw chooser factors scope target accuracy parameters_kept macs_kept".split()
+    table = table.reindex(columns=list(dict.fromkeys([*table.columns, *needed])))  # other notebooks write other columns
+    table = table.assign(accuracy=100 * table["accuracy"])
+    rows = [
+        {"paper": paper, "claim": claim, "setting": setting, "theirs": theirs}
+        | dict(zip(("ours", "holds"), measure(table) or ("not measured", "-")))
+        | {"rerun": f"`{rerun}`"}
+        for paper, claim, setting, theirs, measure, rerun in _claims()
+    ]
+    return pd.DataFrame(rows)
+
+
+def errors(notebook):
+    """Return the positions (from 0) of the cells of a notebook that ended in an error."""
+    return [
+        i for i, c in enumerate(notebook.cells) if any(o.output_type == "error" for o in c.get("outputs", []))
+    ]
+
+
+def machine_paths(notebook):
+    """Return the absolute paths of a machine that a notebook holds, images left out; sorted, each once.
+
+    >>> import nbformat
+    >>> cell = nbformat.v4.new_code_cell("open('/home/ada/net.bin'); 'https://example.org/home/ada'")
+    >>> machine_paths(nbformat.v4.new_notebook(cells=[cell]))
+    ['/home/ada']
+    """
+    texts = []
+
+    def walk(value, key=""):
+        if isinstance(value, dict):
+            for name, item in value.items():
+                walk(item, name)
+        elif isinstance(value, list):
+            for item in value:
+                walk(item, key)
+        elif isinstance(value, str) and not key.startswith("image/"):
+            texts.append(value)
+
+    walk(notebook)
+    text = "\n".join(texts)
+    own = {str(p) for p in (paths.ROOT, Path.home(), Path(tempfile.gettempdir())) if len(p.parts) > 1}
+    # Path.home() may be as short as /root: it counts as a whole part of a path only
+    found = {m for p in own for m in re.findall(rf"(?<![\w./-]){re.escape(p)}(?![\w-])[\w./~-]*", text)}
+    return sorted(found | set(MACHINE.findall(text)))

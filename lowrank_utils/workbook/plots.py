@@ -1,0 +1,158 @@
+"""The figures of the workbook, one style: colour-blind-safe, axes with units, the dense network as a line.
+
+Every function returns a closed matplotlib Figure, which a notebook shows once when it is the last line of a cell.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+
+# One colour and one marker for a chooser, the same in every notebook; what rank by the same score share a colour.
+_LOOKS = {
+    "energy": (0, "o"),
+    "entropy": (1, "s"),
+    "fixed": (2, "^"),
+    "evbmf": (3, "D"),
+    "component energy": (0, "o"),
+    "component entropy": (1, "s"),
+    "component output": (4, "v"),
+    "component magnitude": (5, "P"),
+    "component random": (7, "X"),
+    "arsvd, every layer": (2, "^"),
+    "arsvd, classifier dense": (3, "D"),
+    "unit entropy": (1, "s"),
+    "unit entropy, one range": (8, "p"),
+    "unit output": (4, "v"),
+    "unit magnitude": (5, "P"),
+    "unit random": (7, "X"),
+    "both entropy": (8, "p"),
+    "both output": (9, "*"),
+    "DDLR": (5, "P"),
+    "DDLR, cut": (8, "p"),
+    "DDLR, cut, refit": (3, "D"),
+    "Net-Trim, non-zeros": (7, "X"),
+    "Net-Trim, with indices": (6, "*"),
+    "Net-Trim, cut, refit, non-zeros": (2, "o"),
+    "Net-Trim, cut, refit, with indices": (9, "D"),
+    "ARSVD": (2, "^"),
+    "data-aware": (0, "o"),
+    "ReLU-aware": (4, "v"),
+    "Fisher-weighted": (8, "p"),
+    "units first": (1, "s"),
+    "ENC-Map": (1, "s"),
+    "ENC-Model": (9, "p"),
+    "ENC-Inf": (4, "v"),
+    "exact": (3, "D"),
+    "exact, Fisher": (0, "o"),
+}
+CHOOSERS = tuple(_LOOKS)
+BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "fontsize": "small"}  # a legend right of its panel
+COLOURS = {name: sns.color_palette("colorblind")[colour] for name, (colour, _) in _LOOKS.items()}
+MARKERS = {name: marker for name, (_, marker) in _LOOKS.items()}
+_STYLE = {"axes.grid": True, "grid.alpha": 0.4, "figure.dpi": 100, "savefig.dpi": 100, "savefig.bbox": "tight"}
+
+
+def colour_of(chooser):
+    return COLOURS.get(chooser, "dimgray")  # of one that is not ours
+
+
+def in_order(choosers):
+    # ours in our order, then any others; the dense network is a line of its own
+    there = set(choosers) - {"dense"}
+    return [c for c in CHOOSERS if c in there] + sorted(there - set(CHOOSERS))
+
+
+def canvas(columns=1, rows=1, width=4.6, height=3.4, **options):
+    with sns.axes_style("whitegrid", rc=_STYLE), sns.plotting_context("notebook", font_scale=0.85):
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False, **options
+        )
+    plt.close(figure)
+    return figure, axes.ravel()
+
+
+def image_grid(images, labels, classes, columns=10):
+    """Return a grid of uint8 `images` (n x H x W or n x H x W x 3) under their class names."""
+    rows = int(np.ceil(len(images) / columns))
+    with sns.axes_style("white"):
+        figure, axes = plt.subplots(rows, columns, figsize=(1.1 * columns, 1.35 * rows), layout="constrained", squeeze=False)
+    plt.close(figure)
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    for axis, image, label in zip(axes.ravel(), images, labels):
+        axis.imshow(image, cmap="gray_r" if image.ndim == 2 else None)
+        axis.set_title(classes[int(label)], fontsize=8)
+    return figure
+
+
+def frontier(table, metric="accuracy", baseline=None, title="test images", floor=None, panels="factors", columns=None):
+    """Return `metric` against the share of parameters kept: one panel for each value of a column, one line a chooser.
+
+    `table` has the result columns chooser, parameters_kept, target, `metric` and `panels` ("factors", "scope" ...). Rows
+    of several seeds that aim at one size (column target) are drawn as their mean with a band from the lowest to the
+    highest. `baseline`: the dense network's value, drawn as a line. `floor`: where the vertical axis starts; what lies
+    below is cut off. `columns`: panels in a row, all by default.
+    """
+    names = list(table[panels].unique())
+    columns = columns or len(names)
+    shown = [set(table.loc[table[panels] == name, "chooser"]) for name in names]
+    long = max(map(len, shown), default=0) > 4  # such a legend would cover lines, so it stands beside its panel
+    figure, axes = canvas(columns, -(-len(names) // columns), width=6.2 if long else 4.6, sharey=True, sharex="col")
+    for axis, name in zip(axes, names):
+        mine = table[table[panels] == name]
+        for chooser in in_order(mine["chooser"]):
+            line = mine[mine["chooser"] == chooser].groupby("target", sort=False)
+            points = pd.DataFrame({"kept": line["parameters_kept"].mean()} | {w: line[metric].agg(w) for w in ("mean", "min", "max")})
+            points = points.sort_values("kept")
+            axis.plot(points["kept"], points["mean"], label=chooser, **line_style(chooser, alone=len(points) == 1))
+            axis.fill_between(points["kept"], points["min"], points["max"], color=colour_of(chooser), alpha=0.2)
+        if baseline is not None and baseline == baseline:
+            axis.axhline(baseline, color="black", linestyle=":", label="dense")
+        axis.set(xscale="log", xlabel="parameters kept (share of dense)", title=f"{name}{' factors' * (panels == 'factors')}, {title}")
+        axis.xaxis.set_major_locator(FixedLocator([0.03, 0.05, 0.1, 0.2, 0.3, 0.6, 1.0]))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.yaxis.set_major_formatter(PercentFormatter(1))
+        if floor is not None and floor == floor:
+            axis.set_ylim(bottom=floor)
+    for axis in axes[::columns]:
+        axis.set_ylabel({"accuracy": "accuracy", "f1": "macro F1"}.get(metric, metric))
+    for axis in axes[:-columns]:
+        axis.set_xlabel("")
+    beside = BESIDE if long else {}
+    for axis, mine in zip(axes, shown):
+        if axis is axes[0] or mine != shown[0]:
+            axis.legend(**beside)
+    return figure
+
+
+def in_every_seed(table, seeds):
+    """Return the rows whose chooser and target stand under all `seeds` of them: others would compare other networks."""
+    return table[table.groupby(["chooser", "target"])["seed"].transform("nunique") == seeds]
+
+
+def described(figure):
+    """Return a figure in words: what its panels show against what, and which lines or points they hold.
+
+    >>> from lowrank_utils.workbook.chapters.ddlr import gap
+    >>> figure = gap(pd.DataFrame({"iteration": [1, 2], "objective": [3.0, 2.5], "bound": [1.0, 2.0]}), "fc1")
+    >>> described(figure)
+    'fc1: nuclear norm against iteration; what is not yet proved: relative gap against iteration. Lines: feasible weights; lower bound.'
+    """
+    panels, lines = [], []
+    for axis in [a for a in figure.axes if a.axison]:
+        what = " against ".join(t for t in (axis.get_ylabel(), axis.get_xlabel()) if t)
+        panels.append(": ".join(t for t in (axis.get_title(), what) if t))
+        lines += [t for t in axis.get_legend_handles_labels()[1] if not t.startswith("_")]
+    said = "; ".join(p for p in dict.fromkeys([figure.get_suptitle(), *panels]) if p)
+    return f"{said}. Lines: {'; '.join(dict.fromkeys(lines))}." if lines else f"{said}."
+
+
+def line_style(chooser, alone):
+    # energy and entropy often coincide: the one is drawn wide, the other dashed on top of it
+    style = {"color": colour_of(chooser), "marker": MARKERS.get(chooser, "."), "markersize": 5}
+    if chooser.endswith("energy"):
+        style |= {"linewidth": 3.5, "markersize": 8, "alpha": 0.7}
+    return style | {"linestyle": "none" if alone else {"entropy": "--", "component entropy": "--"}.get(chooser, "-")}

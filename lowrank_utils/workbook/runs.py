@@ -1,0 +1,405 @@
+"""Executes jobs with papermill: each in a folder of its own, with progress, and on from where it stopped.
+
+A *run* is a folder of jobs:
+
+    RUN/run.json              what was asked, the jobs and how they stand, provenance
+    RUN/results.csv           the rows of all finished jobs, gathered again after each
+    RUN/ADDRESS/notebook.ipynb, results.csv, figures, done.json (written last: only now the job counts)
+"""
+
+import contextlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+
+
+from lowrank_utils import paths
+from lowrank_utils.workbook import results
+from lowrank_utils.workbook.jobs import GIVEN, code_digest, escaped, plan_jobs
+
+LIBRARIES = tuple("lowrank-workbook torch torchvision numpy scipy scikit-learn pandas papermill".split())
+QUIET = ["--log-level=CRITICAL"]  # the kernel's own remarks would cut the progress bar in two
+DIED = "failed: its kernel died, perhaps for want of memory"
+PROBE_BYTES = 4 * 2**20  # about what one executed notebook with its figures takes
+
+
+class RunError(Exception):
+    """A run that cannot start, go on or be found; the message is one sentence for the reader."""
+
+
+class NotebookFailed(RunError):
+    """A notebook that raised; the message names the notebook, the cell and the error."""
+
+
+# ---- one job -----------------------------------------------------------------------------------------------
+
+
+def is_done(job, run):
+    """Return whether `job` is finished in the run folder `run`: whether its done.json is there."""
+    return (Path(run) / job.address / "done.json").is_file()
+
+
+def execute(job, run, progress=True):
+    """Execute `job` in the folder `run`/ADDRESS, emptied of what an earlier try left; return that folder.
+
+    Raises NotebookFailed where a cell raises or the kernel dies (the notebook as far as it came is kept as
+    failed.ipynb), RunError where there is no kernel, OSError where the folder is full or cannot be written.
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    if code_digest(job.path) != job.source:
+        raise RunError(f"{job.notebook} has changed since this run was planned; start it again with --resume")
+    folder = Path(run).resolve() / job.address
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    inside = folder.relative_to(paths.ROOT) if folder.is_relative_to(paths.ROOT) else folder
+    partial = folder / ".partial.ipynb"
+    started = time.time()
+    # below the bar over notebooks, which only a terminal can show; elsewhere each line stays, as a record
+    bar = {"desc": job.label, "leave": not sys.stderr.isatty()} if progress else False
+    try:
+        papermill.execute_notebook(
+            escaped(job.path),
+            escaped(partial),
+            {**job.parameters, GIVEN: inside.as_posix()},
+            kernel_name=check_kernel(),
+            progress_bar=bar,
+            extra_arguments=QUIET,
+        )
+    except (papermill.PapermillExecutionError, DeadKernelError) as error:
+        kept = partial.rename(folder / "failed.ipynb")
+        raise NotebookFailed(f"{_report(job, error)}\n  as far as it came: {kept}") from None
+    _finish_notebook(partial, folder / "notebook.ipynb", job)
+    partial.unlink()
+    done = {
+        "address": job.address,
+        "notebook": job.notebook,
+        "label": job.label,
+        "parameters": job.parameters,
+        "data_fingerprint": job.fingerprint,
+        "source": job.source,
+        "finished": now(),
+        "seconds": round(time.time() - started, 2),
+        **provenance(),
+    }
+    write_json(folder / "done.json", done)
+    return folder
+
+
+def check_kernel():
+    """Return "python3", the kernel that notebooks run in, after a check that it is this very Python."""
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    try:
+        command = KernelSpecManager().get_kernel_spec("python3").argv[0]
+    except NoSuchKernel:
+        raise RunError(
+            "there is no Jupyter kernel 'python3' here; install it with: pip install ipykernel"
+        ) from None
+    # jupyter_client puts this interpreter in the place of a bare "python"
+    if (
+        not re.fullmatch(r"python[\d.]*", command)
+        and not Path(command).resolve() == Path(sys.executable).resolve()
+    ):
+        raise RunError(f"the Jupyter kernel 'python3' starts {command}, not this Python ({sys.executable})")
+    return "python3"
+
+
+def _report(job, error):
+    import nbformat
+
+    if not hasattr(error, "cell_index"):
+        return f"{job.notebook} {DIED}"
+    position = error.cell_index
+    tags = [c.metadata.get("tags", []) for c in nbformat.read(job.path, as_version=4).cells]
+    if any("parameters" in t for t in tags[:position]):
+        position -= 1  # papermill has put a cell behind the parameters
+    source = next((line for line in error.source.splitlines() if line.strip()), "")
+    return (
+        f"{job.notebook} failed in cell {position + 1} (In [{error.exec_count}]), which begins"
+        f" `{source.strip()}`: {error.ename}: {error.evalue}"
+    )
+
+
+def _finish_notebook(partial, path, job):
+    """Write the executed notebook without the places of this machine, so that it reads the same anywhere."""
+    import nbformat
+
+    notebook = nbformat.read(partial, as_version=4)
+    record = notebook.metadata.papermill
+    record.update(input_path=f"{job.notebook}.ipynb", output_path=path.name)
+    record.parameters.pop(GIVEN, None)
+    for cell in notebook.cells:
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            lines = cell.source.splitlines()
+            cell.source = "\n".join(line for line in lines if not line.startswith(f"{GIVEN} = "))
+    with paths.atomic_write(path) as temporary:
+        nbformat.write(notebook, temporary)
+
+
+def refresh(path):
+    """Execute a notebook in place with its defaults, and drop timings and what it wrote to stderr.
+
+    Raises NotebookFailed where a cell raises or the kernel dies; the file stays as it was.
+    """
+    import nbclient
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    resources = {"metadata": {"path": str(paths.ROOT)}}
+    options = {"kernel_name": check_kernel(), "record_timing": False, "extra_arguments": QUIET}
+    client = nbclient.NotebookClient(notebook, resources=resources, **options)
+    try:
+        client.execute()
+    except nbclient.exceptions.CellExecutionError as error:
+        raise NotebookFailed(f"{Path(path).name} failed: {error.ename}: {error.evalue}") from None
+    except (nbclient.exceptions.DeadKernelError, AssertionError):  # the second from nbclient's clearing up after the first
+        raise NotebookFailed(f"{Path(path).name} {DIED}") from None
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            cell.metadata.pop("execution", None)
+    with paths.atomic_write(path) as temporary:
+        nbformat.write(notebook, temporary)
+
+
+# ---- a run of jobs -----------------------------------------------------------------------------------------
+
+
+def new_run(folder=None):
+    """Make and return a new run folder below `folder` (default outputs/runs), named by the time.
+
+    Two runs that start at once get two folders. Raises RunError where `folder` is full or cannot be written.
+    """
+    folder = Path(folder or paths.RUNS)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for k in range(1, 1000):
+            run = folder / (stamp if k == 1 else f"{stamp}-{k}")
+            with contextlib.suppress(FileExistsError):
+                run.mkdir()
+                break
+        check_writable(run)
+    except OSError as error:
+        with contextlib.suppress(OSError, UnboundLocalError):
+            run.rmdir()
+        raise RunError(_no_room(folder, error)) from None
+    return run
+
+
+def check_writable(folder):
+    """Write and remove a few MB in `folder`; raises OSError where it is full or cannot be written."""
+    probe = Path(folder) / ".probe"
+    try:
+        with open(probe, "wb") as file:
+            file.write(bytes(PROBE_BYTES))
+            os.fsync(file.fileno())
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+
+
+def _no_room(folder, error):
+    reason = error.strerror or str(error)
+    return f"{folder} cannot take the results ({reason}): make room there, or choose another --output-folder"
+
+
+def run(jobs, request, folder=None, progress=True, into=None):
+    """Execute `jobs` one after the other and return the run folder: a new one, or `into`, of a broken run.
+
+    Jobs that are finished there are skipped. `request` is kept in run.json for a later resume. Raises
+    NotebookFailed, RunError or OSError; what was finished stays, and the run can be resumed.
+    """
+    from tqdm import tqdm
+
+    check_kernel()
+    place = Path(into) if into else new_run(folder)
+    try:
+        fetch({job.parameters["dataset"] for job in jobs if "dataset" in job.parameters})
+    except BaseException:
+        with contextlib.suppress(OSError):  # nothing has begun; a folder that holds something stays
+            place.rmdir()
+        raise
+    with locked(place):
+        record = {"run": place.name, "status": "running", "started": now(), "request": request}
+        if into:
+            check_writable(place)
+            record["started"] = read_run(place)["started"]
+        record |= {"provenance": provenance(), "jobs": [_entry(job, is_done(job, place)) for job in jobs]}
+        write_json(place / "run.json", record)
+        try:
+            with tqdm(
+                total=len(jobs), desc="notebooks", unit="notebook", disable=None if progress else True
+            ) as bar:
+                for job, entry in zip(jobs, record["jobs"]):
+                    if entry["status"] != "done":
+                        entry["status"] = "running"
+                        write_json(place / "run.json", record)
+                        execute(job, place, progress)
+                        entry["status"] = "done"
+                    bar.update()
+                    write_results(place)
+                    write_json(place / "run.json", record)
+            record.update(status="done", finished=now())
+        except BaseException as error:
+            record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            entry.update(status=record["status"], error=str(error))
+            name = place.name if place.parent == paths.RUNS else place
+            hint = f"go on with: python -m lowrank_utils run --resume {name}"
+            if isinstance(error, NotebookFailed):
+                raise NotebookFailed(f"{error}\n  {hint}") from None
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(hint) from None
+            if isinstance(error, OSError):
+                raise RunError(f"{_no_room(place, error)}; then {hint}") from None
+            raise
+        finally:
+            with contextlib.suppress(OSError):  # a full folder must not hide why the run ended
+                write_json(place / "run.json", record)
+    return place
+
+
+def fetch(datasets):
+    from lowrank_utils.lab import data
+
+    for name in sorted(datasets & (set(data.NAMES) - {"digits"})):  # scikit-learn holds digits
+        data.fetch(name)
+
+
+def _entry(job, done):
+    return {
+        "address": job.address,
+        "notebook": job.notebook,
+        "parameters": job.parameters,
+        "status": "done" if done else "pending",
+    }
+
+
+@contextlib.contextmanager
+def locked(place):
+    import fcntl
+
+    place.mkdir(parents=True, exist_ok=True)
+    with open(place / "run.lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip() or "?"
+            raise RunError(
+                f"run {place.name} is being worked on by process {owner}: wait for its end"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def resume(name=None, folder=None, notebooks_folder=None):
+    """Return (run folder, request, jobs, changed) of a broken run; `changed` lists notebooks edited since.
+
+    Without a name the newest run that is not complete. The jobs are planned anew from the recorded request,
+    so that an edited notebook has a new address and runs again. Raises RunError where nothing can be resumed.
+    """
+    folder = Path(folder or paths.RUNS)
+    if name:
+        place = find_run(name, folder)
+        if is_complete(place):
+            raise RunError(f"run {place.name} is complete; there is nothing to resume")
+    else:
+        place = next((p for p in all_runs(folder)[::-1] if not is_complete(p)), None)
+        if place is None:
+            raise RunError(f"there is no unfinished run in {folder}; there is nothing to resume")
+    record = read_run(place)
+    jobs = plan_jobs(**record["request"], folder=notebooks_folder)
+    before = {entry["address"] for entry in record["jobs"]}
+    return place, record["request"], jobs, sorted({j.notebook for j in jobs if j.address not in before})
+
+
+def all_runs(folder=None):
+    """Return the run folders below `folder` (default outputs/runs), oldest first."""
+    found = [p.parent for p in Path(folder or paths.RUNS).glob("*/run.json")]
+    return sorted(found, key=lambda p: [int(part) if part.isdigit() else 0 for part in p.name.split("-")])
+
+
+def find_run(name, folder=None):
+    """Return the folder of the run `name` (a name below `folder`, or a path); raises RunError for none."""
+    for place in (Path(folder or paths.RUNS) / name, Path(name)):
+        if (place / "run.json").is_file():
+            return place
+    known = [p.name for p in all_runs(folder)][-5:]
+    raise RunError(f"there is no run {str(name)!r}; the latest are: {', '.join(known) or 'none yet'}")
+
+
+def read_run(place):
+    """Return the content of a run's run.json; raises RunError where it is damaged."""
+    try:
+        record = json.loads((Path(place) / "run.json").read_text())
+        if not {"status", "request", "jobs"} <= set(record):
+            raise ValueError("not a run's record")
+        return record
+    except (ValueError, TypeError):
+        raise RunError(f"{Path(place) / 'run.json'} is damaged; remove the run folder") from None
+
+
+def is_complete(place):
+    """Return whether the run came to its end and every job still has its done.json."""
+    record = read_run(place)
+    return record["status"] == "done" and len(finished(place)) == len(record["jobs"])
+
+
+def finished(place):
+    """Return the folders of a run's finished jobs, in the order of its jobs."""
+    folders = [Path(place) / entry["address"] for entry in read_run(place)["jobs"]]
+    return [folder for folder in folders if (folder / "done.json").is_file()]
+
+
+def write_results(place):
+    """Write the run's results.csv from all its finished jobs."""
+    table = results.joined([results.job_rows(folder) for folder in finished(place)])
+    with paths.atomic_write(Path(place) / "results.csv") as temporary:
+        table.to_csv(temporary, index=False)
+
+
+@lru_cache(maxsize=1)
+def provenance():
+    """Return what computes here: versions of Python and libraries, system, cores, commit ("" for none)."""
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    system = f"{platform.system()} {platform.machine()}"
+    return {"versions": versions, "platform": system, "cores": os.cpu_count(), "commit": _commit()}
+
+
+def _commit():
+    git = ["git", "-C", str(paths.ROOT)]
+    try:
+        commit = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        )
+        edits = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return commit.stdout.strip() + ("+changes" if edits.stdout.strip() else "")
+
+
+def write_json(path, content):
+    with paths.atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def now():
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
