@@ -1,0 +1,1 @@
+"""What experiments stand on: data sets, networks, checkpoints, training, scores, export."""
