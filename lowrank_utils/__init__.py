@@ -14,4 +14,8 @@ def __getattr__(name):
         from lowrank_utils.compression import compress
 
         return compress
+    if name == "profile":
+        from lowrank_utils.network.profile import profile
+
+        return profile
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,9 @@
 """One call for a reader's own network: the ranks and schemes by exact search, the factors from front to back on data."""
 
+from __future__ import annotations
+
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -10,7 +13,7 @@ from torch import nn
 from lowrank_utils import checks
 from lowrank_utils.factors import replace, svd
 from lowrank_utils.lab import score
-from lowrank_utils.network import graph, modules, profile, statistics, unfold
+from lowrank_utils.network import modules, profile, unfold
 from lowrank_utils.ranks import search
 
 FISHER_IMAGES = 1000
@@ -44,7 +47,16 @@ class Compressed:
         return "\n".join(lines + [self.note] * bool(self.note))
 
 
-def compress(model, calibration, kept=0.5, resource="macs", factors=None, dense=None, floor=0.1):
+def compress(
+    model: nn.Module,
+    calibration: torch.Tensor,
+    *,
+    kept: float = 0.5,
+    resource: str = "macs",
+    factors: str | None = None,
+    dense: Sequence[str] | None = None,
+    floor: float = 0.1,
+) -> Compressed:
     """Return `model` with at most a share `kept` of its `resource`, as `Compressed`; no labels, no training.
 
     Ranks and schemes of all layers at once by exact search (`search.exact_search`), for the least predicted rise of the
@@ -57,7 +69,7 @@ def compress(model, calibration, kept=0.5, resource="macs", factors=None, dense=
     `kept` in (0, 1]; `resource`, "macs" or "parameters", counted over the whole network; `factors`, a method of
     `replace.SWEEPS` or of `svd.METHODS` (default: Fisher-weighted, or relu-aware where the answers are not N x
     classes); `dense`, layers to leave as they are (default: the last one, and the first
-    where it is a convolution); `floor`, as in `search.options`.
+    where it is a convolution); `floor`, as in `search.rank_options`.
 
     Raises ValueError for a budget out of reach (with the smallest share possible), a network without a layer to factor,
     half precision, NaN, and calibration data that the network cannot take, integers among them.
@@ -89,60 +101,51 @@ def compress(model, calibration, kept=0.5, resource="macs", factors=None, dense=
         raise ValueError(
             f"the network's weights are {first.dtype}; compress it in float32 (model.float()) and convert after"
         )
-    shape = tuple(calibration.shape[1:])
-    cards = profile.read_layers(model, shape, dense=_usual(model, shape) if dense is None else tuple(dense))
-    options = search.options(cards, (resource,), mixed=True, floor=floor)
-    names = [own.name for own in options]
-    share = _share(model, cards, options, kept, resource, shape)
-    moments = statistics.collect_moments(model, names, calibration)
-    values, note = _values(model, options, names, calibration, moments)
+    read = _read(model, calibration, dense)
+    options = search.rank_options(read, (resource,), mixed=True, floor=floor)
+    share = _share(read, options, kept, resource)
+    values, note = _values(read, options)
     chosen = factors or ("relu-aware" if note else "fisher-weighted")
     if len(calibration) < FEW:
         note += f"{' ' * bool(note)}Ranks and factors rest on {len(calibration)} input{'s' * (len(calibration) > 1)} only; a few hundred are wanted."
-    found = search.exact_search(cards, options, values, share, (resource,))
-    if chosen in replace.SWEEPS:
-        small = replace.apply_plan(model, found.plan, chosen, calibration, resource=None)
-        if len(list(model.children())) and not graph.followed_by(model):
-            note += (
-                " " * bool(note)
-                + "torch.fx cannot trace the network, so each layer repairs itself alone, not what a shortcut lets through."
-            )
-    else:
-        used = {name: unfold.parse_entry(entry)[0] for name, entry in found.plan.items()}
-        bases = replace.decompose_layers(model, used, chosen, calibration, moments)
-        small = replace.apply_plan(model, found.plan, bases, resource=None)
+    found = search.exact_search(read, share, resource=resource, options=options, values=values)
+    small = replace.apply_plan(read, found.plan, factors=chosen, resource=None)
+    if chosen in replace.SWEEPS and len(list(model.children())) and not read.followers:
+        note += (
+            " " * bool(note)
+            + "torch.fx cannot trace the network, so each layer repairs itself alone, not what a shortcut lets through."
+        )
     counted = {
         "parameters": score.parameters(small) / score.parameters(model),
-        "macs": score.macs(small, shape) / score.macs(model, shape),
+        "macs": score.macs(small, read.input_shape) / score.macs(model, read.input_shape),
     }
     if counted[resource] > kept * (1 + 1e-9):
         note += f"{' ' * bool(note)}By torch's own count {counted[resource]:.1%} of the {resource} stay, more than asked for."
-    table = _table(cards, found.plan, options)
+    table = _table(read, found.plan, options)
     if dense is None:
         table["why"] = table["why"].replace("left dense on request", "left dense by default")
     return Compressed(small, found.plan, counted, found, table, time.perf_counter() - began, note)
 
 
-def _usual(model, shape):
-    # the last layer that a pass meets, and the first where it is a convolution
-    names = [card.name for card in profile.read_layers(model, shape, spectra=False) if card.positions]
-    first = next(model.parameters())
-    names = graph.execution_order(model, names, torch.zeros(1, *shape, dtype=first.dtype, device=first.device))
-    if len(set(names)) < 2:
-        return ()
-    starts = isinstance(model.get_submodule(names[0]), nn.Conv2d) and len(names) > 2
-    return (names[0], names[-1]) if starts else (names[-1],)
+def _read(model, calibration, dense):
+    # the profile; by default the last layer that a pass meets stays dense, and the first where it is a convolution
+    read = profile.Profile(model, calibration, input_shape=calibration.shape[1:], dense=dense or ())
+    if dense is not None or len(set(read.order)) < 2:
+        return read
+    first, last = read.order[0], read.order[-1]
+    starts = isinstance(model.get_submodule(first), nn.Conv2d) and len(read.order) > 2
+    return read.but(dense=(first, last) if starts else (last,))
 
 
-def _share(model, cards, options, kept, resource, shape):
+def _share(read, options, kept, resource):
     # The share of what the cards hold that keeps a share `kept` of the whole network: what is in no card stays, and counts
     # (batch norms; products that belong to no layer, as in attention).
-    whole = score.macs(model, shape) if resource == "macs" else score.parameters(model)
-    carded = profile.plan_cost(cards, {}, resource)
+    whole = score.macs(read.model, read.input_shape) if resource == "macs" else score.parameters(read.model)
+    carded = profile.plan_cost(read, {}, resource)
     outside = max(whole - carded, 0)
     least = {own.name: own.entries[int(own.costs[:, 0].argmin())] for own in options}
     least = {name: entry for name, entry in least.items() if entry is not None}
-    smallest = (profile.plan_cost(cards, least, resource) + outside) / (carded + outside)
+    smallest = (profile.plan_cost(read, least, resource) + outside) / (carded + outside)
     if kept < smallest:
         raise ValueError(
             f"kept={kept} of {resource} cannot be reached: the smallest possible is {search.rounded_up(smallest)}"
@@ -150,33 +153,34 @@ def _share(model, cards, options, kept, resource, shape):
     return (kept * (carded + outside) - outside) / carded if outside else kept
 
 
-def _values(model, options, names, calibration, moments):
+def _values(read, options):
     # (values, note); what the answers cannot tell is judged by each layer's own error
-    with modules.evaluating(model):
-        answers = model(calibration[:1].to(next(model.parameters())))
+    names = [own.name for own in options]
+    with modules.evaluating(read.model):
+        answers = read.model(read.calibration[:1].to(next(read.model.parameters())))
     if not torch.is_tensor(answers) or answers.ndim != 2:
         why = "The answers are not N x classes"
     elif answers.shape[1] == 1:
         why = "The answers are one number each, which has no alternative"
     else:
         try:
-            metric = statistics.fisher(model, names, calibration[:FISHER_IMAGES])
+            metric = read.fisher_of(names, FISHER_IMAGES)
         except RuntimeError as error:
             if "does not require grad" not in str(error):
                 raise
             metric = dict.fromkeys(names, torch.zeros(1))
-        deaf = [name for name, own in metric.items() if not own.any()]
-        if not deaf:
-            losses = search.output_error(model, options, calibration, metric=metric, moments=moments)
+        without = [name for name, own in metric.items() if not own.any()]
+        if not without:
+            losses = search.output_error(read, options, metric=metric)
             return {name: -loss for name, loss in losses.items()}, ""
-        why = f"No gradient of the answers reaches {', '.join(deaf[:3])}{' and others' * (len(deaf) > 3)}"
-    values = search.from_error(search.output_error(model, options, calibration, moments=moments))
+        why = f"No gradient of the answers reaches {', '.join(without[:3])}{' and others' * (len(without) > 3)}"
+    values = search.from_error(search.output_error(read, options))
     return values, f"{why}, so ranks are by each layer's own error."
 
 
-def _table(cards, plan, options):
+def _table(read, plan, options):
     offered, rows = {own.name for own in options}, []
-    for card in cards:
+    for card in read:
         entry = plan.get(card.name)
         scheme, rank = unfold.parse_entry(entry) if entry is not None else (None, None)
         why = card.reason or ("" if card.name in offered else "no rank costs less")

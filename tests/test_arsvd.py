@@ -9,6 +9,7 @@ from torch import nn
 
 from lowrank_utils.factors import replace
 from lowrank_utils.network import profile
+from lowrank_utils.network.profile import Profile
 from lowrank_utils.ranks import rules
 
 SPECTRA = st.lists(st.one_of(st.just(0.0), st.floats(1e-6, 100.0)), min_size=1, max_size=15)
@@ -98,13 +99,13 @@ def test_evbmf_on_odd_matrices():
 @given(st.floats(0.08, 1.0), st.sampled_from(rules.RULES), st.sampled_from(profile.RESOURCES))
 def test_plans_for_a_size_fit_it_and_are_real(kept, rule, resource):
     model, cards = network()
-    plan = rules.plan_at_size(cards, kept, rule, resource)
+    plan = rules.plan_at_size(cards, kept, rule=rule, resource=resource)
     dense = profile.plan_cost(cards, {}, resource)
     cost = profile.plan_cost(cards, plan, resource)
     assert cost <= kept * dense + 1e-9
     # the smallest step is one rank of the last layer (40 weights): no plan leaves more than the larger steps unused
     assert cost >= kept * dense - 110
-    replace.apply_plan(model, plan)
+    replace.apply_plan(Profile(model), plan, resource="parameters")
 
 
 def test_a_plan_for_a_size_follows_the_rule():
@@ -112,12 +113,12 @@ def test_a_plan_for_a_size_follows_the_rule():
     budget = 0.3
     sizes = {}
     for rule in ("energy", "entropy", "fixed"):
-        plan = rules.plan_at_size(cards, budget, rule)
+        plan = rules.plan_at_size(cards, budget, rule=rule, resource="parameters")
         # the plan of one threshold that fits, plus at most a few components more
         fitting = [
             candidate
             for t in np.linspace(0.01, 1, 400)
-            if profile.plan_cost(cards, candidate := rules.threshold_plan(cards, float(t), rule)) <= budget * 3940
+            if profile.plan_cost(cards, candidate := rules.threshold_plan(cards, threshold=float(t), rule=rule, resource="parameters"), "parameters") <= budget * 3940
         ][-1]
         assert all(plan[name] >= r for name, r in fitting.items())
         sizes[rule] = plan
@@ -127,12 +128,12 @@ def test_a_plan_for_a_size_follows_the_rule():
 
 def test_dense_fallback_is_told():
     _, cards = network()
-    table = rules.rank_table(cards, 1.0, "fixed").set_index("layer")
+    table = rules.rank_table(cards, threshold=1.0, rule="fixed", resource="parameters").set_index("layer")
     assert set(table["kept_as"]) == {"dense"}
     assert table.loc["0", "why"] == "rank 40 costs no less than the dense layer (break-even 23)"
-    assert rules.threshold_plan(cards, 1.0, "fixed") == {}
+    assert rules.threshold_plan(cards, threshold=1.0, rule="fixed", resource="parameters") == {}
     # keeping everything is the dense network
-    assert rules.plan_at_size(cards, 1.0, "energy") == {}
+    assert rules.plan_at_size(cards, 1.0, rule="energy", resource="parameters") == {}
 
 
 def test_zero_layer_gets_rank_zero_and_still_runs():
@@ -140,26 +141,26 @@ def test_zero_layer_gets_rank_zero_and_still_runs():
     model[2].weight.data.zero_()
     cards = profile.read_layers(model, (60,))
     for rule in rules.RULES:
-        plan = rules.threshold_plan(cards, 0.3, rule)
+        plan = rules.threshold_plan(cards, threshold=0.3, rule=rule, resource="parameters")
         assert plan["2"] == 0
-        smaller = replace.apply_plan(model, plan)
+        smaller = replace.apply_plan(Profile(model), plan, resource="parameters")
         assert torch.isfinite(smaller(torch.randn(3, 60))).all()
-        assert profile.plan_cost(cards, plan) == sum(p.numel() for p in smaller.parameters())
-    assert rules.threshold_plan(cards, rule="evbmf")["2"] == 0
-    assert rules.plan_at_size(cards, 0.3)["2"] == 0
+        assert profile.plan_cost(cards, plan, "parameters") == sum(p.numel() for p in smaller.parameters())
+    assert rules.threshold_plan(cards, rule="evbmf", resource="parameters")["2"] == 0
+    assert rules.plan_at_size(cards, 0.3, resource="parameters")["2"] == 0
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.1, 0.5])
 def test_adaptive_finds_the_smallest_threshold_and_records_every_evaluation(drop):
     _, cards = network()
-    dense = profile.plan_cost(cards, {})
+    dense = profile.plan_cost(cards, {}, "parameters")
     calls = []
 
     def accuracy(plan):  # rises with size
         calls.append(plan)
-        return profile.plan_cost(cards, plan) / dense
+        return profile.plan_cost(cards, plan, "parameters") / dense
 
-    search = rules.adaptive_threshold(cards, accuracy, drop)
+    search = rules.adaptive_threshold(cards, measure=accuracy, drop=drop, resource="parameters")
     assert search.dense_accuracy == 1 and search.accuracy >= 1 - drop - 1e-9
     assert len(search.evaluations) == len(calls) - 1
     assert list(search.evaluations["within"]) == [bool(a >= 1 - drop - 1e-9) for a in search.evaluations["accuracy"]]
@@ -167,14 +168,14 @@ def test_adaptive_finds_the_smallest_threshold_and_records_every_evaluation(drop
     smallest = min(
         cost
         for t in np.unique(np.concatenate([rules.levels(c.singular_values, "energy") for c in cards]))
-        if (cost := profile.plan_cost(cards, rules.threshold_plan(cards, float(t), "energy"))) / dense >= 1 - drop - 1e-9
+        if (cost := profile.plan_cost(cards, rules.threshold_plan(cards, threshold=float(t), rule="energy", resource="parameters"), "parameters")) / dense >= 1 - drop - 1e-9
     )
-    assert profile.plan_cost(cards, search.plan) == smallest
+    assert profile.plan_cost(cards, search.plan, "parameters") == smallest
 
 
 def test_adaptive_when_nothing_can_go():
     _, cards = network()
-    search = rules.adaptive_threshold(cards, lambda plan: 1.0 if plan == {} else 0.0, 0.01)
+    search = rules.adaptive_threshold(cards, measure=lambda plan: 1.0 if plan == {} else 0.0, drop=0.01, resource="parameters")
     assert search.plan == {} and search.accuracy == 1.0
 
 
@@ -184,16 +185,16 @@ def test_bad_input_is_refused_in_words():
         with pytest.raises(ValueError, match=r"threshold=.* is not a share in \(0, 1\]"):
             rules.rank([1.0], value)
         with pytest.raises(ValueError, match="kept="):
-            rules.plan_at_size(cards, value)
+            rules.plan_at_size(cards, value, resource="parameters")
     with pytest.raises(ValueError, match="unknown rule 'best'; known: energy, entropy, fixed"):
         rules.rank([1.0], 0.5, "best")
     for spectrum in ([], [[1.0]], [1.0, float("nan")], [-1.0], [float("inf")]):
         with pytest.raises(ValueError, match="singular values must be"):
             rules.rank(spectrum, 0.5)
     with pytest.raises(ValueError, match="kept=0.001 of parameters cannot be reached: rank 1 in every layer keeps"):
-        rules.plan_at_size(cards, 0.001)
+        rules.plan_at_size(cards, 0.001, resource="parameters")
     with pytest.raises(ValueError, match="drop -0.1"):
-        rules.adaptive_threshold(cards, lambda plan: 1.0, -0.1)
+        rules.adaptive_threshold(cards, measure=lambda plan: 1.0, drop=-0.1, resource="parameters")
 
 
 def test_same_ranks_sees_a_change_of_one_component():
@@ -214,25 +215,25 @@ def test_components_of_zero_are_never_bought():
     model[0].weight.data = torch.randn(40, 3) @ torch.randn(3, 60)
     cards = profile.read_layers(model, (60,))
     for kept in (0.5, 1.0):
-        assert rules.plan_at_size(cards, kept) == {"0": 3}
+        assert rules.plan_at_size(cards, kept, resource="parameters") == {"0": 3}
 
 
 def test_where_no_plan_passes_the_dense_network_is_the_answer():
     model = nn.Sequential(nn.Linear(60, 40))
     model[0].weight.data = torch.randn(40, 3) @ torch.randn(3, 60)
     cards = profile.read_layers(model, (60,))
-    search = rules.adaptive_threshold(cards, lambda plan: 1.0 if plan == {} else 0.2)
+    search = rules.adaptive_threshold(cards, measure=lambda plan: 1.0 if plan == {} else 0.2, resource="parameters")
     assert search.plan == {} and search.accuracy == 1.0
     with pytest.raises(ValueError, match="is nan, not a number to compare by"):
-        rules.adaptive_threshold(cards, lambda plan: float("nan") if plan else 1.0)
+        rules.adaptive_threshold(cards, measure=lambda plan: float("nan") if plan else 1.0, resource="parameters")
     with pytest.raises(ValueError, match="drop '0.01' is not a share"):
-        rules.adaptive_threshold(cards, lambda plan: 1.0, drop="0.01")
+        rules.adaptive_threshold(cards, measure=lambda plan: 1.0, drop="0.01", resource="parameters")
 
 
 def test_a_network_without_cards_is_said():
-    assert rules.threshold_plan([], 0.9) == {}
+    assert rules.threshold_plan([], threshold=0.9, resource="parameters") == {}
     with pytest.raises(ValueError, match="these 0 cards hold no parameters"):
-        rules.least_kept([])
+        rules.least_kept([], "parameters")
 
 
 def test_thresholds_that_rounding_lifts_still_count_as_reached():

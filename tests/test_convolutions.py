@@ -14,6 +14,7 @@ from lowrank_utils.factors.sequential import sweep
 from lowrank_utils.network import graph, profile, statistics, unfold
 from lowrank_utils.network.graph import followed_by
 from lowrank_utils.network.modules import evaluating
+from lowrank_utils.network.profile import Profile
 from lowrank_utils.network.walk import Walk
 from lowrank_utils.ranks import components, rules, units
 
@@ -95,10 +96,10 @@ def test_every_rule_plans_convolutions_and_the_ledger_holds(net, scheme, rule):
         if rule == "evbmf":
             plan = rules.threshold_plan(cards, rule=rule, resource=resource)
         else:
-            plan = rules.plan_at_size(cards, 0.5, rule, resource)
+            plan = rules.plan_at_size(cards, 0.5, rule=rule, resource=resource)
             total = profile.plan_cost(cards, {}, resource)
             assert 0.4 * total < profile.plan_cost(cards, plan, resource) <= 0.5 * total
-        small = replace.apply_plan(net, plan, resource=resource)
+        small = replace.apply_plan(Profile(net), plan, resource=resource)
         assert profile.plan_cost(cards, plan, "parameters") == weights(small)
         assert profile.plan_cost(cards, plan, "macs") == counted(small)
 
@@ -107,15 +108,15 @@ def test_every_rule_plans_convolutions_and_the_ledger_holds(net, scheme, rule):
 def test_components_of_convolutions_are_ranked_over_the_network(net, rule):
     cards = profile.read_layers(net, (3, 10, 10), dense=("conv1", "linear"))
     names = [card.name for card in cards if not card.reason]
-    bases = replace.decompose_layers(net, names, "data-aware", images())
+    bases = replace.decompose_layers(Profile(net, images()), names, "data-aware")
     moments = statistics.collect_moments(net, names, images())
-    plan = components.components_plan(cards, 0.4, rule, "macs", factors=bases, moments=moments)
+    plan = components.components_plan(cards, 0.4, rule=rule, resource="macs", factors=bases, moments=moments)
     assert 0.3 < profile.plan_cost(cards, plan, "macs") / profile.plan_cost(cards, {}, "macs") <= 0.4
-    assert counted(replace.apply_plan(net, plan, bases, resource="macs")) == profile.plan_cost(cards, plan, "macs")
+    assert counted(replace.apply_plan(Profile(net), plan, factors=bases, resource="macs")) == profile.plan_cost(cards, plan, "macs")
 
 
 def test_units_first_and_components_second_also_in_a_residual_network(net):
-    small = units.units_then_components(net, images(), 0.5, 0.8, (3, 10, 10), dense=("conv1", "linear"))
+    small = units.units_then_components(Profile(net, images(), dense=("conv1", "linear")), 0.5, units=0.8)
     assert weights(small) <= 0.5 * weights(net)
     assert error(small, net, images(seed=1)) < error(nn.Sequential(net, nn.Linear(5, 5)), net, images(seed=1))
 
@@ -131,7 +132,7 @@ FULL = {
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_sweep_at_full_rank_changes_nothing(net, relu, weighted):
-    small = sweep(net, FULL, images(), relu=relu, weighted=weighted, iterations=2)
+    small = sweep(Profile(net, images()), FULL, relu=relu, weighted=weighted, iterations=2)
     fresh = images(seed=1)
     assert torch.allclose(small(fresh), net(fresh), atol=1e-3)
     assert isinstance(small.block1.conv1, nn.Sequential) and small.block1.conv1.second.bias is None
@@ -149,7 +150,7 @@ PLAN = {
 def test_each_kind_of_factors_loses_less_than_the_one_before(net):
     x, fresh = images(300), images(300, seed=1)
     kinds = ("svd", "data-aware", "sequential")
-    losses = [error(replace.apply_plan(net, PLAN, kind, x, "macs"), net, fresh) for kind in kinds]
+    losses = [error(replace.apply_plan(Profile(net, x), PLAN, factors=kind, resource="macs"), net, fresh) for kind in kinds]
     assert losses[1] < 0.5 * losses[0] and losses[2] < 0.8 * losses[1]
 
 
@@ -160,7 +161,7 @@ def test_the_shortcut_takes_part_of_the_target(net, monkeypatch):
         return nn.Sequential(model.conv1, model.bn1, nn.ReLU(), model.block1)
 
     def lost():
-        return error(after_the_first_block(sweep(net, plan, x)), after_the_first_block(net), fresh)
+        return error(after_the_first_block(sweep(Profile(net, x), plan)), after_the_first_block(net), fresh)
 
     swept = lost()
     blind = graph.Followers
@@ -173,13 +174,13 @@ def test_the_scale_of_the_batch_norm_weighs_the_errors(net):
     with torch.no_grad():
         loud.block1.bn1.weight[:6] = 0.01
     x, fresh = images(300), images(300, seed=1)
-    swept = sweep(loud, {"block1.conv1": 4}, x, refit=False)
+    swept = sweep(Profile(loud, x), {"block1.conv1": 4}, refit_dense=False)
     plain = {
         "block1.conv1": svd.decompose_layer(
             loud.block1.conv1, "data-aware", statistics.collect_moments(loud, ["block1.conv1"], x)["block1.conv1"]
         )
     }
-    assert error(swept, loud, fresh) < 0.5 * error(replace.apply_plan(loud, {"block1.conv1": 4}, plain), loud, fresh)
+    assert error(swept, loud, fresh) < 0.5 * error(replace.apply_plan(Profile(loud), {"block1.conv1": 4}, factors=plain, resource="parameters"), loud, fresh)
 
 
 def test_what_follows_each_layer(net):
@@ -208,14 +209,14 @@ def test_what_follows_each_layer(net):
 
 def test_the_same_answer_from_kept_and_from_recomputed_activations(net):
     x = images(90)
-    answers = [sweep(net, PLAN, x, memory=m, batch_size=30)(x) for m in (0, 3e5, 1e9)]
+    answers = [sweep(Profile(net, x), PLAN, memory=m, batch_size=30)(x) for m in (0, 3e5, 1e9)]
     assert torch.equal(answers[0], answers[1]) and torch.equal(answers[0], answers[2])
-    assert torch.allclose(sweep(net, PLAN, x, batch_size=13)(x), answers[0], atol=2e-3)
+    assert torch.allclose(sweep(Profile(net, x), PLAN, batch_size=13)(x), answers[0], atol=2e-3)
 
 
 def test_a_bias_that_has_no_place_goes_into_the_batch_norm(net):
     for kind in ("data-aware", "sequential"):
-        small = replace.apply_plan(net, {"block1.conv1": 3}, kind, images(), "macs")
+        small = replace.apply_plan(Profile(net, images()), {"block1.conv1": 3}, factors=kind, resource="macs")
         assert small.block1.conv1.second.bias is None
         assert not torch.equal(small.block1.bn1.running_mean, net.block1.bn1.running_mean)
         assert torch.equal(small.block1.bn1.weight, net.block1.bn1.weight)
@@ -240,11 +241,11 @@ def test_grouped_convolutions_are_swept_and_depthwise_ones_refitted():
     ).eval()
     x, fresh = torch.randn(2, 200, 4, 9, 9).cumsum(3)
     plan = {"0": ("channel", 2)}
-    swept, left = sweep(model, plan, x), sweep(model, plan, x, refit=False)
-    alone = replace.apply_plan(model, plan, "data-aware", x)
+    swept, left = sweep(Profile(model, x), plan), sweep(Profile(model, x), plan, refit_dense=False)
+    alone = replace.apply_plan(Profile(model, x), plan, factors="data-aware", resource="parameters")
     assert error(swept, model, fresh) < 0.9 * error(left, model, fresh) < error(alone, model, fresh)
     assert not torch.equal(swept[2].weight, model[2].weight) and swept[2].groups == 12
-    full = sweep(model, {"0": ("spatial", 6), "4": ("input", 12)}, x)
+    full = sweep(Profile(model, x), {"0": ("spatial", 6), "4": ("input", 12)})
     assert torch.allclose(full(fresh), model(fresh), atol=1e-3)
 
 
@@ -266,9 +267,9 @@ class Deciding(nn.Module):
 def test_a_network_with_control_flow_is_swept_with_layer_targets_and_says_so(caplog):
     model, x = Deciding(), images(200)
     with caplog.at_level(logging.WARNING):
-        small = sweep(model, {"a": 3, "b": 6}, x)
+        small = sweep(Profile(model, x), {"a": 3, "b": 6})
     assert "cannot be traced by torch.fx" in caplog.text and "its own outputs as target" in caplog.text
-    assert error(small, model, x) < error(replace.apply_plan(model, {"a": 3, "b": 6}, "data-aware", x), model, x)
+    assert error(small, model, x) < error(replace.apply_plan(Profile(model, x), {"a": 3, "b": 6}, factors="data-aware", resource="parameters"), model, x)
     assert followed_by(model) == {}
 
 
@@ -285,7 +286,7 @@ def test_bad_input_is_refused_in_words(net):
         ({"conv9": 3}, "a layer 'conv9' that the model does not have"),
     ]:
         with pytest.raises(ValueError, match=words):
-            replace.apply_plan(net, plan)
+            replace.apply_plan(Profile(net), plan, resource="parameters")
     with pytest.raises(ValueError, match="unknown scheme 'tucker'; known: spatial, channel, input"):
         profile.read_layers(net, (3, 10, 10), scheme="tucker")
     with pytest.raises(ValueError, match="scheme= names a layer that the model does not have: conv9"):
@@ -293,26 +294,26 @@ def test_bad_input_is_refused_in_words(net):
     x = images(20)
     for kind in ("data-aware", "sequential"):
         with pytest.raises(ValueError, match=r"cannot take calibration images of shape \(2, 10, 10\)"):
-            replace.apply_plan(net, PLAN, kind, x[:, :2])
+            replace.apply_plan(Profile(net, x[:, :2]), PLAN, factors=kind, resource="parameters")
         with pytest.raises(ValueError, match="calibration images hold NaN"):
-            replace.apply_plan(net, PLAN, kind, torch.full_like(x, torch.nan))
+            replace.apply_plan(Profile(net, torch.full_like(x, torch.nan)), PLAN, factors=kind, resource="parameters")
         with pytest.raises(ValueError, match="at least one input"):
-            replace.apply_plan(net, PLAN, kind, x[:0])
-        one = replace.apply_plan(net, PLAN, kind, x[:1], "macs")  # one image is many patches
+            replace.apply_plan(Profile(net, x[:0]), PLAN, factors=kind, resource="parameters")
+        one = replace.apply_plan(Profile(net, x[:1]), PLAN, factors=kind, resource="macs")  # one image is many patches
         assert torch.isfinite(one(x)).all()
     with pytest.raises(ValueError, match="weights are torch.float16; sequential factors need float32 or float64"):
-        replace.apply_plan(Residual().half(), PLAN, "sequential", x)
-    bases = replace.decompose_layers(net, {"block1.conv1": "channel"})
+        replace.apply_plan(Profile(Residual().half(), x), PLAN, factors="sequential", resource="parameters")
+    bases = replace.decompose_layers(Profile(net), {"block1.conv1": "channel"})
     with pytest.raises(
         ValueError, match="the plan wants layer 'block1.conv1' in scheme 'spatial', its factors are in 'channel'"
     ):
-        replace.apply_plan(net, {"block1.conv1": 3}, bases)
+        replace.apply_plan(Profile(net), {"block1.conv1": 3}, factors=bases, resource="parameters")
     with pytest.raises(ValueError, match="take no option iterations; those of a sweep do"):
-        replace.apply_plan(net, {"block1.conv1": 3}, "svd", iterations=3)
+        replace.apply_plan(Profile(net), {"block1.conv1": 3}, iterations=3, resource="parameters")
     twice = nn.Sequential(net.block1, net.block1)
     with pytest.raises(ValueError, match="layer '0.conv1' is used 2 times in one pass"):
-        sweep(twice, {"0.conv1": 3}, torch.randn(4, 12, 10, 10))
-    half = replace.apply_plan(Residual().half(), {"block1.conv1": ("spatial", 3)})
+        sweep(Profile(twice, torch.randn(4, 12, 10, 10)), {"0.conv1": 3})
+    half = replace.apply_plan(Profile(Residual().half()), {"block1.conv1": ("spatial", 3)}, resource="parameters")
     assert half.block1.conv1.first.weight.dtype == torch.float16
 
 
@@ -320,18 +321,18 @@ def test_a_network_without_a_layer_to_factor():
     model = nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.ReLU())
     cards = profile.read_layers(model, (3, 10, 10))
     assert [c.reason for c in cards] == ["a depthwise convolution: each channel is one small kernel"]
-    assert profile.plan_cost(cards, {}) == 30 and rules.threshold_plan(cards, 0.9) == {}
+    assert profile.plan_cost(cards, {}, "parameters") == 30 and rules.threshold_plan(cards, threshold=0.9, resource="parameters") == {}
     for kind in ("svd", "data-aware", "sequential"):
-        assert torch.equal(replace.apply_plan(model, {}, kind, images())(images()), model(images()))
+        assert torch.equal(replace.apply_plan(Profile(model, images()), {}, factors=kind, resource="parameters")(images()), model(images()))
 
 
 def test_a_model_in_training_mode_is_used_in_eval_mode_and_put_back(net):
     model = Residual().train()
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    small = replace.apply_plan(model, PLAN, "sequential", images(), "macs")
+    small = replace.apply_plan(Profile(model, images()), PLAN, factors="sequential", resource="macs")
     assert model.training and small.training and small.block1.conv1.first.training
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
-    assert torch.equal(small.eval()(images()), replace.apply_plan(Residual(), PLAN, "sequential", images(), "macs")(images()))
+    assert torch.equal(small.eval()(images()), replace.apply_plan(Profile(Residual(), images()), PLAN, factors="sequential", resource="macs")(images()))
 
 
 def test_stored_macs_of_other_layers_are_counted_by_torch():
@@ -361,9 +362,9 @@ def test_a_dead_unit_does_not_spoil_the_others():
         model[0].weight[0] = model[1].running_mean[0] = model[1].running_var[0] = 0
     model.eval()
     for steps in (1, 2, 10):
-        small = sweep(model, {"0": 9}, x, relu=True, refit=False, iterations=steps)  # full rank
+        small = sweep(Profile(model, x), {"0": 9}, relu=True, refit_dense=False, iterations=steps)  # full rank
         assert torch.allclose(small(x), model(x), atol=1e-5)
-    plain, relu = (error(sweep(model, {"0": 4}, x, relu=r, refit=False)[:3], model[:3], x) for r in (False, True))
+    plain, relu = (error(sweep(Profile(model, x), {"0": 4}, relu=r, refit_dense=False)[:3], model[:3], x) for r in (False, True))
     assert relu < plain
 
 
@@ -374,7 +375,7 @@ def test_a_dead_unit_leaves_the_repair_of_a_shortcut_as_it_is(net):
         with torch.no_grad():
             other.block1.conv2.weight[0] = other.block1.bn2.running_mean[0] = other.block1.bn2.bias[0] = 0
             other.block1.bn2.running_var[0] = 0 if dead else 1
-        front = [nn.Sequential(m.conv1, m.bn1, nn.ReLU(), m.block1) for m in (sweep(other, plan, x), other)]
+        front = [nn.Sequential(m.conv1, m.bn1, nn.ReLU(), m.block1) for m in (sweep(Profile(other, x), plan), other)]
         lost.append(error(*front, x))
     assert lost[1] < 1.05 * lost[0]
 
@@ -436,7 +437,7 @@ def test_the_answer_of_one_layer_is_that_of_its_definition(steps, monkeypatch):
     monkeypatch.setattr(unfold, "images_at_once", lambda layer, x: 1)
     model, x = Grouped().double().eval(), images(10)[:, :, :5, :5].double()
     plan = {"c0": ("channel", 3), "c": ("channel", 2)}
-    small = sweep(model, plan, x, relu=True, refit=False, iterations=steps, batch_size=4)
+    small = sweep(Profile(model, x), plan, relu=True, refit_dense=False, iterations=steps, batch_size=4)
     with torch.no_grad():
         whole, shift = by_hand(model, F.relu(model.c0(x)), F.relu(small.c0(x)), 2, steps)
         found = small.c.second.weight.reshape(2, 4, 2) @ small.c.first.weight.reshape(2, 2, 36)
@@ -509,7 +510,7 @@ def test_operations_in_place_on_the_images_and_on_the_shortcut_change_nothing():
     for inplace in (True, False):
         model = Place(inplace).eval()
         for factors_of in ("sequential", "relu-aware", "data-aware"):
-            small = replace.apply_plan(model, {"c0": ("channel", 3), "c": ("channel", 3)}, factors_of, given)
+            small = replace.apply_plan(Profile(model, given), {"c0": ("channel", 3), "c": ("channel", 3)}, factors=factors_of, resource="parameters")
             answers.append(small(x.clone()))
     assert torch.equal(given, x)
     for one, other in zip(answers, answers[3:]):
@@ -525,9 +526,9 @@ def test_a_layer_or_a_group_of_zeros_stays_zero(scheme, kind):
     with torch.no_grad():
         zero[0].weight.zero_()
         group[2].weight[:3] = 0
-    small = replace.apply_plan(zero, {"0": (scheme, 1)}, kind, x)
+    small = replace.apply_plan(Profile(zero, x), {"0": (scheme, 1)}, factors=kind, resource="parameters")
     assert torch.allclose(small(x), zero(x), atol=1e-5)
-    small = replace.apply_plan(group, {"2": (scheme, 2)}, kind, x, resource=None)
+    small = replace.apply_plan(Profile(group, x), {"2": (scheme, 2)}, factors=kind, resource=None)
     assert torch.allclose(small(x)[:, :3], group(x)[:, :3], atol=1e-5) and torch.isfinite(small(x)).all()
 
 
@@ -545,7 +546,7 @@ def test_a_sum_with_another_shape_is_no_shortcut(shape):
 
     model, x = Shifted().eval(), images(50)
     plan = {"c0": ("channel", 4), "c": ("channel", 4)}
-    swept, plain = (error(replace.apply_plan(model, plan, kind, x), model, x) for kind in ("sequential", "data-aware"))
+    swept, plain = (error(replace.apply_plan(Profile(model, x), plan, factors=kind, resource="parameters"), model, x) for kind in ("sequential", "data-aware"))
     assert swept < plain and followed_by(model, None, x)["c"].other is None
 
 
@@ -559,14 +560,14 @@ def test_large_maps_are_sampled_in_all_columns():
 def test_macs_on_small_maps_are_settled_by_the_real_positions():
     model = nn.Sequential(nn.Conv2d(16, 16, 3, bias=False))
     for shape, scheme, rank in (((16, 3, 3), "input", 9), ((16, 3, 3), "spatial", 13)):
-        small = replace.apply_plan(model, {"0": (scheme, rank)}, resource="macs", input_shape=shape)
+        small = replace.apply_plan(Profile(model, input_shape=shape), {"0": (scheme, rank)}, resource="macs")
         assert isinstance(small[0], nn.Conv2d)  # the pair would cost more than 2304
-        assert isinstance(replace.apply_plan(model, {"0": (scheme, rank)}, resource=None)[0], nn.Sequential)
+        assert isinstance(replace.apply_plan(Profile(model), {"0": (scheme, rank)}, resource=None)[0], nn.Sequential)
     strided = nn.Sequential(nn.Conv2d(32, 32, 3, 2, 1, bias=False))
     (card,) = profile.read_layers(strided, (32, 1, 1), scheme="input")
     plan = {"0": ("input", card.break_even("macs"))}
     for given in ({"input_shape": (32, 1, 1)}, {"calibration": torch.zeros(2, 32, 1, 1)}):
-        small = replace.apply_plan(strided, plan, resource="macs", **given)
+        small = replace.apply_plan(Profile(strided, **given), plan, resource="macs")
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
             small(torch.zeros(1, 32, 1, 1))
         assert counter.get_total_flops() // 2 == profile.plan_cost([card], plan, "macs") < card.macs
@@ -577,5 +578,5 @@ def test_half_precision_does_not_overflow():
     x = 3 * torch.randn(60, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     moments = statistics.collect_moments(model, ["0"], x)["0"]
     assert torch.isfinite(moments.scatter).all()
-    small = replace.apply_plan(model, {"0": ("channel", 3)}, "data-aware", x)
+    small = replace.apply_plan(Profile(model, x), {"0": ("channel", 3)}, factors="data-aware", resource="parameters")
     assert all(torch.isfinite(value).all() for value in small.parameters())

@@ -19,6 +19,7 @@ from conftest import mlp
 from lowrank_utils.factors import replace, svd
 from lowrank_utils.lab import data, score, training
 from lowrank_utils.network import graph, profile, statistics
+from lowrank_utils.network.profile import Profile
 from lowrank_utils.ranks import components
 from lowrank_utils.ranks.units import UNIT_RULES, rank_units, remove_units, units_that_stay, units_then_components
 
@@ -75,13 +76,13 @@ def test_plans_meet_the_budget_and_count_what_is_really_saved(sizes, rule, kept,
     cards = profile.read_layers(model, (sizes[0],))
     names = [card.name for card in cards]
     moments = statistics.collect_moments(model, names, torch.randn(50, sizes[0]))
-    bases = replace.decompose_layers(model, names)
+    bases = replace.decompose_layers(Profile(model), names)
     try:
-        plan = components.components_plan(cards, kept, rule, resource, bases, moments, seed)
+        plan = components.components_plan(cards, kept, rule=rule, resource=resource, factors=bases, moments=moments, seed=seed)
     except ValueError as error:
         assert "cannot be reached" in str(error)
         return
-    built = replace.apply_plan(model, plan, resource=resource)
+    built = replace.apply_plan(Profile(model), plan, resource=resource)
     cost = score.parameters(built) if resource == "parameters" else score.macs(built, (sizes[0],))
     total = score.parameters(model) if resource == "parameters" else score.macs(model, (sizes[0],))
     assert cost <= kept * total + 1e-6
@@ -93,7 +94,7 @@ def test_plans_come_close_to_the_budget_in_a_real_network():
     cards = profile.read_layers(mlp((784, 300, 100, 10)), (784,))
     for rule in ("entropy", "energy", "magnitude", "random"):
         for kept in (0.1, 0.2, 0.3, 0.6):
-            size = profile.plan_cost(cards, components.components_plan(cards, kept, rule)) / profile.plan_cost(cards, {})
+            size = profile.plan_cost(cards, components.components_plan(cards, kept, rule=rule, resource="parameters"), "parameters") / profile.plan_cost(cards, {}, "parameters")
             assert kept - 0.005 < size <= kept, (rule, kept, size)
 
 
@@ -120,10 +121,10 @@ def test_components_of_zero_change_no_output():
     model = mlp((40, 30, 5))
     model[0].weight.data = torch.randn(30, 6) @ torch.randn(6, 40)  # rank 6
     cards = profile.read_layers(model, (40,))
-    plan = components.components_plan(cards, 1.0)
+    plan = components.components_plan(cards, 1.0, resource="parameters")
     assert plan == {"0": 6}
     x = torch.randn(64, 40)
-    assert torch.allclose(replace.apply_plan(model, plan)(x), model(x), atol=1e-4)
+    assert torch.allclose(replace.apply_plan(Profile(model), plan, resource="parameters")(x), model(x), atol=1e-4)
     assert components.rank_components(cards)["key"].eq(0).sum() == 24
 
 
@@ -131,25 +132,25 @@ def test_a_layer_of_zeros_goes_to_rank_zero():
     model = mlp((40, 30, 5))
     model[0].weight.data.zero_()
     cards = profile.read_layers(model, (40,))
-    plan = components.components_plan(cards, 0.9)
+    plan = components.components_plan(cards, 0.9, resource="parameters")
     assert plan["0"] == 0
     x = torch.randn(3, 40)
-    assert torch.allclose(replace.apply_plan(model, {"0": 0})(x), model(x))
+    assert torch.allclose(replace.apply_plan(Profile(model), {"0": 0}, resource="parameters")(x), model(x))
 
 
 def test_wrong_component_requests_are_refused_in_words():
     cards = profile.read_layers(mlp(), (12,))
     with pytest.raises(ValueError, match="unknown rule 'entropie' for components; known: entropy, energy"):
-        components.components_plan(cards, 0.5, "entropie")
+        components.components_plan(cards, 0.5, rule="entropie", resource="parameters")
     with pytest.raises(ValueError, match=r"needs factors and moments of every layer; missing: 0, 2, 4"):
-        components.components_plan(cards, 0.5, "output")
+        components.components_plan(cards, 0.5, rule="output", resource="parameters")
     with pytest.raises(ValueError, match=r"kept=0.01 of parameters cannot be reached: rank 1 in every layer keeps 0\.\d+"):
-        components.components_plan(cards, 0.01)
+        components.components_plan(cards, 0.01, resource="parameters")
     for wrong in (1.5, 0, -1, "half", True):
         with pytest.raises(ValueError, match="is not a share in"):
-            components.components_plan(cards, wrong)
+            components.components_plan(cards, wrong, resource="parameters")
     with pytest.raises(ValueError, match="no layer of this network can be factored: 0: a layer of type Conv1d"):
-        components.components_plan(profile.read_layers(nn.Sequential(nn.Conv1d(1, 2, 3)), (1, 8)), 0.5)
+        components.components_plan(profile.read_layers(nn.Sequential(nn.Conv1d(1, 2, 3)), (1, 8)), 0.5, resource="parameters")
 
 
 # ---- activations
@@ -212,7 +213,7 @@ def test_constant_activations_have_no_entropy_and_can_all_go_but_one():
     x = torch.ones(20, 12)
     seen = statistics.collect_activations(model, x)
     assert all(s.entropy.eq(0).all() and s.variance.abs().max() < 1e-9 for s in seen.values())
-    small = remove_units(model, {"0": [0], "2": [0]}, seen)
+    small = remove_units(Profile(model), {"0": [0], "2": [0]}, activations=seen)
     assert torch.allclose(small(x), model(x), atol=1e-5)
 
 
@@ -250,7 +251,7 @@ def test_a_module_used_twice_keeps_its_units_and_those_that_feed_it():
     with pytest.raises(ValueError, match=r"no hidden unit of this network can be removed \(0: the layer that reads it"):
         statistics.collect_activations(model, torch.randn(9, 6))
     with pytest.raises(ValueError, match="no unit of layer '2' can be removed: it is used more than once"):
-        remove_units(model, {"2": [0]})
+        remove_units(Profile(model), {"2": [0]})
 
 
 def test_what_cannot_be_traced_or_is_not_element_wise_is_said():
@@ -277,22 +278,22 @@ def test_units_are_ranked_as_the_formulas_say(digits):
     model = mlp((64, 20, 10, 3))
     seen = statistics.collect_activations(model, digits)
     for rule in UNIT_RULES:
-        order = rank_units(model, seen, rule)
+        order = rank_units(Profile(model), seen, rule)
         assert len(order) == 30 and order["score"].is_monotonic_increasing
-    by = rank_units(model, seen, "output").set_index(["layer", "unit"])["score"]
+    by = rank_units(Profile(model), seen, "output").set_index(["layer", "unit"])["score"]
     with torch.no_grad():
         h = torch.relu(model[0](digits)).double()
         gains = torch.stack([torch.outer(h[:, j] - h[:, j].mean(), model[2].weight[:, j].double()).square().sum() for j in range(20)])
     assert np.allclose(by["0"].sort_index(), (gains / gains.sum()).numpy(), rtol=1e-5)
     norms = model[0].weight.detach().double().norm(dim=1)
-    by = rank_units(model, seen, "magnitude").set_index(["layer", "unit"])["score"]
+    by = rank_units(Profile(model), seen, "magnitude").set_index(["layer", "unit"])["score"]
     assert np.allclose(by["0"].sort_index(), norms / norms.mean())
-    draws = [rank_units(model, seen, "random", seed)["unit"].tolist() for seed in (1, 1, 2)]
+    draws = [rank_units(Profile(model), seen, "random", seed=seed)["unit"].tolist() for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
     with pytest.raises(ValueError, match="unknown rule 'energy' for units; known: entropy, output, magnitude, random"):
-        rank_units(model, seen, "energy")
+        rank_units(Profile(model), seen, "energy")
     with pytest.raises(ValueError, match="the activations are not of this network: layer '0' has 21 units"):
-        rank_units(mlp((64, 21, 10, 3)), seen)
+        rank_units(Profile(mlp((64, 21, 10, 3))), seen)
 
 
 @settings(deadline=None, max_examples=25)
@@ -300,20 +301,20 @@ def test_units_are_ranked_as_the_formulas_say(digits):
 def test_unit_plans_cost_what_they_say(sizes, kept, resource, bias):
     model = mlp(sizes, bias=bias)
     seen = statistics.collect_activations(model, torch.randn(60, sizes[0]))
-    order = rank_units(model, seen)
+    order = rank_units(Profile(model), seen)
     try:
-        plan = units_that_stay(model, order, kept, (sizes[0],), resource)
+        plan = units_that_stay(Profile(model, input_shape=(sizes[0],)), order, kept, resource=resource)
     except ValueError as error:
         assert "cannot be reached by removing units" in str(error)
         return
-    built = remove_units(model, plan)  # nothing folded in: a layer without bias stays without
+    built = remove_units(Profile(model), plan)  # nothing folded in: a layer without bias stays without
     count = score.parameters if resource == "parameters" else lambda net: score.macs(net, (sizes[0],))
     assert count(built) <= kept * count(model)
     # one unit more would be above the budget: the last that went comes back
     gone = [(n, u) for n, u in zip(order["layer"], order["unit"]) if u not in plan[n]]
     if gone:
         name, unit = gone[-1]
-        assert count(remove_units(model, plan | {name: [*plan[name], unit]})) > kept * count(model)
+        assert count(remove_units(Profile(model), plan | {name: [*plan[name], unit]})) > kept * count(model)
 
 
 def test_a_layer_that_would_lose_every_unit_keeps_a_floor_and_says_so(caplog):
@@ -321,18 +322,18 @@ def test_a_layer_that_would_lose_every_unit_keeps_a_floor_and_says_so(caplog):
     model[0].weight.data.zero_()
     model[0].bias.data.fill_(-1)  # every unit of the first layer is dead
     seen = statistics.collect_activations(model, torch.randn(50, 12))
-    order = rank_units(model, seen)
+    order = rank_units(Profile(model), seen)
     with caplog.at_level(logging.WARNING):
-        plan = units_that_stay(model, order, 0.2, (12,))
+        plan = units_that_stay(Profile(model, input_shape=(12,)), order, 0.2, resource="parameters")
     assert len(plan["0"]) == 1 and 1 < len(plan["2"]) < 7
     assert caplog.messages == ["every unit of 0 would go: it keeps its last 1"]
-    assert len(units_that_stay(model, order, 0.5, (12,), floor=3)["0"]) == 3
+    assert len(units_that_stay(Profile(model, input_shape=(12,)), order, 0.5, floor=3, resource="parameters")["0"]) == 3
     with pytest.raises(ValueError, match=r"kept=0.01 of parameters cannot be reached .*: 1 unit in every hidden layer keeps 0\.\d+"):
-        units_that_stay(model, order, 0.01, (12,))
+        units_that_stay(Profile(model, input_shape=(12,)), order, 0.01, resource="parameters")
     with pytest.raises(ValueError, match="floor=0 is not a whole number of at least 1"):
-        units_that_stay(model, order, 0.5, (12,), floor=0)
+        units_that_stay(Profile(model, input_shape=(12,)), order, 0.5, floor=0, resource="parameters")
     with pytest.raises(ValueError, match=r"kept=1.5 is not a share"):
-        units_that_stay(model, order, 1.5, (12,))
+        units_that_stay(Profile(model, input_shape=(12,)), order, 1.5, resource="parameters")
 
 
 # ---- removal
@@ -351,7 +352,7 @@ def test_dead_and_constant_units_go_without_a_trace(bias, way, digits):
     seen = statistics.collect_activations(model, digits)
     moments = statistics.collect_moments(model, ["2", "4"], digits)
     stay = {"0": [u for u in range(20) if u not in gone]}
-    small = remove_units(model, stay, seen) if way == "folded" else remove_units(model, stay, moments=moments)
+    small = remove_units(Profile(model), stay, activations=seen) if way == "folded" else remove_units(Profile(model), stay, moments=moments)
     assert torch.allclose(small(digits), model(digits), atol=1e-5)
     assert small[0].weight.shape == (20 - len(gone), 64) and small[2].weight.shape[1] == 20 - len(gone)
     assert (small[2].bias is None) == (not bias)
@@ -361,7 +362,7 @@ def test_dead_and_constant_units_go_without_a_trace(bias, way, digits):
 def test_a_reader_without_bias_gets_one_when_a_mean_is_folded_in(digits):
     model = mlp((64, 20, 3), bias=False)
     seen = statistics.collect_activations(model, digits)
-    small = remove_units(model, {"0": list(range(15))}, seen)
+    small = remove_units(Profile(model), {"0": list(range(15))}, activations=seen)
     gone = seen["0"].mean[15:].float()
     assert torch.allclose(small[2].bias, model[2].weight[:, 15:] @ gone, atol=1e-5)
     assert torch.allclose(small(digits).mean(0), model(digits).mean(0), atol=1e-5)
@@ -372,7 +373,7 @@ def test_refitting_is_the_least_squares_answer(bias, digits):
     model = mlp((64, 20, 3), bias=bias)
     moments = statistics.collect_moments(model, ["2"], digits)
     stay = list(range(0, 20, 2))
-    small = remove_units(model, {"0": stay}, moments=moments)
+    small = remove_units(Profile(model), {"0": stay}, moments=moments)
     with torch.no_grad():
         h = torch.relu(model[0](digits))[:, stay].double()
         wanted = model(digits).double()
@@ -380,7 +381,7 @@ def test_refitting_is_the_least_squares_answer(bias, digits):
         a = torch.cat([h, ones], 1) if bias else h
         best = a @ torch.linalg.lstsq(a, wanted, driver="gelsd").solution
         assert torch.allclose(small(digits).double(), best, atol=1e-4)
-        folded = remove_units(model, {"0": stay}, statistics.collect_activations(model, digits))
+        folded = remove_units(Profile(model), {"0": stay}, activations=statistics.collect_activations(model, digits))
         errors = [(net(digits) - wanted).square().sum() for net in (small, folded)]
     assert errors[0] < (0.9 if bias else 1) * errors[1]  # folding may add a bias, refitting does not
 
@@ -389,23 +390,23 @@ def test_removal_leaves_the_model_as_it_was_and_keeps_type_and_mode(digits):
     model = mlp((64, 20, 10, 3)).double()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model[0].eval()
-    small = remove_units(model, {"0": [1, 2], "2": [0]})
+    small = remove_units(Profile(model), {"0": [1, 2], "2": [0]})
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert small[0].weight.dtype == torch.float64 and not small[0].training and small[2].training
-    everything = remove_units(model, {"0": list(range(20)), "2": list(range(10))})
+    everything = remove_units(Profile(model), {"0": list(range(20)), "2": list(range(10))})
     assert torch.allclose(everything(digits.double()), model(digits.double()))
 
 
 def test_wrong_removals_are_refused_in_words():
     model = mlp((12, 9, 7, 4))
     with pytest.raises(ValueError, match="every unit of layer '0' would go; a layer keeps at least one"):
-        remove_units(model, {"0": []})
+        remove_units(Profile(model), {"0": []})
     with pytest.raises(ValueError, match="layer '0' has units 0 to 8, the plan names 1 to 9"):
-        remove_units(model, {"0": [1, 9]})
+        remove_units(Profile(model), {"0": [1, 9]})
     with pytest.raises(ValueError, match="no unit of layer '4' can be removed: its units are the outputs"):
-        remove_units(model, {"4": [0]})
+        remove_units(Profile(model), {"4": [0]})
     with pytest.raises(ValueError, match="no unit of layer 'fc9' can be removed: there is no linear layer"):
-        remove_units(model, {"fc9": [0]})
+        remove_units(Profile(model), {"fc9": [0]})
 
 
 def test_both_meets_the_budget_and_beats_each_alone(digits):
@@ -415,15 +416,15 @@ def test_both_meets_the_budget_and_beats_each_alone(digits):
     x, _ = images.tensors("train")
     with torch.inference_mode():
         wanted = model(x)
-    found = units_then_components(model, x, 0.1, 0.5, images.input_shape)
+    found = units_then_components(Profile(model, x), 0.1, units=0.5)
     assert 0.09 < score.parameters(found) / score.parameters(model) <= 0.1
     seen = statistics.collect_activations(model, x)
-    stay = units_that_stay(model, rank_units(model, seen, "output"), 0.1, images.input_shape)
-    units = remove_units(model, stay, moments=statistics.collect_moments(model, ["fc2", "fc3"], x))
+    stay = units_that_stay(Profile(model, input_shape=images.input_shape), rank_units(Profile(model), seen, "output"), 0.1, resource="parameters")
+    units = remove_units(Profile(model), stay, moments=statistics.collect_moments(model, ["fc2", "fc3"], x))
     with torch.inference_mode():
         assert (found(x) - wanted).square().mean() < (units(x) - wanted).square().mean()
     with pytest.raises(ValueError, match="kept=0.6 is more than the share 0.5 that the removal of units leaves"):
-        units_then_components(model, x, 0.6, 0.5, images.input_shape)
+        units_then_components(Profile(model, x), 0.6, units=0.5)
 
 
 def test_a_million_parameters_are_ranked_and_pruned_within_a_second():
@@ -432,13 +433,13 @@ def test_a_million_parameters_are_ranked_and_pruned_within_a_second():
     assert score.parameters(model) > 1e6
     seen = statistics.collect_activations(model, x)
     cards = profile.read_layers(model, (784,))
-    bases = replace.decompose_layers(model, [card.name for card in cards])
+    bases = replace.decompose_layers(Profile(model), [card.name for card in cards])
     readings = []
     for _ in range(3):
         began = time.process_time()  # other tests run beside this one
-        stay = units_that_stay(model, rank_units(model, seen), 0.3, (784,))
-        remove_units(model, stay, seen)
-        replace.apply_plan(model, components.components_plan(cards, 0.3), bases)
+        stay = units_that_stay(Profile(model, input_shape=(784,)), rank_units(Profile(model), seen), 0.3, resource="parameters")
+        remove_units(Profile(model), stay, activations=seen)
+        replace.apply_plan(Profile(model), components.components_plan(cards, 0.3, resource="parameters"), factors=bases, resource="parameters")
         readings.append(time.process_time() - began)
     assert min(readings) < 1
 
@@ -516,7 +517,7 @@ def test_refitting_survives_units_that_say_the_same():
         model[0].weight[2], model[0].bias[2] = 0, -1  # dead, and stays
     x = torch.randn(200, 6)
     moments = statistics.collect_moments(model, ["2"], x)
-    small = remove_units(model, {"0": [0, 2, 3, 4, 5, 6, 7]}, moments=moments)
+    small = remove_units(Profile(model), {"0": [0, 2, 3, 4, 5, 6, 7]}, moments=moments)
     assert torch.allclose(small(x), model(x), atol=1e-4)
 
 
@@ -525,9 +526,9 @@ def test_units_of_sequences_are_counted_at_every_position():
     x = torch.randn(30, 5, 6)
     seen = statistics.collect_activations(model, x)
     assert seen["0"].count == 150
-    order = rank_units(model, seen)
-    stay = units_that_stay(model, order, 0.5, (5, 6), "macs")
-    small = remove_units(model, stay, seen)
+    order = rank_units(Profile(model), seen)
+    stay = units_that_stay(Profile(model, input_shape=(5, 6)), order, 0.5, resource="macs")
+    small = remove_units(Profile(model), stay, activations=seen)
     assert score.macs(small, (5, 6)) <= 0.5 * score.macs(model, (5, 6)) < score.macs(small, (5, 6)) + 5 * 9
 
 
@@ -542,21 +543,21 @@ def test_one_range_for_a_layer_hides_a_quiet_unit():
 def test_orders_units_and_moments_of_another_network_are_refused():
     model, other = mlp((12, 9, 7, 4)), mlp((12, 11, 7, 4))
     x = torch.randn(40, 12)
-    order = rank_units(other, statistics.collect_activations(other, x))
+    order = rank_units(Profile(other), statistics.collect_activations(other, x))
     with pytest.raises(ValueError, match="the order does not name every hidden unit of this network once"):
-        units_that_stay(model, order, 0.5, (12,))
-    mine = rank_units(model, statistics.collect_activations(model, x))
+        units_that_stay(Profile(model, input_shape=(12,)), order, 0.5, resource="parameters")
+    mine = rank_units(Profile(model), statistics.collect_activations(model, x))
     with pytest.raises(ValueError, match="the order does not name every hidden unit of this network once"):
-        units_that_stay(model, mine.iloc[:-1], 0.5, (12,))
+        units_that_stay(Profile(model, input_shape=(12,)), mine.iloc[:-1], 0.5, resource="parameters")
     for wrong in ([0.5, 1.7], torch.ones(9, dtype=torch.bool), [True]):
         with pytest.raises(ValueError, match="the units of layer '0' that stay must be whole numbers"):
-            remove_units(model, {"0": wrong})
+            remove_units(Profile(model), {"0": wrong})
     with pytest.raises(ValueError, match="the activations do not fit this network: layer '0' needs those of 9 units"):
-        remove_units(model, {"0": [1]}, statistics.collect_activations(other, x))
+        remove_units(Profile(model), {"0": [1]}, activations=statistics.collect_activations(other, x))
     with pytest.raises(ValueError, match="the moments do not fit this network: layer '2' needs those of 9 units"):
-        remove_units(model, {"0": [1]}, moments={})
-    with pytest.raises(ValueError, match="these cards have no spectrum"):
-        components.components_plan(profile.read_layers(model, (12,), spectra=False), 0.5)
+        remove_units(Profile(model), {"0": [1]}, moments={})
+    with pytest.raises(ValueError, match="this profile has no spectra"):
+        components.components_plan(profile.read_layers(model, (12,), spectra=False), 0.5, resource="parameters")
     with pytest.raises(ValueError, match="batch_size=0 is not a whole number of at least 1"):
         statistics.collect_activations(model, x, batch_size=0)
     assert statistics.collect_activations(model, x, np.int64(8))["0"].histogram.shape == (9, 8)
@@ -565,7 +566,7 @@ def test_orders_units_and_moments_of_another_network_are_refused():
 MEMORY = """
 import resource, sys, torch
 from torch import nn
-from lowrank_utils import pruning
+from lowrank_utils.network import statistics
 torch.set_num_threads(1)
 model = nn.Sequential(nn.Linear(784, 1000), nn.ReLU(), nn.Linear(1000, 250), nn.ReLU(), nn.Linear(250, 10))
 images = torch.rand(500, 784)
@@ -594,18 +595,18 @@ def test_both_heeds_each_of_its_arguments():
     shape = images.input_shape
     with torch.inference_mode():
         wanted = model(x)
-        found = units_then_components(model, x, 0.1, 0.5, shape)
+        found = units_then_components(Profile(model, x), 0.1, units=0.5)
         cards = profile.read_layers(model, shape)
         names = [card.name for card in cards]
-        bases = replace.decompose_layers(model, names, "data-aware", x)
-        plan = components.components_plan(cards, 0.1, "output", factors=bases, moments=statistics.collect_moments(model, names, x))
-        alone = replace.apply_plan(model, plan, bases)
+        bases = replace.decompose_layers(Profile(model, x), names, "data-aware")
+        plan = components.components_plan(cards, 0.1, rule="output", factors=bases, moments=statistics.collect_moments(model, names, x), resource="parameters")
+        alone = replace.apply_plan(Profile(model), plan, factors=bases, resource="parameters")
         assert (found(x) - wanted).square().mean() < (alone(x) - wanted).square().mean()
-    units = [units_then_components(model, x, 0.1, 0.5, shape, (rule, "output")) for rule in ("output", "magnitude")]
-    parts = [units_then_components(model, x, 0.2, 0.5, shape, ("output", rule)) for rule in ("output", "magnitude")]
+    units = [units_then_components(Profile(model, x), 0.1, units=0.5, rules=(rule, "output")) for rule in ("output", "magnitude")]
+    parts = [units_then_components(Profile(model, x), 0.2, units=0.5, rules=("output", rule)) for rule in ("output", "magnitude")]
     for one, two in (units, parts):
         assert [p.shape for p in one.parameters()] != [p.shape for p in two.parameters()]
-    dense = units_then_components(model, x, 0.2, 0.5, shape, ("output", "magnitude"), dense=("fc3",))
+    dense = units_then_components(Profile(model, x, dense=("fc3",)), 0.2, units=0.5, rules=("output", "magnitude"))
     assert isinstance(dense.fc3, nn.Linear) and not isinstance(parts[1].fc3, nn.Linear)
 
 
@@ -708,7 +709,7 @@ def test_a_removed_channel_is_one_that_was_always_zero(padding, mode):
     model, x = convnet(padding), torch.randn(6, 3, 8, 8)
     model.train(mode == "train")
     staying = {"conv1": [0, 2, 3, 6], "conv2": [1, 4]}
-    small = remove_units(model, staying)
+    small = remove_units(Profile(model), staying)
     wanted = silenced(model, staying, {"conv1": "relu1", "conv2": "pool"}, x)
     with torch.inference_mode():
         assert torch.allclose(small(x), wanted, atol=1e-5)
@@ -739,7 +740,7 @@ def test_every_way_to_pool_and_flatten_finds_the_columns_of_a_channel(way):
     (found, _) = graph.hidden_layers(model)
     assert (found.reader, found.span, found.along) == ("fc", 16, ("norm",) if "norm" in way else ())
     x, stay = torch.randn(5, 3, 8, 8), [1, 2, 5]
-    small = remove_units(model, {"conv": stay})
+    small = remove_units(Profile(model), {"conv": stay})
     cut = copy.deepcopy(model)
     cut.fc.weight.data.view(4, 6, 16)[:, [0, 3, 4]] = 0
     with torch.inference_mode():
@@ -794,9 +795,9 @@ def test_only_the_inner_channels_of_residual_blocks_can_go():
     cut[1].conv2.weight.data[:, [1, 2, 4]] = 0
     cut[2].conv2.weight.data[:, [0, 3]] = 0
     with torch.inference_mode():
-        assert torch.allclose(remove_units(model, staying)(x), cut(x), atol=1e-5)
+        assert torch.allclose(remove_units(Profile(model), staying)(x), cut(x), atol=1e-5)
     with pytest.raises(ValueError, match="no unit of layer '1.conv2' can be removed: its output is added to another"):
-        remove_units(model, {"1.conv2": [0]})
+        remove_units(Profile(model), {"1.conv2": [0]})
 
 
 def test_in_resnet18_the_first_convolution_of_every_block_can_go():
@@ -819,7 +820,7 @@ def test_grouped_convolutions_keep_their_channels_and_depthwise_ones_follow():
     assert (found[0].reader, found[0].along) == ("6", ("1", "3", "4"))
     assert found[1].reason == "it is a grouped convolution (groups=8)"
     x, staying = torch.randn(4, 3, 8, 8), {"0": [1, 5, 6]}
-    small = remove_units(model, staying)
+    small = remove_units(Profile(model), staying)
     assert small[3].groups == small[3].in_channels == 3 and small[3].stride == (2, 2)
     with torch.inference_mode():
         assert torch.allclose(small(x), silenced(model, staying, {"0": "5"}, x), atol=1e-5)
@@ -830,7 +831,7 @@ def test_batch_norms_of_every_kind_are_cut():
     steps += [nn.BatchNorm2d(6, momentum=None), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 2)]
     model = settled(nn.Sequential(*steps)).double()
     staying, x = {"0": [0, 4, 5], "4": [1, 2]}, torch.randn(7, 3, 8, 8).double()
-    small = remove_units(model, staying)
+    small = remove_units(Profile(model), staying)
     cut = copy.deepcopy(model)
     cut[4].weight.data[:, [1, 2, 3]] = 0
     cut[7].weight.data.view(2, 4, 16)[:, [0, 3]] = 0
@@ -841,7 +842,7 @@ def test_batch_norms_of_every_kind_are_cut():
     linear = settled(nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2)))
     rows, staying = torch.randn(9, 6), {"0": [1, 3]}
     with torch.inference_mode():
-        small = remove_units(linear, staying)
+        small = remove_units(Profile(linear), staying)
         assert torch.allclose(small(rows), silenced(linear, staying, {"0": "2"}, rows), atol=1e-6)
     twice = nn.BatchNorm2d(6)
     model = nn.Sequential(nn.Conv2d(3, 6, 3), twice, nn.Conv2d(6, 6, 3), twice, nn.Conv2d(6, 2, 1))
@@ -860,7 +861,7 @@ def test_geometry_and_type_are_kept(options):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 6, (3, 5), **options), nn.GELU(), nn.Conv2d(6, 4, 3, **options)).double().eval()
     x = torch.randn(2, 3, 16, 16).double()
-    small = remove_units(model, {"0": [5, 0]})
+    small = remove_units(Profile(model), {"0": [5, 0]})
     with torch.inference_mode():
         assert torch.allclose(small(x), silenced(model, {"0": [0, 5]}, {"0": "1"}, x))
     for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode"):
@@ -893,15 +894,15 @@ def test_values_of_a_channel_are_those_at_all_positions_of_all_images():
 def test_channels_are_ranked_as_the_formulas_say():
     model, x = convnet(), torch.randn(50, 3, 8, 8)
     seen = statistics.collect_activations(model, x)
-    assert all(len(rank_units(model, seen, rule)) == 12 for rule in UNIT_RULES)
-    found = rank_units(model, seen, "output").set_index(["layer", "unit"])["score"]
+    assert all(len(rank_units(Profile(model), seen, rule)) == 12 for rule in UNIT_RULES)
+    found = rank_units(Profile(model), seen, "output").set_index(["layer", "unit"])["score"]
     read = [seen_by(model, name, x).double() for name in ("conv2", "fc")]
     gains = read[0].var((0, 2, 3), correction=0) * model.conv2.weight.detach().double().square().sum((0, 2, 3))
     assert np.allclose(found["conv1"].sort_index(), gains / gains.sum())
     gains = (read[1].var(0, correction=0) * model.fc.weight.detach().double().square().sum(0)).view(5, 16).sum(1)
     assert np.allclose(found["conv2"].sort_index(), gains / gains.sum())
     norms = model.conv2.weight.detach().double().square().sum((1, 2, 3)).sqrt()
-    found = rank_units(model, seen, "magnitude").set_index(["layer", "unit"])["score"]
+    found = rank_units(Profile(model), seen, "magnitude").set_index(["layer", "unit"])["score"]
     assert np.allclose(found["conv2"].sort_index(), norms / norms.mean())
 
 
@@ -916,20 +917,20 @@ def test_plans_of_channels_cost_what_the_smaller_network_costs(resource, kept, p
     def cost(net):
         return score.parameters(net) - norm_parameters(net) if resource == "parameters" else score.macs(net, shape)
 
-    order = rank_units(model, statistics.collect_activations(model, torch.randn(20, *shape)), "random")
+    order = rank_units(Profile(model), statistics.collect_activations(model, torch.randn(20, *shape)), "random")
     assert set(order["layer"]) == {"1.conv1", "2.0", "2.4", "3.conv1", "3.conv2"}
-    plan = units_that_stay(model, order, kept, shape, resource)
-    small = remove_units(model, plan)
+    plan = units_that_stay(Profile(model, input_shape=shape), order, kept, resource=resource)
+    small = remove_units(Profile(model), plan)
     cards = profile.read_layers(small, shape, spectra=False)
     assert cost(small) == sum(card.cost(None, resource) for card in cards) <= kept * cost(model)
     assert norm_parameters(small) < norm_parameters(model)
     name, unit = [(n, u) for n, u in zip(order["layer"], order["unit"]) if u not in plan[n]][-1]
-    assert cost(remove_units(model, plan | {name: [*plan[name], unit]})) > kept * cost(model)
+    assert cost(remove_units(Profile(model), plan | {name: [*plan[name], unit]})) > kept * cost(model)
     least = {name: [0] for name in plan}
-    share = cost(remove_units(model, least)) / cost(model)
+    share = cost(remove_units(Profile(model), least)) / cost(model)
     with pytest.raises(ValueError, match=f"1 unit in every hidden layer keeps {share:.4f}"):
-        units_that_stay(model, order, share * 0.99, shape, resource)
-    plan = units_that_stay(model, order, share, shape, resource)
+        units_that_stay(Profile(model, input_shape=shape), order, share * 0.99, resource=resource)
+    plan = units_that_stay(Profile(model, input_shape=shape), order, share, resource=resource)
     assert all(len(units) == 1 for units in plan.values())
 
 
@@ -944,7 +945,7 @@ def test_a_channel_of_zeros_goes_without_a_trace_at_the_border_too(bias):
     staying = {"conv1": [0, 1, 3, 4, 5, 6]}
     refit = {"conv2": moments_of(patches(model, "conv2", x))}
     for how in ({"activations": statistics.collect_activations(model, x)}, {"moments": refit}, {}):
-        small = remove_units(model, staying, **how)
+        small = remove_units(Profile(model), staying, **how)
         with torch.inference_mode():
             assert torch.allclose(small(x), model(x), atol=1e-4)
         assert (small.conv2.bias is None) == (not bias)
@@ -957,9 +958,9 @@ def test_a_constant_channel_folds_exactly_but_at_a_border_of_zeros():
         with torch.no_grad():
             model.bn1.weight[2], model.bn1.bias[2] = 0, 2
             wanted = model(x)
-            folded = remove_units(model, staying, statistics.collect_activations(model, x))(x) - wanted
+            folded = remove_units(Profile(model), staying, activations=statistics.collect_activations(model, x))(x) - wanted
             moments = {"conv2": moments_of(patches(model, "conv2", x))}
-            refitted = remove_units(model, staying, moments=moments)(x) - wanted
+            refitted = remove_units(Profile(model), staying, moments=moments)(x) - wanted
         inside = slice(padding, 8 - padding)
         assert folded[..., inside, inside].abs().max() < 1e-5
         assert (folded.abs().max() > 0.1) == (padding == 1)
@@ -972,7 +973,7 @@ def test_folding_keeps_the_mean_output_where_no_zeros_pad(options):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3, **options))
     x = torch.rand(40, 3, 12, 12) * torch.linspace(0, 1, 12)  # positions differ
-    plain, folded = (remove_units(model, {"0": [2, 5]}, seen) for seen in (None, statistics.collect_activations(model, x)))
+    plain, folded = (remove_units(Profile(model), {"0": [2, 5]}, activations=seen) for seen in (None, statistics.collect_activations(model, x)))
     with torch.inference_mode():
         wanted = model(x)
         assert torch.allclose(folded(x).mean((0, 2, 3)), wanted.mean((0, 2, 3)), atol=1e-5)
@@ -984,18 +985,18 @@ def test_means_are_folded_column_by_column_after_a_flatten():
     x = torch.randn(1, 3, 8, 8).expand(5, 3, 8, 8)  # every position is constant over the images, none equals another
     seen = statistics.collect_activations(model, x)
     with torch.inference_mode():
-        assert torch.allclose(remove_units(model, {"conv2": [3]}, seen)(x), model(x), atol=1e-5)
+        assert torch.allclose(remove_units(Profile(model), {"conv2": [3]}, activations=seen)(x), model(x), atol=1e-5)
 
 
 def test_a_batch_norm_behind_the_reader_takes_what_is_folded():
     model, x = convnet(0, bias=False), torch.randn(40, 3, 8, 8)
     assert [h.absorber for h in graph.hidden_layers(model)] == ["bn2", "", ""]
     seen, staying = statistics.collect_activations(model, x), {"conv1": [0, 2, 5], "conv2": [0, 1, 3]}
-    small = remove_units(model, staying, seen)
+    small = remove_units(Profile(model), staying, activations=seen)
     assert small.conv2.bias is None
     rise = (model.conv2.weight.double().flatten(2) * seen["conv1"].column_mean)[:, [1, 3, 4, 6]].sum((1, 2))
     assert torch.allclose(small.bn2.running_mean.double(), (model.bn2.running_mean - rise)[[0, 1, 3]], atol=1e-6)
-    plain = remove_units(model[:4], {"conv1": [0, 2, 5]}, seen)  # no batch norm behind
+    plain = remove_units(Profile(model[:4]), {"conv1": [0, 2, 5]}, activations=seen)  # no batch norm behind
     with torch.inference_mode():
         assert torch.allclose(model.bn2(plain(x))[:, [0, 1, 3]], small[:5](x), atol=1e-5)
         small.train(), model.train()  # where the batch decides the mean, the fold makes no difference
@@ -1007,7 +1008,7 @@ def test_refitting_a_convolution_is_the_least_squares_answer(bias, norm):
     model, x = convnet(1, bias, norm), torch.randn(30, 3, 8, 8)
     rows = patches(model, "conv2", x)
     stay = [0, 2, 3, 6]
-    small = remove_units(model, {"conv1": stay}, moments={"conv2": moments_of(rows)})
+    small = remove_units(Profile(model), {"conv1": stay}, moments={"conv2": moments_of(rows)})
     with torch.inference_mode():
         wanted = model.conv2(seen_by(model, "conv2", x)).movedim(1, -1).flatten(0, 2).double()
         found = small.conv2(seen_by(small, "conv2", x)).movedim(1, -1).flatten(0, 2).double()
@@ -1019,13 +1020,13 @@ def test_refitting_a_convolution_is_the_least_squares_answer(bias, norm):
     assert torch.allclose(found, a @ torch.linalg.lstsq(a, wanted, driver="gelsd").solution, atol=1e-4)
     assert (small.conv2.bias is None) == (not bias)
     with pytest.raises(ValueError, match="layer 'conv2' needs those of 7 units of 9 columns each"):
-        remove_units(model, {"conv1": stay}, moments={"conv2": moments_of(rows[:, :7])})
+        remove_units(Profile(model), {"conv1": stay}, moments={"conv2": moments_of(rows[:, :7])})
 
 
 def test_refitting_a_linear_layer_after_a_flatten():
     model, x = convnet(0), torch.randn(200, 3, 8, 8)
     rows = seen_by(model, "fc", x).double()
-    small = remove_units(model, {"conv2": [1, 2, 4]}, moments=statistics.collect_moments(model, ["fc"], x))
+    small = remove_units(Profile(model), {"conv2": [1, 2, 4]}, moments=statistics.collect_moments(model, ["fc"], x))
     a = torch.cat([rows.view(200, 5, 4)[:, [1, 2, 4]].flatten(1), torch.ones(200, 1)], 1)
     with torch.inference_mode():
         best = a @ torch.linalg.lstsq(a, model(x).double(), driver="gelsd").solution
@@ -1035,7 +1036,7 @@ def test_refitting_a_linear_layer_after_a_flatten():
 CHANNEL_MEMORY = """
 import resource, torch
 from torch import nn
-from lowrank_utils import pruning
+from lowrank_utils.network import statistics
 torch.set_num_threads(1)
 steps = [nn.Conv2d(3, 32, 3, padding=1)]
 for _ in range(3):

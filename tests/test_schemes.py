@@ -72,7 +72,7 @@ def test_costs_are_those_of_the_layers_that_are_built(scheme, groups, stride):
     model = nn.Sequential(nn.Conv2d(8, 12, (3, 5), stride, (1, 2), groups=groups))
     card = profile.read_layers(model, (8, 13, 16), scheme=scheme)[0]
     built = svd.factorize(model[0], 2, scheme)
-    assert card.scheme == scheme and card.cost(2) == sum(p.numel() for p in built.parameters())
+    assert card.scheme == scheme and card.cost(2, resource="parameters") == sum(p.numel() for p in built.parameters())
     counter = FlopCounterMode(display=False)
     with counter, torch.inference_mode():
         built(torch.zeros(1, 8, 13, 16))

@@ -14,6 +14,7 @@ from lowrank_utils.factors.svd import reduced_rank
 from lowrank_utils.lab.score import parameters
 from lowrank_utils.network import graph, profile, statistics
 from lowrank_utils.network.graph import before_relu
+from lowrank_utils.network.profile import Profile
 from lowrank_utils.network.statistics import fisher
 
 
@@ -44,10 +45,10 @@ def test_reduced_rank_beats_every_other_matrix_of_that_rank():
 def test_a_singular_covariance_and_constant_inputs_are_normal_input():
     x = torch.ones(50, 12)
     model = mlp()
-    small = sweep(model, {"0": 2, "2": 3}, x, relu=True)
+    small = sweep(Profile(model, x), {"0": 2, "2": 3}, relu=True)
     assert torch.allclose(small(x), model(x), atol=1e-4)
     thin = torch.randn(300, 3) @ torch.randn(3, 12)  # three directions in twelve
-    small = sweep(model, {"0": 3}, thin)
+    small = sweep(Profile(model, thin), {"0": 3})
     assert torch.allclose(small(thin), model(thin), atol=1e-3)
 
 
@@ -55,9 +56,9 @@ def test_a_singular_covariance_and_constant_inputs_are_normal_input():
 @pytest.mark.parametrize("relu", [True, False])
 def test_full_rank_changes_nothing(bias, relu, x):
     model = mlp(bias=bias)
-    small = sweep(model, {"0": 9, "2": 7, "4": 4}, x, relu=relu, iterations=3)
+    small = sweep(Profile(model, x), {"0": 9, "2": 7, "4": 4}, relu=relu, iterations=3)
     assert torch.allclose(small(x), model(x), atol=2e-3)
-    thin = sweep(model, {"0": 9, "2": 7, "4": 4}, x * (torch.arange(12) > 3), relu=relu, iterations=3)
+    thin = sweep(Profile(model, x * (torch.arange(12) > 3)), {"0": 9, "2": 7, "4": 4}, relu=relu, iterations=3)
     assert torch.allclose(thin(x), model(x), atol=2e-3)  # also in directions that the calibration data never took
     assert parameters(small) == 9 * 21 + 7 * 16 + 4 * 11 + (20 if bias else 0)
 
@@ -66,9 +67,9 @@ def test_full_rank_changes_nothing(bias, relu, x):
 def test_a_sweep_loses_less_than_factors_that_look_at_one_layer_each(bias, x):
     model = mlp((12, 11, 10, 4), bias=bias)
     plan = {"0": 3, "2": 3}
-    alone = replace.apply_plan(model, plan, "data-aware", x)
-    swept = sweep(model, plan, x)
-    without = sweep(model, plan, x, refit=False)
+    alone = replace.apply_plan(Profile(model, x), plan, factors="data-aware", resource="parameters")
+    swept = sweep(Profile(model, x), plan)
+    without = sweep(Profile(model, x), plan, refit_dense=False)
     errors = [(net(x) - model(x)).square().mean().item() for net in (alone, without, swept)]
     assert errors[2] < errors[1] and errors[2] < 0.9 * errors[0]
     assert torch.equal(without[4].weight, model[4].weight) and not torch.equal(swept[4].weight, model[4].weight)
@@ -78,26 +79,26 @@ def test_iterations_lower_the_error_after_the_relu(x):
     model = mlp((12, 11, 4))
     errors = []
     for steps in (1, 3, 30):
-        small = sweep(model, {"0": 3}, x, relu=True, refit=False, iterations=steps)
+        small = sweep(Profile(model, x), {"0": 3}, relu=True, refit_dense=False, iterations=steps)
         errors.append((small[:2](x) - model[:2](x)).square().mean().item())
     assert max(errors[1:]) < 0.99 * errors[0]  # momentum: not every step is lower than the one before
 
 
 def test_images_in_batches_give_the_same_answer(x):
     model = mlp()
-    one, many = (sweep(model, {"0": 3, "2": 3}, x, relu=True, iterations=4, batch_size=size) for size in (1000, 17))
+    one, many = (sweep(Profile(model, x), {"0": 3, "2": 3}, relu=True, iterations=4, batch_size=size) for size in (1000, 17))
     assert torch.allclose(one(x), many(x), atol=1e-4)
 
 
 def test_outputs_stay_within_a_given_subspace(x):
     model = mlp()
     within = torch.linalg.qr(torch.randn(9, 2).double())[0]
-    small = sweep(model, {"0": 2}, x, within={"0": within})
+    small = sweep(Profile(model, x), {"0": 2}, within={"0": within})
     product = small[0].second.weight.double() @ small[0].first.weight.double()
     assert torch.allclose(within @ (within.T @ product), product, atol=1e-5)
     for wrong in (within[:, :1], 2 * within, within[:5]):
         with pytest.raises(ValueError, match="within= of layer '0' is not d_out x rank with orthonormal columns"):
-            sweep(model, {"0": 2}, x, within={"0": wrong})
+            sweep(Profile(model, x), {"0": 2}, within={"0": wrong})
 
 
 def test_which_layers_a_relu_follows():
@@ -126,7 +127,7 @@ def test_a_network_that_cannot_be_traced_is_said_and_swept_without_relu(x, caplo
 
     model = Control()
     with caplog.at_level(logging.WARNING):
-        small = sweep(model, {"fc": 3}, x, relu=True)
+        small = sweep(Profile(model, x), {"fc": 3}, relu=True)
     assert "cannot be traced by torch.fx" in caplog.text
     assert small.fc.first.weight.shape == (3, 12)
 
@@ -134,11 +135,11 @@ def test_a_network_that_cannot_be_traced_is_said_and_swept_without_relu(x, caplo
 def test_apply_takes_both_sweeps_by_name(x):
     model = mlp((12, 11, 10, 4))
     plan = {"0": 3, "2": 3}
-    by_name = replace.apply_plan(model, plan, "relu-aware", x)
-    assert torch.allclose(by_name(x), sweep(model, plan, x, relu=True)(x), atol=1e-5)
-    assert torch.allclose(replace.apply_plan(model, plan, "sequential", x)(x), sweep(model, plan, x)(x), atol=1e-5)
+    by_name = replace.apply_plan(Profile(model, x), plan, factors="relu-aware", resource="parameters")
+    assert torch.allclose(by_name(x), sweep(Profile(model, x), plan, relu=True)(x), atol=1e-5)
+    assert torch.allclose(replace.apply_plan(Profile(model, x), plan, factors="sequential", resource="parameters")(x), sweep(Profile(model, x), plan)(x), atol=1e-5)
     with pytest.raises(ValueError, match="factors='sequential' need calibration images"):
-        replace.apply_plan(model, plan, "sequential")
+        replace.apply_plan(Profile(model), plan, factors="sequential", resource="parameters")
 
 
 def test_wrong_requests_are_refused_in_words(x):
@@ -152,35 +153,35 @@ def test_wrong_requests_are_refused_in_words(x):
         ({"0": 2.0}, "rank 2.0 of layer '0'"),
     ):
         with pytest.raises(ValueError, match=words):
-            sweep(model, plan, x)
+            sweep(Profile(model, x), plan)
     spoiled = x.clone()
     spoiled[7, 3] = torch.inf
     with pytest.raises(ValueError, match="the calibration images hold NaN or infinite values"):
-        sweep(model, {"0": 2}, spoiled)
+        sweep(Profile(model, spoiled), {"0": 2})
     with pytest.raises(ValueError, match=r"cannot take calibration images of shape \(5,\)"):
-        sweep(model, {"0": 2}, x[:, :5])
+        sweep(Profile(model, x[:, :5]), {"0": 2})
     with pytest.raises(ValueError, match="calibration must be a tensor of at least one input"):
-        sweep(model, {"0": 2}, x[:0])
+        sweep(Profile(model, x[:0]), {"0": 2})
     with pytest.raises(ValueError, match="iterations=0 is not a whole number of at least 1"):
-        sweep(model, {"0": 2}, x, relu=True, iterations=0)
+        sweep(Profile(model, x), {"0": 2}, relu=True, iterations=0)
     shared = nn.Linear(6, 6)
     twice = nn.Sequential(shared, nn.ReLU(), shared)
     with pytest.raises(ValueError, match="layer '0' is used 2 times in one pass"):
-        sweep(twice, {"0": 2}, torch.randn(9, 6))
+        sweep(Profile(twice, torch.randn(9, 6)), {"0": 2})
 
     class Idle(nn.Sequential):
         def forward(self, x):
             return self[0](x)
 
     with pytest.raises(ValueError, match="no input reaches layer '1' in a forward pass"):
-        sweep(Idle(nn.Linear(12, 9), nn.Linear(9, 9)), {"1": 2}, x)
+        sweep(Profile(Idle(nn.Linear(12, 9), nn.Linear(9, 9)), x), {"1": 2})
     assert model.training
 
 
 def test_the_model_is_left_as_it_was_and_dropout_is_off(x):
     model = nn.Sequential(nn.Linear(12, 11), nn.ReLU(), nn.Dropout(0.9), nn.Linear(11, 4))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    one, two = (sweep(model, {"0": 3}, x) for _ in range(2))
+    one, two = (sweep(Profile(model, x), {"0": 3}) for _ in range(2))
     assert model.training and one.training
     assert torch.equal(one.eval()(x), two.eval()(x))  # dropout in the sweep would differ from call to call
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -219,7 +220,7 @@ def test_weighted_factors_change_the_answer_less(x):
     with torch.no_grad():
         before = model(x).log_softmax(1)
         plain, weighted = (
-            (before.exp() * (before - replace.apply_plan(model, plan, way, x)(x).log_softmax(1))).sum(1).mean()
+            (before.exp() * (before - replace.apply_plan(Profile(model, x), plan, factors=way, resource="parameters")(x).log_softmax(1))).sum(1).mean()
             for way in ("sequential", "fisher-weighted")
         )
     assert weighted < plain
@@ -235,7 +236,7 @@ def test_momentum_gets_further_in_as_many_steps(seed):
     x = torch.randn(400, 20, generator=torch.Generator().manual_seed(seed))
     model = mlp((20, 16, 4), seed)
     model[0].bias.data -= 0.5
-    small = sweep(model, {"0": 4}, x, relu=True, refit=False, iterations=10)
+    small = sweep(Profile(model, x), {"0": 4}, relu=True, refit_dense=False, iterations=10)
     assert relu_error(small, model, x) < 0.98 * plain_majorisation(model, x, 4, 10)
 
 
@@ -256,7 +257,7 @@ def test_more_iterations_never_end_far_above_fewer(x):
     for seed in range(4):
         model = mlp((12, 11, 4), seed)
         errors = [
-            relu_error(sweep(model, {"0": 3}, x, relu=True, refit=False, iterations=n), model, x) for n in (1, 10, 40)
+            relu_error(sweep(Profile(model, x), {"0": 3}, relu=True, refit_dense=False, iterations=n), model, x) for n in (1, 10, 40)
         ]
         assert errors[1] <= errors[0] and errors[2] <= 1.02 * errors[1]
 
@@ -265,7 +266,7 @@ def test_a_layer_without_bias_is_fitted_to_second_moments():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(300, 8, generator=generator) + 2  # a mean that nothing can take
     model = nn.Sequential(nn.Linear(8, 6, bias=False), nn.Linear(6, 3, bias=False))
-    small = sweep(model, {"0": 2}, x)
+    small = sweep(Profile(model, x), {"0": 2})
     with torch.no_grad():
         target, seen = model(x).double(), small[0](x).double()
         best = torch.linalg.pinv(seen, rtol=1e-4) @ target
@@ -278,7 +279,7 @@ def test_a_layer_without_bias_is_fitted_to_second_moments():
 def test_within_a_subspace_the_metric_and_the_refit_count(x):
     model = mlp()
     within = torch.linalg.qr(torch.randn(9, 2, generator=torch.Generator().manual_seed(0)).double())[0]
-    plain, weighted = (sweep(model, {"0": 2}, x, within={"0": within}, weighted=w)[0] for w in (False, True))
+    plain, weighted = (sweep(Profile(model, x), {"0": 2}, within={"0": within}, weighted=w)[0] for w in (False, True))
     assert not torch.allclose(plain(x), weighted(x), atol=1e-3)
     metric = fisher(model, ["0"], x)["0"]
     metric = 0.7 * metric / metric.diagonal().mean() + 0.3 * torch.eye(9).double()
@@ -316,9 +317,7 @@ def test_as_many_images_as_inputs_do_not_fit_the_noise():
     fresh = torch.randn(2000, 60)
 
     def lost(count, **options):
-        small = sequential.sweep(
-            model, {"0": 20, "2": 20}, torch.randn(count, 60, generator=torch.Generator().manual_seed(1)), **options
-        )
+        small = sequential.sweep(Profile(model, torch.randn(count, 60, generator=torch.Generator().manual_seed(1))), {"0": 20, "2": 20}, **options)
         with torch.no_grad():
             return float((small(fresh) - model(fresh)).square().mean() / model(fresh).var(0).mean())
 
@@ -370,8 +369,8 @@ class Dropping(nn.Module):
 def test_the_network_is_traced_in_eval_mode(x):
     model = Dropping().train()
     assert graph.followed_by(model)["b"].relu and before_relu(model) == {"a", "b"}
-    small = sweep(model, {"b": 5}, x)
-    assert model.training and torch.equal(small.eval()(x), sweep(model.eval(), {"b": 5}, x)(x))
+    small = sweep(Profile(model, x), {"b": 5})
+    assert model.training and torch.equal(small.eval()(x), sweep(Profile(model.eval(), x), {"b": 5})(x))
 
 
 def test_a_layer_that_fx_does_not_see_is_said(x, caplog):
@@ -381,7 +380,7 @@ def test_a_layer_that_fx_does_not_see_is_said(x, caplog):
             return self.c(F.relu(self.b(x)) if isinstance(x, torch.Tensor) else x)
 
     with caplog.at_level(logging.WARNING):
-        small = sweep(Hiding(), {"a": 5, "b": 5}, x)
+        small = sweep(Profile(Hiding(), x), {"a": 5, "b": 5})
     assert "does not see where layer 'b' is called" in caplog.text and small.b.first.weight.shape == (5, 10)
 
 
@@ -399,7 +398,7 @@ def test_linear_layers_over_a_grid_are_those_over_a_list():
     grid, flat = Grid(False), Grid(True)
     z = torch.randn(30, 8, 8, 6, generator=torch.Generator().manual_seed(0))  # as many rows as outputs
     for relu in (False, True):
-        one, other = (sweep(m, {"a": 3, "b": 3}, z, relu=relu) for m in (grid, flat))
+        one, other = (sweep(Profile(m, z), {"a": 3, "b": 3}, relu=relu) for m in (grid, flat))
         assert torch.allclose(one(z), other(z), atol=1e-5)
     assert torch.allclose(fisher(grid, ["a"], z)["a"], fisher(flat, ["a"], z)["a"], atol=1e-6)
 
@@ -419,7 +418,7 @@ def test_a_batch_norm_over_tokens_is_not_one_of_the_outputs(tokens):
     model = Tokens().eval()
     z = torch.randn(50, tokens, 12, generator=torch.Generator().manual_seed(0)) + 1 + torch.arange(12.0) / 4
     for kind in ("sequential", "data-aware"):
-        small = replace.apply_plan(model, {"a": 5}, kind, z)
+        small = replace.apply_plan(Profile(model, z), {"a": 5}, factors=kind, resource="parameters")
         assert torch.equal(small.n.running_mean, model.n.running_mean)
         assert (small(z) - model(z)).square().mean() < 0.05 * model(z).square().mean()
 
@@ -427,11 +426,11 @@ def test_a_batch_norm_over_tokens_is_not_one_of_the_outputs(tokens):
 def test_tied_weights_stay_tied_and_are_not_refitted(x):
     model = mlp((12, 9, 9, 9, 3))
     model[4].weight = model[2].weight
-    small = sweep(model, {"0": 3}, x)
+    small = sweep(Profile(model, x), {"0": 3})
     assert small[4].weight is small[2].weight
     assert parameters(small) == parameters(model) - 108 + 3 * 21
     with pytest.raises(ValueError, match="layer '2' shares its weight with another"):
-        sweep(model, {"2": 4}, x)
+        sweep(Profile(model, x), {"2": 4})
 
 
 class Twice(nn.Module):
@@ -449,7 +448,7 @@ def test_a_layer_that_is_used_twice_is_left_as_it_is(x):
     model = Twice()
     reasons = {card.name: card.reason for card in profile.read_layers(model, (12,))}
     assert reasons == {"a": "", "b": "it is used 2 times in one pass", "c": "", "idle": ""}
-    small = sweep(model, {"a": 3}, x)
+    small = sweep(Profile(model, x), {"a": 3})
     assert torch.equal(small.b.weight, model.b.weight) and not torch.equal(small.c.weight, model.c.weight)
     with pytest.raises(ValueError, match="layer 'b' is used 2 times in one pass; the Fisher information needs one"):
         fisher(model, ["b"], x)
@@ -471,7 +470,7 @@ def test_layers_may_be_called_by_keyword(x):
     named, plain = Keyword(True), Keyword(False)
     assert [c.macs for c in profile.read_layers(named, (12,))] == [c.macs for c in profile.read_layers(plain, (12,))]
     for kind in ("data-aware", "sequential"):
-        one, other = (replace.apply_plan(m, {"a": 4}, kind, x) for m in (named, plain))
+        one, other = (replace.apply_plan(Profile(m, x), {"a": 4}, factors=kind, resource="parameters") for m in (named, plain))
         assert torch.allclose(one(x), other(x), atol=1e-6)
 
 
@@ -490,9 +489,9 @@ def test_networks_that_cannot_be_swept_are_refused_in_one_sentence(x):
     model, empty = Choosy(), nn.Sequential(nn.ReLU())
     some = torch.cat([x[:50].abs(), -x[:50].abs()])
     calls = [
-        (lambda: sweep(model, {"a": 3}, some, batch_size=50), "some calibration images do not reach layer 'a'"),
-        (lambda: sweep(model, {"a": 3}, x[:, :5]), r"cannot take calibration images of shape \(5,\): wrong width"),
-        (lambda: sweep(model, {"a": 3}, x[:, None]), r"cannot take calibration images of shape \(1, 12\)"),
+        (lambda: sweep(Profile(model, some), {"a": 3}, batch_size=50), "some calibration images do not reach layer 'a'"),
+        (lambda: sweep(Profile(model, x[:, :5]), {"a": 3}), r"cannot take calibration images of shape \(5,\): wrong width"),
+        (lambda: sweep(Profile(model, x[:, None]), {"a": 3}), r"cannot take calibration images of shape \(1, 12\)"),
         (lambda: statistics.collect_moments(model, ["a"], x[:, :5]), r"cannot take calibration images of shape \(5,\)"),
         (lambda: profile.read_layers(model, (5,)), r"cannot take one input of shape \(5,\)"),
         (lambda: profile.read_layers(model, (2, 12)), r"cannot take one input of shape \(2, 12\)"),
@@ -500,7 +499,7 @@ def test_networks_that_cannot_be_swept_are_refused_in_one_sentence(x):
         (lambda: fisher(model, ["c"], x), "layer 'c' is used 0 times in one pass"),
         (lambda: fisher(nn.Conv1d(3, 2, 1), [""], torch.zeros(2, 3, 5)), "whose answers are N x classes"),
         (lambda: fisher(empty, ["0"], x), "this network has no parameters"),
-        (lambda: sweep(empty, {}, x), "this network has no parameters"),
+        (lambda: sweep(Profile(empty, x), {}), "this network has no parameters"),
         (lambda: statistics.collect_moments(empty, [], x), "this network has no parameters"),
     ]
     for call, words in calls:

@@ -17,6 +17,7 @@ from lowrank_utils import paths
 from lowrank_utils.factors import replace
 from lowrank_utils.lab import checkpoints, export, models, score
 from lowrank_utils.network import profile
+from lowrank_utils.network.profile import Profile
 from lowrank_utils.ranks import rules
 
 SHAPES = {"lenet300": (1, 12, 12), "vgg_small": (1, 16, 16), "resnet20": (3, 16, 16)}
@@ -31,10 +32,10 @@ def compressed(name):
             module.running_mean.normal_(generator=generator)
             module.running_var.uniform_(0.5, 2, generator=generator)
     x = torch.randn(40, *shape, generator=generator)
-    plan = rules.plan_at_size(profile.read_layers(model, shape), 0.25, "fixed")
+    plan = rules.plan_at_size(profile.read_layers(model, shape), 0.25, rule="fixed", resource="parameters")
     factors = "data-aware" if name == "vgg_small" else "svd"  # its running means then take biases
     return SimpleNamespace(
-        name=name, model=model, small=replace.apply_plan(model, plan, factors, x).eval(), plan=plan, x=x[:5],
+        name=name, model=model, small=replace.apply_plan(Profile(model, x), plan, factors=factors, resource="parameters").eval(), plan=plan, x=x[:5],
         about={"network": name, "input_shape": shape, "classes": 10},
     )  # fmt: skip
 
@@ -126,7 +127,7 @@ def test_the_file_says_what_is_really_there_and_a_reader_brings_the_architecture
     plan = {
         "0": ("input", 2), "2": ("spatial", 3), "4": 5, "5": ["channel", 6], "7": 4, "8": 0, "9": 4
     }  # fmt: skip
-    small = replace.apply_plan(model, plan)
+    small = replace.apply_plan(Profile(model), plan, resource="parameters")
     checkpoints.save_compressed(small, path, plan, original=model)
     mine = copy.deepcopy(model).train()
     with torch.no_grad():
@@ -154,7 +155,7 @@ def test_weights_keep_their_type(networks, kind, tmp_path):
 def test_shared_weights_stay_shared(tmp_path):
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
     model[1].weight = model[0].weight
-    small = replace.apply_plan(model, {"2": 2})
+    small = replace.apply_plan(Profile(model), {"2": 2}, resource="parameters")
     checkpoints.save_compressed(small, tmp_path / "net.safetensors", {"2": 2}, original=model)
     again = checkpoints.load_compressed(tmp_path / "net.safetensors", model)[0]
     assert again[1].weight is again[0].weight and again[1].weight is not model[1].weight

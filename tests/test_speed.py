@@ -6,6 +6,7 @@ from torch import nn
 
 from lowrank_utils.factors import ddlr, replace, svd
 from lowrank_utils.lab import score
+from lowrank_utils.network.profile import Profile
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def test_a_large_layer_at_a_fifth_of_its_macs_is_at_least_twice_as_fast(pair, ba
 def test_one_decomposition_makes_a_plan_cheap_to_try(benchmark):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
-    bases = replace.decompose_layers(model, ["0", "2"])
+    bases = replace.decompose_layers(Profile(model), ["0", "2"])
     smaller = benchmark(replace.apply_plan, model, {"0": 40, "2": 20}, bases)
     assert score.parameters(smaller) == 40 * 1084 + 300 + 20 * 400 + 100 + 1010
 

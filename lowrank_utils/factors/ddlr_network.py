@@ -81,17 +81,19 @@ def _batches(model, name, images, outputs_of=None, batch_size=1000):
                 hook.remove()
 
 
-def layer_data(model, name, images, outputs_of=None, batch_size=1000):
-    """Return (inputs, outputs, relu) of one linear layer over `images`, in float64, as `ddlr.solve` takes them.
+def layer_data(profile, name, *, inputs_of=None, batch_size=1000):
+    """Return (inputs, outputs, relu) of one linear layer over the calibration inputs, in float64, as `ddlr.solve` takes them.
 
     Shapes: inputs N x d_in, with a last column of ones for a layer with a bias; outputs N x d_out, after the ReLU
-    where one follows (relu True), else as they are. `outputs_of`: the network that the outputs are taken from, where
-    it is another one (the original network, in a cascade). The model runs in eval mode.
+    where one follows (relu True), else as they are. `inputs_of`: the network that the inputs are taken from, where it is
+    another one than the profile's (the network compressed so far, in a cascade). Networks run in eval mode.
     Raises ValueError for a layer that is not there or not linear, and images that do not fit.
     """
-    layer = _layer(model if outputs_of is None else outputs_of, name)
-    relu = name in before_relu(model if outputs_of is None else outputs_of)
-    inputs, targets = zip(*_batches(model, name, _images(images), outputs_of, batch_size))
+    profile.check_unchanged()
+    layer, images = _layer(profile.model, name), _images(profile.calibration)
+    relu = name in before_relu(profile.model)
+    pairs = _batches(inputs_of or profile.model, name, images, profile.model, batch_size)
+    inputs, targets = zip(*pairs)
     x, y = torch.cat(inputs), torch.cat(targets)
     if layer.bias is not None:
         x = torch.cat([x, torch.ones(len(x), 1).to(x)], 1)
@@ -104,26 +106,27 @@ def matrix(layer):
     return weight if layer.bias is None else torch.cat([weight, layer.bias.detach().double()[None]])
 
 
-def solve_network(model, calibration, epsilon, penalty="nuclear", cascade=False, warm_start=None, workers=1, **options):
-    """Return ``{layer: ddlr.Solution}`` for every linear layer of `model`, in the order of the network.
+def solve_network(profile, epsilon, *, penalty="nuclear", cascade=False, warm_start=None, workers=1, **options):
+    """Return ``{layer: ddlr.Solution}`` for every linear layer of the profile's network, in its order.
 
     Each layer on its own, from the activations of the original network (independent programs: `workers` threads at
     once), or, with ``cascade=True``, one after the other: inputs as the network compressed so far gives them, outputs
     those of the original network. There the epsilon may be out of reach; then it is raised to 1.05 times the smallest
     one that was found feasible, which the solution's ``epsilon`` and ``note`` tell.
 
-    Parameters: `calibration`, images (N first); `epsilon`, one number or ``{layer: number}``, where a layer
+    Parameters: `profile`, with calibration inputs; `epsilon`, one number or ``{layer: number}``, where a layer
     that is absent stays as it is; `penalty`, "nuclear" or "l1";
     `warm_start`, an earlier answer of this function; `options` of `ddlr.solve` (tolerance, max_seconds, dtype ...).
     Raises ValueError as `ddlr.solve`, naming the layer.
     """
+    model = profile.model
     names, wanted = _epsilons(model, epsilon)
     names = [name for name in names if name in wanted]
     if isinstance(workers, bool) or not isinstance(workers, Integral) or workers < 1:
         raise ValueError(f"workers={workers!r} is not a whole number of at least 1")
     if warm_start is not None and not isinstance(warm_start, dict):
         raise ValueError(f"warm_start is a {type(warm_start).__name__}, not an earlier answer {{layer: Solution}}")
-    _images(calibration)
+    _images(profile.calibration)
 
     def answer(name, x, y, relu, original):
         start = None if warm_start is None else warm_start.get(name)
@@ -144,12 +147,12 @@ def solve_network(model, calibration, epsilon, penalty="nuclear", cascade=False,
 
     if not cascade:
         # the network itself runs in this thread only: hooks would catch what another thread sends through it
-        data = [(name, *layer_data(model, name, calibration), matrix(model.get_submodule(name))) for name in names]
+        data = [(name, *layer_data(profile, name), matrix(model.get_submodule(name))) for name in names]
         with ThreadPoolExecutor(workers) as pool:
             return dict(zip(names, pool.map(lambda one: answer(*one), data)))
     small, found = replaced(model, {}), {}
     for name in names:
-        data = layer_data(small, name, calibration, outputs_of=model)
+        data = layer_data(profile, name, inputs_of=small)
         # the layer's own weights are feasible on the original inputs; behind a changed layer they may not be
         found[name] = answer(name, *data, None if found else matrix(model.get_submodule(name)))
         small = replaced(small, {name: dense(model.get_submodule(name), found[name].weights)})
@@ -168,9 +171,7 @@ def _epsilons(model, epsilon):
     return names, wanted
 
 
-def search_epsilon(
-    model, calibration, good, low=0.02, high=0.8, steps=6, penalty="nuclear", largest=True, **options
-):
+def search_epsilon(profile, *, good, low=0.02, high=0.8, steps=6, penalty="nuclear", largest=True, **options):
     """Return (epsilon, its solutions, DataFrame of all evaluations) for the epsilon that a condition asks for.
 
     ``largest=True``: the largest epsilon whose answers are good, for conditions that hold while epsilon is small
@@ -196,7 +197,7 @@ def search_epsilon(
     def passes(epsilon):
         begin = time.perf_counter()
         nearest = min(answers, key=lambda other: abs(math.log(other / epsilon)), default=None)
-        answers[epsilon] = solve_network(model, calibration, epsilon, penalty, warm_start=answers.get(nearest), **options)
+        answers[epsilon] = solve_network(profile, epsilon, penalty=penalty, warm_start=answers.get(nearest), **options)
         fine = bool(good(answers[epsilon]))
         rows.append({"epsilon": epsilon, "good": fine, "seconds": time.perf_counter() - begin})
         return fine
@@ -294,13 +295,13 @@ def reweighted(inputs, outputs, epsilon, relu=True, original=None, rounds=2, dam
     )
 
 
-def ranks(model, solutions, cut=admm.RANK_TOLERANCE):
+def ranks(profile, solutions, *, cut=admm.RANK_TOLERANCE):
     """Return the plan ``{layer: rank}`` of DDLR answers: singular values of the weights above `cut` of the largest.
 
     The bias, a row of U, is kept whole and does not count. Layers whose factors would not pay are absent: they stay
     as they were. Raises ValueError for a `cut` outside 0 <= cut < 1 and answers that do not fit the network.
     """
-    return _plan(model, _spectra(model, solutions), _share(cut))
+    return _plan(profile.model, _spectra(profile.model, solutions), _share(cut))
 
 
 def _spectra(model, solutions):
@@ -325,14 +326,15 @@ def _plan(model, spectra, cut):
     return found
 
 
-def cut_for(model, solutions, kept, kind, index_bits=16):
+def cut_for(profile, solutions, kept, *, kind, index_bits=16):
     """Return the smallest cut at which the network of these answers keeps at most a share `kept` of the parameters.
 
-    Bisection on the cut, no data. `kept`: share of all parameters of `model`, 0 < kept <= 1. `kind`: "low_rank", thin
+    Bisection on the cut, no data. `kept`: share of all parameters of the network, 0 < kept <= 1. `kind`: "low_rank", thin
     layers as `low_rank` makes them with the same answers and this cut, or "non-zeros" or "indices", as `stored` counts
     what `sparse` makes ("indices" with `index_bits` each).
     Raises ValueError for a share that no cut reaches, with the shares that can be reached.
     """
+    model = profile.model
     if isinstance(kept, bool) or not isinstance(kept, Real) or not 0 < kept <= 1:
         raise ValueError(f"kept={kept!r} is not a share above 0 and at most 1")
     whole = sum(p.numel() for p in model.parameters())
@@ -372,18 +374,17 @@ def cut_for(model, solutions, kept, kind, index_bits=16):
     return high
 
 
-def low_rank(model, solutions, cut=admm.RANK_TOLERANCE, refit=None, relu=False, iterations=10):
+def low_rank(profile, solutions, *, cut=admm.RANK_TOLERANCE, refit=False, relu=False, iterations=10):
     """Return a new model with the layers of DDLR answers as stock thin layers, and the plan that it has.
 
-    `cut`: singular values below this share of the largest go. `refit`, calibration images or None: the factors are
-    fitted again to the original network's outputs, in the output subspace that DDLR chose (the nuclear norm shrinks
+    `cut`: singular values below this share of the largest go. `refit`: the factors are fitted again to the original network's outputs, in the output subspace that DDLR chose (the nuclear norm shrinks
     what it keeps), layer after layer on what the network gives so far; ``relu=True`` fits what is left after the ReLU
     (`sequential.sweep`, with its `iterations`). Layers that stay dense keep their original weights, refitted where
     `refit` is given. Raises ValueError as `ranks`, and for images that do not fit.
     """
-    plan = ranks(model, solutions, cut)
-    if refit is not None:
-        _images(refit)
+    model, plan = profile.model, ranks(profile, solutions, cut=cut)
+    if refit:
+        _images(profile.calibration)
     left, thin = {}, {}
     for name, rank in plan.items():
         layer = model.get_submodule(name)
@@ -394,8 +395,8 @@ def low_rank(model, solutions, cut=admm.RANK_TOLERANCE, refit=None, relu=False, 
         kind = layer.weight.dtype
         factors = svd.Factors(u[:, :rank] * root, root[:, None] * vt[:rank], bias, dtype=kind)
         thin[name] = factors.layers(rank).to(layer.weight.device)
-    if refit is not None:
-        return sweep(model, plan, refit, relu=relu, within=left, iterations=iterations), plan
+    if refit:
+        return sweep(profile, plan, relu=relu, within=left, iterations=iterations), plan
     return replaced(model, thin), plan
 
 
@@ -403,22 +404,22 @@ def _cut(weight, cut):
     return torch.where(weight.abs() <= cut * weight.abs().max(), 0, weight)
 
 
-def sparse(model, solutions, cut=admm.RANK_TOLERANCE, refit=None, ridge=1e-6):
+def sparse(profile, solutions, *, cut=admm.RANK_TOLERANCE, refit=False, ridge=1e-6):
     """Return a new model with the layers of Net-Trim answers, weights below `cut` of the largest zero; stored densely.
 
-    `refit`, calibration images or None: the weights that are left are fitted again by least squares, w_S = (C_SS +
+    `refit`: the weights that are left are fitted again on the calibration inputs by least squares, w_S = (C_SS +
     ridge)^-1 (B_S + ridge w0_S) for each unit with support S, C the covariance of the inputs x, B that with the target
     and w0 the original weights; the bias is free. Layer after layer: inputs as the sparse network so far gives them,
     targets the original network's outputs. Linear layers without an answer keep their original weights, refitted
     (all of them) once a layer before them has changed, as in `low_rank`. `ridge`: share of the mean variance.
     Raises ValueError as `ranks`, and for images that do not fit.
     """
-    cut, new = _share(cut), {}
+    model, cut, new = profile.model, _share(cut), {}
     for name, solution in solutions.items():
         layer = model.get_submodule(name)
         weight = _cut(_weight(model, name, solution), cut)
         new[name] = dense(layer, torch.cat([weight, solution.weights[layer.in_features :]]))
-    if refit is None:
+    if not refit:
         return replaced(model, new)
     small, changed = replaced(model, {}), False
     for name in _linear_layers(model):
@@ -426,7 +427,7 @@ def sparse(model, solutions, cut=admm.RANK_TOLERANCE, refit=None, ridge=1e-6):
             support = (new[name] if name in new else model.get_submodule(name)).weight.detach() != 0
             if name not in new:
                 support = torch.ones_like(support)
-            fitted = _least_squares(small, model, name, _images(refit), support, ridge)
+            fitted = _least_squares(small, model, name, _images(profile.calibration), support, ridge)
             small, changed = replaced(small, {name: fitted}), True
     return small
 
@@ -482,7 +483,7 @@ def _counted(model, counts, index_bits):
 ROUNDING = {torch.float64: admm.FEASIBLE, torch.float32: 1e-6}  # relative violation that the stored dtype explains
 
 
-def constraints(model, compressed, calibration, epsilon, inputs_of=None, tolerance=None):
+def constraints(profile, compressed, epsilon, *, inputs_of=None, tolerance=None):
     """Return a DataFrame with one row a layer: do the weights of `compressed` keep the original layer's constraints?
 
     Columns: layer, error, epsilon, sign, feasible (`ddlr.check`); a thin layer counts as the product of its factors.
@@ -492,7 +493,7 @@ def constraints(model, compressed, calibration, epsilon, inputs_of=None, toleran
     stored numbers can hold, 1e-9 for float64, 1e-6 for float32 and 1e-2 for anything less.
     Raises ValueError for layers that are not there and networks that do not match.
     """
-    names, wanted = _epsilons(model, epsilon)
+    names, wanted = _epsilons(profile.model, epsilon)
     if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not tolerance >= 0):
         raise ValueError(f"tolerance={tolerance!r} is not a number of at least 0")
     rows = []
@@ -504,7 +505,7 @@ def constraints(model, compressed, calibration, epsilon, inputs_of=None, toleran
                 raise ValueError(f"the network {which} has no layer {name!r}")
         small = compressed.get_submodule(name)
         weights = _product(name, small)
-        x, y, relu = layer_data(inputs_of or model, name, calibration, outputs_of=model)
+        x, y, relu = layer_data(profile, name, inputs_of=inputs_of)
         found = ddlr.check(weights, x, y, wanted[name], relu)
         allowed = ROUNDING.get(next(small.parameters()).dtype, 1e-2) if tolerance is None else tolerance
         row = {"layer": name, "error": found.error, "epsilon": found.epsilon, "sign": found.sign}

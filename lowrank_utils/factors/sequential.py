@@ -16,8 +16,8 @@ from lowrank_utils.factors import svd
 from lowrank_utils.factors.svd import reduced_rank
 from lowrank_utils.network import unfold
 from lowrank_utils.network.graph import Followers, execution_order, followed_by, owners, trace, weight_layers
-from lowrank_utils.network.modules import check_there, evaluating, fold_bias_into_norm, replaced
-from lowrank_utils.network.statistics import CrossMoments, fisher
+from lowrank_utils.network.modules import evaluating, fold_bias_into_norm, replaced
+from lowrank_utils.network.statistics import CrossMoments
 from lowrank_utils.network.unfold import output_rows
 from lowrank_utils.network.walk import Walk
 
@@ -73,11 +73,11 @@ def cross_validated_ridge(covariance, cross, energy, count):
 
 
 def sweep(
-    model,
+    profile,
     plan,
-    calibration,
+    *,
     relu=False,
-    refit=True,
+    refit_dense=True,
     within=None,
     weighted=False,
     iterations=None,
@@ -94,7 +94,7 @@ def sweep(
     is what the sum was less what the shortcut now gives. ``relu=True``: where a ReLU follows, only max(., 0) matters, so the target is
     T where it is positive and min(current, 0) elsewhere; the problem is solved again `iterations` times (10, or 3 in a
     network with convolutions) with momentum (a heuristic after the majorise-minimise scheme: most steps lower the error
-    after the ReLU, not all do). ``refit=True``: layers that stay dense get the full-rank answer, which costs no parameters
+    after the ReLU, not all do). ``refit_dense=True``: layers that stay dense get the full-rank answer, which costs no parameters
     (not those that share a weight or are used more than once).
     ``within``: {layer: orthonormal columns, d_out x rank} holds the outputs of a linear layer in a subspace that was
     chosen elsewhere, and only refits the rest. ``weighted=True``: errors count as much as the network's answer feels
@@ -104,19 +104,21 @@ def sweep(
 
     Memory does not depend on the number of images: each pass keeps one matrix of d_in x d_in and one of d_out x d_in
     numbers, the activations of one batch at work, and those of other batches up to `memory` bytes; what does not fit is
-    computed again from the images for each layer. The model runs in eval mode. Parameters: `plan`, ``{layer:
-    rank}``, or ``(scheme, rank)``; `calibration`, network inputs (N first). A layer without bias keeps none: where a
+    computed again from the images for each layer. The model runs in eval mode. Parameters: `profile`, with
+    calibration inputs; `plan`, ``{layer: rank}``, or ``(scheme, rank)``. A layer without bias keeps none: where a
     batch norm follows, its running mean takes the difference. Where torch.fx cannot trace the network, or does
     not see a layer, each layer has its own outputs as target, which a warning says. Raises ValueError for layers that
     are not there or cannot be factored, ranks outside 1..full rank, planned layers that share a weight, are used more
     than once in one pass or by some images only, a network without parameters or in half precision, and calibration
     data that are no images of this network.
 
+    >>> from lowrank_utils import profile
     >>> model = nn.Sequential(nn.Linear(9, 6), nn.ReLU(), nn.Linear(6, 2))
-    >>> [type(layer).__name__ for layer in sweep(model, {"0": 2}, torch.randn(50, 9))]
+    >>> [type(layer).__name__ for layer in sweep(profile(model, torch.randn(50, 9)), {"0": 2})]
     ['Sequential', 'ReLU', 'Linear']
     """
-    check_there(model)
+    profile.check_unchanged()
+    model, calibration = profile.model, profile.calibration
     if not torch.is_tensor(calibration) or calibration.ndim < 2 or len(calibration) == 0:
         raise ValueError("calibration must be a tensor of at least one input, with the images along its first axis")
     if iterations is None:
@@ -148,7 +150,7 @@ def sweep(
     def alone(name):  # a copy of a shared parameter would be one more
         return all(len(holders[id(value)]) == 1 for value in modules[name].parameters())
 
-    refitted = [name for name in weight_layers(model) if refit and "weight" in modules[name]._parameters and alone(name)]
+    refitted = [name for name in weight_layers(model) if refit_dense and "weight" in modules[name]._parameters and alone(name)]
     wanted = [name for name in weight_layers(model) if name in plan or name in refitted]
     order = _order(model, wanted, plan, calibration[:2].to(first.device, first.dtype, copy=True))
     tied = [name for name in plan if not alone(name)]
@@ -170,7 +172,7 @@ def sweep(
         order = [name for name in after if name in order]  # as the nodes stand
     metrics = {}
     if weighted and plan:
-        for name, found in fisher(model, list(plan), calibration).items():
+        for name, found in profile.fisher_of(list(plan)).items():
             scale = found.diagonal().mean()
             metrics[name] = (0.7 / scale if scale else 0.0) * found + 0.3 * torch.eye(len(found)).to(found)
     thin = {}

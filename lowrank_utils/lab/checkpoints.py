@@ -219,9 +219,10 @@ def save_compressed(model, path, plan, original=None, **metadata):
     weights, and metadata that are not JSON; OSError where the file cannot be written.
 
     >>> import tempfile
+    >>> from lowrank_utils import profile
     >>> from lowrank_utils.factors.replace import apply_plan
     >>> network = models.build("lenet300", (1, 8, 8), 10)
-    >>> small = apply_plan(network, {"fc1": 4, "fc2": 90})  # rank 90 would not pay
+    >>> small = apply_plan(profile(network), {"fc1": 4, "fc2": 90})  # rank 90 would not pay
     >>> path = tempfile.mkdtemp() + "/small.safetensors"
     >>> save_compressed(small, path, {"fc1": 4, "fc2": 90}, network="lenet300", input_shape=(1, 8, 8), classes=10)
     >>> load_compressed(path)[1]
@@ -272,9 +273,10 @@ def load_compressed(path, model=None):
     network, and NaN or infinite weights.
 
     >>> import tempfile
+    >>> from lowrank_utils import profile
     >>> from lowrank_utils.factors.replace import apply_plan
     >>> mine, x = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(5, 8)
-    >>> small, path = apply_plan(mine, {"0": 2}), tempfile.mkdtemp() + "/mine.safetensors"
+    >>> small, path = apply_plan(profile(mine), {"0": 2}), tempfile.mkdtemp() + "/mine.safetensors"
     >>> save_compressed(small, path, {"0": 2}, original=mine, note="as an example")
     >>> again, metadata = load_compressed(path, mine)
     >>> torch.equal(again(x), small(x)), metadata

@@ -1,11 +1,17 @@
-"""What a network is made of: one profile a layer, with its costs and spectrum.
+"""A network read once: its layers with costs and spectra, its graph, and statistics of data, cached on first use.
 
 A *plan* is a plain dict from layer name to rank, or to (scheme, rank) for a convolution (see `unfold`); a layer that
 is absent stays dense. Costs are those of the project's one ledger: multiply-accumulates (MACs) for one input, and
-parameters with biases counted."""
+parameters with biases counted.
+"""
+
+from __future__ import annotations
 
 import contextlib
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,12 +19,30 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank_utils.network import modules, unfold
+from lowrank_utils.network import graph, modules, statistics, unfold
 from lowrank_utils.network.graph import owners
 from lowrank_utils.network.unfold import parse_entry
 
 RESOURCES = ("parameters", "macs")
 GRAM_FROM = 1024  # rows and columns from which singular values come from W W^T, ten times faster; good to about 1e-7 of the largest
+
+
+class _Lazy:
+    """A field of a dataclass that may be given as a function, which is called once, when the value is first read."""
+
+    def __set_name__(self, owner, name):
+        self.name = "_" + name
+
+    def __get__(self, instance, owner=None):
+        if instance is None:
+            return None  # the default
+        value = vars(instance)[self.name]
+        if callable(value):
+            value = vars(instance)[self.name] = value()
+        return value
+
+    def __set__(self, instance, value):
+        vars(instance)[self.name] = value
 
 
 @dataclass(frozen=True)
@@ -39,7 +63,7 @@ class LayerProfile:
     positions: int
     parameters: int
     macs: int
-    singular_values: np.ndarray | None = None
+    singular_values: np.ndarray | None = _Lazy()
     reason: str = ""
     scheme: str | None = None
     costs: dict | None = None
@@ -69,12 +93,12 @@ class LayerProfile:
         """Return what a plan says of this layer at `rank`: the rank, or (scheme, rank) for a convolution."""
         return rank if self.scheme is None else (self.scheme, rank)
 
-    def cost(self, rank=None, resource="parameters"):
+    def cost(self, rank=None, resource="macs"):
         """Return the cost of the layer at `rank` (or at an entry of a plan), or dense where `rank` is None.
 
         For a linear layer rank (d_in + d_out) weights, times positions for MACs, plus the bias for parameters.
 
-        >>> LayerProfile("fc", "linear", (300, 784), True, 1, 235500, 235200).cost(10)
+        >>> LayerProfile("fc", "linear", (300, 784), True, 1, 235500, 235200).cost(10, "parameters")
         11140
         """
         check_resource(resource)
@@ -87,7 +111,7 @@ class LayerProfile:
             return max(rank, 1) * each.macs
         return max(rank, 1) * each.parameters + (self.shape[0] if self.bias else 0)
 
-    def break_even(self, resource="parameters", scheme=None):
+    def break_even(self, resource="macs", scheme=None):
         """Return the largest rank that costs less than the dense layer; 0 where none does.
 
         Largest whole r < d_in d_out / (d_in + d_out); the same for MACs and parameters in a linear layer, not in a
@@ -109,14 +133,15 @@ def check_resource(resource):
         raise ValueError(f"unknown resource {resource!r}; known: {', '.join(RESOURCES)}")
 
 
-def read_layers(model, input_shape, spectra=True, dense=(), scheme=None):
+def read_layers(model, input_shape, spectra=True, dense=(), scheme=None, guard=None):
     """Return a list of `LayerProfile`, one for every layer with weights, in the order of ``model.named_modules()``.
 
     Parameters: `model`, any ``nn.Module``; `input_shape`, the shape of one input without the batch axis, e.g.
     (1, 28, 28); `spectra`, whether to compute singular values (float64); `dense`, names of layers to leave dense,
     such as the classifier or the first layer: they are counted, and no plan touches them; `scheme`, the one of
     `unfold.NAMES` that convolutions are seen in, or ``{layer: scheme}`` (default: spatial). A layer that does not have
-    it, such as a 1 x 1 convolution, takes its usual one.
+    it, such as a 1 x 1 convolution, takes its usual one. With a `guard`, a function, spectra are computed when they are first
+    read, after a call of it.
 
     The model sees one input of zeros in eval mode, which counts how often each layer is used. Linear layers and 2-D
     convolutions can be factored; every other layer with a weight matrix or kernel is listed with the reason why it is
@@ -173,7 +198,8 @@ def read_layers(model, input_shape, spectra=True, dense=(), scheme=None):
         own = own if own in known else (known or (None,))[0]
         values = None
         if spectra and known:
-            values = _singular_values(module, own).square().mean(0).sqrt().cpu().numpy()
+            values = partial(_spectrum, module, own, guard)
+            values = values if guard else values()
         bias = torch.is_tensor(getattr(module, "bias", None))
         if name in uses:
             macs = weight.numel() * used["outputs"]
@@ -195,6 +221,12 @@ def read_layers(model, input_shape, spectra=True, dense=(), scheme=None):
             )
         )
     return cards
+
+
+def _spectrum(layer, scheme, guard=None):
+    if guard is not None:
+        guard()
+    return _singular_values(layer, scheme).square().mean(0).sqrt().cpu().numpy()
 
 
 def _singular_values(layer, scheme):
@@ -268,7 +300,7 @@ def count_uses(model, input_shape):
     return uses, calls, inner
 
 
-def plan_cost(cards, plan, resource="parameters"):
+def plan_cost(cards, plan, resource="macs"):
     """Return the cost of the carded layers under `plan` (int); layers that do not pay count as dense.
 
     Batch norms and other layers without a weight matrix are in no card; `score.parameters` counts them too.
@@ -276,7 +308,7 @@ def plan_cost(cards, plan, resource="parameters"):
     return sum(card.cost(if_cheaper(card, plan.get(card.name), resource), resource) for card in cards)
 
 
-def if_cheaper(card, rank, resource="parameters"):
+def if_cheaper(card, rank, resource="macs"):
     """Return `rank` (or the entry of a plan) where it is cheaper than the dense layer in `resource`, else None: the layer stays dense.
 
     >>> card = LayerProfile("fc", "linear", (300, 784), True, 1, 235500, 235200)
@@ -287,3 +319,193 @@ def if_cheaper(card, rank, resource="parameters"):
         return None
     scheme, number = parse_entry(rank)
     return None if max(number, 1) > card.break_even(resource, scheme) else rank
+
+
+class Profile(Sequence):
+    """A network, read once: its layers and costs, its graph, and statistics of calibration data, cached on first use.
+
+    Made by `profile`. It is a sequence of its layers, so ``for layer in profile`` and ``profile["fc1"]`` work.
+
+    Attributes
+    ----------
+    model : the network, which is never changed.
+    calibration : inputs of the network (N first), or None.
+    input_shape : shape of one input without N, or None where it is not known.
+    dense, scheme : as `profile` was asked.
+    digest : of the weights, when they were read.
+    """
+
+    def __init__(self, model, calibration=None, *, input_shape=None, dense=(), scheme=None, spectra=True):
+        modules.check_there(model)
+        if next(model.parameters(), None) is None:
+            raise ValueError("this network has no parameters, so it has no layer to read")
+        told = "one input"
+        if input_shape is None and torch.is_tensor(calibration) and calibration.ndim > 1:
+            input_shape, told = tuple(calibration.shape[1:]), "calibration images"
+        self.model, self.calibration = model, calibration
+        self.input_shape = None if input_shape is None else tuple(input_shape)
+        self.dense, self.scheme, self._spectra = tuple(dense), scheme, spectra
+        self._layers: tuple[LayerProfile, ...] | None = None
+        self._uses, self._order, self._followers = None, None, None
+        self._moments: dict[str, statistics.Moments] = {}
+        self._fisher: dict[tuple[str, int], torch.Tensor] = {}
+        self.digest = _digest(model)
+        if self.input_shape is None:
+            modules.check_finite(model)
+            return
+        try:
+            layers = read_layers(model, self.input_shape, spectra, self.dense, scheme, guard=self.check_unchanged)
+        except ValueError as error:
+            raise ValueError(str(error).replace("take one input of shape", f"take {told} of shape")) from error
+        self._layers = tuple(layers)
+
+    def __len__(self):
+        return len(self.layers)
+
+    def __getitem__(self, key):
+        if not isinstance(key, str):
+            return self.layers[key]
+        for layer in self.layers:
+            if layer.name == key:
+                return layer
+        raise KeyError(f"there is no layer {key!r} in this profile; it has {', '.join(layer.name for layer in self)}")
+
+    def __repr__(self):
+        read = "not counted" if self._layers is None else f"{len(self._layers)} layers"
+        seen = "no calibration" if self.calibration is None else f"{len(self.calibration)} calibration inputs"
+        return f"Profile({type(self.model).__name__}: {read}, {seen})"
+
+    def check_unchanged(self) -> None:
+        """Raise ValueError where the weights of the model are no longer those that were read."""
+        if _digest(self.model) != self.digest:
+            raise ValueError("the model has changed since its profile was made; make a new one with lowrank_utils.profile")
+
+    @property
+    def layers(self) -> tuple[LayerProfile, ...]:
+        """One `LayerProfile` for each layer with weights, in the order of ``model.named_modules()``."""
+        if self._layers is None:
+            raise ValueError("costs need the shape of an input: make the profile with input_shape= or calibration=")
+        return self._layers
+
+    @property
+    def factorable(self) -> list[str]:
+        """The names of the layers that a plan may cut."""
+        return [layer.name for layer in self.layers if not layer.reason]
+
+    @property
+    def uses(self) -> dict[str, dict[str, int]]:
+        """How many positions each layer reads and writes for one input; {} where the input's shape is not known."""
+        if self._uses is None:
+            self._uses = {} if self.input_shape is None else count_uses(self.model, self.input_shape)[0]
+        return self._uses
+
+    @property
+    def order(self) -> list[str]:
+        """The names of the layers with weights as a forward pass meets them, each time that it does."""
+        if self._order is None:
+            first = next(self.model.parameters())
+            names = [layer.name for layer in self.layers if layer.positions]
+            image = torch.zeros(1, *self.input_shape, dtype=first.dtype, device=first.device)
+            self._order = graph.execution_order(self.model, names, image)
+        return self._order
+
+    @property
+    def followers(self) -> dict[str, graph.Followers]:
+        """What becomes of each layer's output (`graph.followed_by`), shapes checked where calibration is at hand."""
+        if self._followers is None:
+            self._followers = graph.followed_by(self.model, None, self.calibration)
+        return self._followers
+
+    def takes_mean(self, name) -> bool:
+        """Whether a bias can take the mean of a layer's error: its own, or that of the batch norm right behind it."""
+        if self.model.get_submodule(name).bias is not None:
+            return True
+        return name in self.followers and self.followers[name].norm is not None
+
+    @property
+    def moments(self) -> dict[str, statistics.Moments]:
+        """Mean and covariance of the inputs of every layer that can be factored (`statistics.collect_moments`)."""
+        return self.moments_of(self.factorable)
+
+    @property
+    def fisher(self) -> dict[str, torch.Tensor]:
+        """Fisher information of the outputs of every layer that can be factored (`statistics.fisher`)."""
+        return self.fisher_of(self.factorable)
+
+    def moments_of(self, names) -> dict[str, statistics.Moments]:
+        """Return {layer: Moments} of the named layers; what was collected before is not collected again."""
+        self._need_calibration("the moments of layer inputs")
+        missing = [name for name in names if name not in self._moments]
+        if missing:
+            self._moments |= statistics.collect_moments(self.model, missing, self.calibration)
+        return {name: self._moments[name] for name in names}
+
+    def fisher_of(self, names, images=None) -> dict[str, torch.Tensor]:
+        """Return {layer: Fisher information, d_out x d_out} of the named layers, from the first `images` calibration inputs (None: all)."""
+        self._need_calibration("the Fisher information")
+        count = len(self.calibration) if images is None else min(images, len(self.calibration))
+        missing = [name for name in names if (name, count) not in self._fisher]
+        if missing:
+            found = statistics.fisher(self.model, missing, self.calibration[:count])
+            self._fisher |= {(name, count): value for name, value in found.items()}
+        return {name: self._fisher[name, count] for name in names}
+
+    def but(self, **changes) -> Profile:
+        """Return a profile of the same model with other `dense`, `scheme`, `calibration` or `input_shape`; statistics are shared.
+
+        >>> mine = profile(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), input_shape=(4,))
+        >>> mine.but(dense=["1"]).factorable
+        ['0']
+        """
+        self.check_unchanged()
+        options = {"calibration": self.calibration, "input_shape": self.input_shape, "dense": self.dense, "scheme": self.scheme}
+        unknown = changes.keys() - options.keys()
+        if unknown:
+            raise ValueError(f"a profile has no {', '.join(sorted(unknown))} to change; it has {', '.join(options)}")
+        new = Profile(self.model, **options | changes, spectra=self._spectra)
+        if "calibration" not in changes:
+            new._moments, new._fisher = self._moments, self._fisher
+        return new
+
+    def _need_calibration(self, what):
+        self.check_unchanged()
+        if self.calibration is None:
+            raise ValueError(f"{what} need calibration inputs: make the profile with calibration=")
+
+
+def profile(
+    model: nn.Module,
+    calibration: torch.Tensor | None = None,
+    *,
+    input_shape: Sequence[int] | None = None,
+    dense: Sequence[str] = (),
+    scheme: str | dict[str, str] | None = None,
+    spectra: bool = True,
+) -> Profile:
+    """Return the `Profile` of `model`: everything that choosers of ranks and factorisers need to know about it.
+
+    Parameters
+    ----------
+    model : any ``nn.Module``.
+    calibration : inputs of the network (N first), for moments and Fisher information.
+    input_shape : shape of one input without N, e.g. (1, 28, 28); taken from `calibration` where that is given.
+    dense, scheme, spectra : as in `read_layers`.
+
+    Raises ValueError for a network without parameters or on the meta device, NaN weights, and inputs that it cannot
+    take. Asked for statistics without calibration, or after the weights have changed, it says so.
+
+    >>> mine = profile(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), input_shape=(1, 8, 8))
+    >>> mine["1"].macs, mine["1"].break_even(), mine.factorable
+    (640, 8, ['1'])
+    """
+    return Profile(model, calibration, input_shape=input_shape, dense=dense, scheme=scheme, spectra=spectra)
+
+
+def _digest(model):
+    # a checksum of all numbers: a gigabyte a second, and it sees changes through .data
+    found = 0
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        plain = value.detach().cpu().contiguous()
+        found = zlib.crc32(name.encode(), found)
+        found = zlib.crc32(plain.reshape(-1).view(torch.uint8).numpy() if plain.numel() else b"", found)
+    return found

@@ -49,7 +49,7 @@ def output_shares(factors, moments):
     return energy / energy.sum() if energy.sum() else energy
 
 
-def rank_components(cards, rule="entropy", factors=None, moments=None, seed=0):
+def rank_components(profile, rule="entropy", factors=None, moments=None, seed=0):
     """Return a DataFrame of all components of the layers that can be factored, the first to be dropped first.
 
     Columns: layer, component (1 is the largest), share (of the layer's energy, p_i), score (what `rule` gives it) and
@@ -59,7 +59,7 @@ def rank_components(cards, rule="entropy", factors=None, moments=None, seed=0):
 
     `rule`: ``"entropy"`` -p_i log p_i; ``"energy"`` p_i; ``"output"`` the share of output energy on data
     (`output_shares`); ``"magnitude"`` s_i, not normalised by layer; ``"random"`` uniform numbers from `seed`, the
-    largest of a layer for its first component. Parameters: `cards` of `profile.read_layers`; `factors`, ``{name: Factors}``
+    largest of a layer for its first component. Parameters: `profile`, of `lowrank_utils.profile`; `factors`, ``{name: Factors}``
     of `replace.decompose_layers`, and `moments`, ``{name: Moments}`` of `statistics.collect_moments`, both for ``"output"`` only.
 
     Raises ValueError for an unknown rule, for "output" without factors and moments of every layer, and where no
@@ -75,12 +75,12 @@ def rank_components(cards, rule="entropy", factors=None, moments=None, seed=0):
     """
     if rule not in COMPONENT_RULES:
         raise ValueError(f"unknown rule {rule!r} for components; known: {', '.join(COMPONENT_RULES)}")
-    free = [card for card in cards if not card.reason]
+    free = [card for card in profile if not card.reason]
     if any(card.singular_values is None for card in free):
-        raise ValueError("these cards have no spectrum; make them with survey(..., spectra=True)")
+        raise ValueError("this profile has no spectra; make it with spectra=True")
     if not free:
         raise ValueError(
-            "no layer of this network can be factored: " + "; ".join(f"{c.name}: {c.reason}" for c in cards)
+            "no layer of this network can be factored: " + "; ".join(f"{c.name}: {c.reason}" for c in profile)
         )
     lacking = [card.name for card in free if card.name not in (factors or {}) or card.name not in (moments or {})]
     if rule == "output" and lacking:
@@ -119,7 +119,7 @@ def _zero(s, shape):
     return s <= s[0] * max(shape) * torch.finfo(torch.float32).eps if s[0] else np.ones(len(s), bool)
 
 
-def components_plan(cards, kept, rule="entropy", resource="parameters", factors=None, moments=None, seed=0):
+def components_plan(profile, kept, *, rule="entropy", resource="macs", factors=None, moments=None, seed=0):
     """Return the plan ``{layer: rank}`` left when components are dropped over the whole network until the budget is met.
 
     Components go in the order of `rank_components`; each layer keeps at least one. Above a layer's break-even
@@ -131,13 +131,13 @@ def components_plan(cards, kept, rule="entropy", resource="parameters", factors=
 
     >>> from torch import nn
     >>> from lowrank_utils.network.profile import plan_cost, read_layers
-    >>> cards = read_layers(nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 16)), (64,))
-    >>> found = components_plan(cards, 0.3)
-    >>> 0.28 < plan_cost(cards, found) / plan_cost(cards, {}) <= 0.3
+    >>> profile = read_layers(nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 16)), (64,))
+    >>> found = components_plan(profile, 0.3)
+    >>> 0.28 < plan_cost(profile, found) / plan_cost(profile, {}) <= 0.3
     True
     """
     checks.check_share(kept=kept)
-    order = rank_components(cards, rule, factors, moments, seed)
+    order = rank_components(profile, rule, factors, moments, seed)
     order = order[(order["key"] > 0) & (order["component"] > 1)][::-1]
     steps = [(name, int(component)) for name, component in zip(order["layer"], order["component"])]
-    return rules.greedy_plan(cards, steps, kept, resource)
+    return rules.greedy_plan(profile, steps, kept, resource)

@@ -18,13 +18,13 @@ from lowrank_utils.network.profile import if_cheaper, plan_cost, read_layers
 from lowrank_utils.network.unfold import parse_entry
 
 
-def least_plan(cards, resource="parameters"):
+def least_plan(profile, resource="macs"):
     """Return the smallest plan: rank 1 wherever it pays, rank 0 for a layer of zeros."""
-    ones = {card.name: int(np.any(card.singular_values)) for card in cards if not card.reason}
-    return {c.name: c.entry(ones[c.name]) for c in cards if if_cheaper(c, ones.get(c.name), resource) is not None}
+    ones = {card.name: int(np.any(card.singular_values)) for card in profile if not card.reason}
+    return {c.name: c.entry(ones[c.name]) for c in profile if if_cheaper(c, ones.get(c.name), resource) is not None}
 
 
-def greedy_plan(cards, steps, kept, resource="parameters"):
+def greedy_plan(profile, steps, kept, resource="macs"):
     """Return the plan with at most a share `kept` of the carded layers' cost, grown from rank 1 everywhere.
 
     `steps` is a list of (layer name, rank), for each layer with rising ranks: components enter in this order, until
@@ -34,16 +34,16 @@ def greedy_plan(cards, steps, kept, resource="parameters"):
     Raises ValueError where `kept` is no share, or the smallest plan is above the budget.
 
     >>> from torch import nn
-    >>> cards = read_layers(nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 16)), (64,))
-    >>> greedy_plan(cards, [("0", 2), ("1", 2), ("1", 3)], 0.12)
+    >>> profile = read_layers(nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 16)), (64,))
+    >>> greedy_plan(profile, [("0", 2), ("1", 2), ("1", 3)], 0.12, "parameters")
     {'0': 2, '1': 1}
     """
     check_share(kept=kept)
-    total = plan_cost(cards, {}, resource)
+    total = plan_cost(profile, {}, resource)
     budget = kept * total
-    free = {card.name: card for card in cards if not card.reason}
-    found = {name: parse_entry(planned)[1] for name, planned in least_plan(cards, resource).items()}
-    size = plan_cost(cards, found, resource)
+    free = {card.name: card for card in profile if not card.reason}
+    found = {name: parse_entry(planned)[1] for name, planned in least_plan(profile, resource).items()}
+    size = plan_cost(profile, found, resource)
     if size > budget:
         raise ValueError(f"kept={kept} of {resource} cannot be reached: rank 1 in every layer keeps {size / total:.4f}")
     blocked = False
@@ -196,22 +196,22 @@ def evbmf_rank(singular_values, shape):
     return int((squares > large * np.exp(best) * x_bar).sum())
 
 
-def threshold_plan(cards, threshold=None, rule="energy", resource="parameters"):
+def threshold_plan(profile, *, threshold=None, rule="energy", resource="macs"):
     """Return ``{layer name: rank}`` at one threshold for all layers; layers whose factors do not pay are absent.
 
-    Parameters: `cards` of `profile.read_layers`; `threshold` in (0, 1], None for ``rule="evbmf"``; `rule`, one of `RULES`
+    Parameters: `profile`, of `lowrank_utils.profile`; `threshold` in (0, 1], None for ``rule="evbmf"``; `rule`, one of `RULES`
     or ``"evbmf"``. `rank_table` tells the same with what stayed dense and why.
     """
-    table = rank_table(cards, threshold, rule, resource)
+    table = rank_table(profile, threshold=threshold, rule=rule, resource=resource)
     paying = table[table["kept_as"] == "factors"]
-    named = {card.name: card for card in cards}
+    named = {card.name: card for card in profile}
     return {name: named[name].entry(int(value)) for name, value in zip(paying["layer"], paying["rank"])}
 
 
-def rank_table(cards, threshold=None, rule="energy", resource="parameters"):
+def rank_table(profile, *, threshold=None, rule="energy", resource="macs"):
     """Return a DataFrame with one row a layer: layer, shape, full_rank, break_even, rank, kept_as, why."""
     rows = []
-    for card in cards:
+    for card in profile:
         found, why = None, card.reason
         if not why:
             if rule == "evbmf":
@@ -235,11 +235,11 @@ def rank_table(cards, threshold=None, rule="energy", resource="parameters"):
     return pd.DataFrame(rows, columns=columns).astype({"rank": "Int64"})
 
 
-def _events(cards, rule, resource):
+def _events(profile, rule, resource):
     # One entry for every step up from rank 1: the level that must be passed, the layer, and what it becomes.
     # Past the break-even rank the next step is the dense layer, and the last.
     steps = []
-    for card in cards:
+    for card in profile:
         if card.reason:
             continue
         level = levels(card.singular_values, rule)
@@ -252,24 +252,24 @@ def _events(cards, rule, resource):
     return sorted(steps)
 
 
-def least_kept(cards, resource="parameters"):
+def least_kept(profile, resource="macs"):
     """Return the smallest share of the carded layers' cost that a plan can reach: rank 1 wherever it pays."""
-    total = plan_cost(cards, {}, resource)
+    total = plan_cost(profile, {}, resource)
     if not total:
-        raise ValueError(f"these {len(cards)} cards hold no {resource}, so there is no share of them")
-    return plan_cost(cards, least_plan(cards, resource), resource) / total
+        raise ValueError(f"these {len(profile)} cards hold no {resource}, so there is no share of them")
+    return plan_cost(profile, least_plan(profile, resource), resource) / total
 
 
-def plan_at_size(cards, kept, rule="energy", resource="parameters"):
+def plan_at_size(profile, kept, *, rule="energy", resource="macs"):
     """Return the plan with at most a share `kept` of the carded layers' cost: the rule's threshold turned into a size.
 
     Components enter in the order of the threshold at which `rule` would take them (see `rules.greedy_plan`). So plans of
     different rules can be compared at equal size. Raises ValueError where the smallest plan (rank 1 everywhere) is
     above the budget.
 
-    Parameters: `cards` of `profile.read_layers`; `kept` in (0, 1]; `rule`, one of `RULES`; `resource`, "parameters" or "macs".
+    Parameters: `profile`, of `lowrank_utils.profile`; `kept` in (0, 1]; `rule`, one of `RULES`; `resource`, "parameters" or "macs".
     """
-    return greedy_plan(cards, [(name, step) for _, name, step in _events(cards, rule, resource)], kept, resource)
+    return greedy_plan(profile, [(name, step) for _, name, step in _events(profile, rule, resource)], kept, resource)
 
 
 @dataclass(frozen=True)
@@ -286,39 +286,39 @@ class AdaptiveSearch:
     evaluations: pd.DataFrame
 
 
-def adaptive_threshold(cards, accuracy, drop=0.01, rule="energy", resource="parameters"):
+def adaptive_threshold(profile, *, measure, drop=0.01, rule="energy", resource="macs"):
     """Return the `AdaptiveSearch` for the smallest threshold whose accuracy stays within `drop` of the dense network.
 
     Bisection over the distinct levels of all layers, about log2(levels) evaluations. Accuracy is nearly but not
     always monotone in the threshold: the answer is a threshold that was measured to be within the drop, and whose
     next lower measured one was not.
 
-    Parameters: `accuracy`, a function from a plan to accuracy (a share) on **valid** images, called with ``{}`` for
+    Parameters: `measure`, a function from a plan to accuracy (a share) on **valid** images, called with ``{}`` for
     the dense network first; `drop` as a share, 0.01 is one point; `rule`, one of `RULES`.
     Raises ValueError for a negative drop.
     """
     if isinstance(drop, bool) or not isinstance(drop, Real) or not 0 <= drop < 1:
         raise ValueError(f"drop {drop!r} is not a share in [0, 1); 0.01 is one point")
     candidates = sorted(
-        {float(v) for card in cards if not card.reason for v in levels(card.singular_values, rule) if v > 0} | {1.0}
+        {float(v) for card in profile if not card.reason for v in levels(card.singular_values, rule) if v > 0} | {1.0}
     )
-    dense = accuracy({})
+    dense = measure({})
     rows = []
 
-    def measure(threshold):
-        found = threshold_plan(cards, threshold, rule, resource)
-        value = accuracy(found)
+    def tried(threshold):
+        found = threshold_plan(profile, threshold=threshold, rule=rule, resource=resource)
+        value = measure(found)
         if not np.isfinite(value):
             raise ValueError(f"the accuracy of the plan at threshold {threshold:.4g} is {value}, not a number to compare by")
         within = bool(value >= dense - drop - 1e-9)
-        rows.append({"threshold": threshold, "accuracy": value, "cost": plan_cost(cards, found, resource), "within": within})
+        rows.append({"threshold": threshold, "accuracy": value, "cost": plan_cost(profile, found, resource), "within": within})
         return within, found, value
 
     low, high = -1, len(candidates) - 1
     best = (1.0, {}, dense)  # where no plan passes, the dense network is the answer
     while high - low > 1:
         middle = (low + high) // 2
-        within, found, value = measure(candidates[middle])
+        within, found, value = tried(candidates[middle])
         if within:
             high, best = middle, (candidates[middle], found, value)
         else:

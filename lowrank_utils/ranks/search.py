@@ -17,8 +17,7 @@ from scipy.interpolate import PchipInterpolator
 from lowrank_utils.checks import check_share
 from lowrank_utils.factors import svd
 from lowrank_utils.factors.replace import apply_plan, decompose_layers
-from lowrank_utils.network import statistics, unfold
-from lowrank_utils.network.graph import followed_by
+from lowrank_utils.network import unfold
 from lowrank_utils.network.profile import RESOURCES, plan_cost
 from lowrank_utils.network.unfold import parse_entry
 from lowrank_utils.ranks.allocation import allocate, falling
@@ -53,20 +52,20 @@ class SearchResult:
     ranked: tuple = field(default=(), repr=False)
 
 
-def options(cards, resources=("macs",), mixed=False, floor=0.1, multiple=1, tables=None):
+def rank_options(profile, resources=("macs",), *, mixed=False, floor=0.1, multiple=1, tables=None):
     """Return a list of `Options`, one for each layer that can be factored at less than its dense cost.
 
-    Parameters: `cards` of `profile.read_layers`; `resources`, those that will have a budget, of ``"parameters"``, ``"macs"``
+    Parameters: `profile`, of `lowrank_utils.profile`; `resources`, those that will have a budget, of ``"parameters"``, ``"macs"``
     and names of `tables`; `mixed`, whether convolutions may use every scheme or only that of their card; `floor`,
     no rank below this share of the break-even rank (single layers mislead badly at the lowest ranks; ENC takes 0.1);
     `multiple`, ranks are multiples of it (8 where latency is the goal); `tables`, ``{resource: {layer: {entry: cost}}}``
     for what must be measured, such as milliseconds: an option without an entry is left out, and None is the dense layer.
 
-    Raises ValueError for unknown resources, a floor that is no share, and cards without a layer to choose for.
+    Raises ValueError for unknown resources, a floor that is no share, and a profile without a layer to choose for.
 
     >>> from torch import nn
-    >>> from lowrank_utils.network.profile import read_layers
-    >>> found = options(read_layers(nn.Sequential(nn.Linear(20, 20)), (20,)), floor=0.5)
+    >>> from lowrank_utils import profile
+    >>> found = rank_options(profile(nn.Sequential(nn.Linear(20, 20)), input_shape=(20,)), floor=0.5)
     >>> found[0].entries, found[0].costs.ravel().tolist()
     ((5, 6, 7, 8, 9, None), [200.0, 240.0, 280.0, 320.0, 360.0, 400.0])
     """
@@ -80,7 +79,7 @@ def options(cards, resources=("macs",), mixed=False, floor=0.1, multiple=1, tabl
         raise ValueError(f"multiple={multiple!r} is not a whole number of at least 1")
     found = []
     counted = [r for r in resources if r in RESOURCES] or ["macs"]
-    for card in (card for card in cards if not card.reason):
+    for card in (card for card in profile if not card.reason):
         full, entries, costs = {}, [], []
 
         def price(entry):
@@ -110,33 +109,33 @@ def options(cards, resources=("macs",), mixed=False, floor=0.1, multiple=1, tabl
         entries, costs = [entries[i] for i in order] + [None], [costs[i] for i in order] + [dense]
         found.append(Options(card.name, tuple(entries), np.array(costs, dtype=np.float64), full, resources))
     if not found:
-        raise ValueError("no layer can be factored at less than its dense cost: " + _reasons(cards))
+        raise ValueError("no layer can be factored at less than its dense cost: " + _reasons(profile))
     return found
 
 
-def _reasons(cards):
-    return "; ".join(f"{card.name}: {card.reason or 'no rank pays'}" for card in cards)
+def _reasons(profile):
+    return "; ".join(f"{card.name}: {card.reason or 'no rank pays'}" for card in profile)
 
 
 # Curves ---------------------------------------------------------------------------------------------------------------
 
 
-def energy(cards, options):
+def energy(profile, options):
     """Return ``{layer: y}``, ENC's energy curve of each option: y(r) = (S(r) - S(1)) / (S(r_max) - S(1)).
 
     S(r) is the sum of the first r singular values (not squared), r_max the break-even rank: y is 0 at rank 1 and 1 at
     r_max. The dense layer, which ENC does not consider, counts 1 as well and costs a little more. The curve compares
-    ranks of one scheme only. Raises ValueError for options of several schemes and cards without a spectrum. Source:
+    ranks of one scheme only. Raises ValueError for options of several schemes and a profile without spectra. Source:
     Kim, Khan & Kyung 2019.
     """
-    named, found = {card.name: card for card in cards}, {}
+    named, found = {card.name: card for card in profile}, {}
     for own in options:
         if len(own.full) > 1:
             raise ValueError(
                 f"the energy curve cannot compare the schemes of layer {own.name!r}: {', '.join(own.full)}"
             )
         if named[own.name].singular_values is None:
-            raise ValueError("these cards have no spectrum; make them with survey(..., spectra=True)")
+            raise ValueError("this profile has no spectra; make it with spectra=True")
         sums = np.cumsum(np.sort(named[own.name].singular_values)[::-1])
         (most,) = own.full.values()
         span = sums[most - 1] - sums[0]
@@ -174,35 +173,35 @@ def _between(own, found):
     return np.array([float(curves[scheme](rank)) for scheme, rank in parsed])
 
 
-def measured(model, options, measure, factors="data-aware", calibration=None, points=6):
+def measured(profile, options, *, measure, factors="data-aware", points=6):
     """Return ``{layer: numbers}``: what `measure` says of the network with only this layer cut, for each option.
 
     `measure` is a function of a network, such as its accuracy or its loss on images that it was not trained on; it is
-    called with `model` first, which is the value of the dense option. Ranks between the `points` measured ones get it by
+    called with the dense network first, which is the value of the dense option. Ranks between the `points` measured ones get it by
     PCHIP (monotone cubic) interpolation. Every measurement builds the network with one layer in thin `factors` (a method
-    of `svd.METHODS`, from `calibration` inputs). ENC's accuracy curve is the accuracy over that of the dense network.
+    of `svd.METHODS`). ENC's accuracy curve is the accuracy over that of the dense network.
 
     Raises ValueError where a measurement is not finite.
     """
-    dense, found = measure(model), {}
+    dense, found = measure(profile.model), {}
     for own in options:
         numbers = {}
         for scheme, ranks in measured_ranks(own, points).items():
-            base = decompose_layers(model, {own.name: scheme}, factors, calibration)
+            base = decompose_layers(profile, {own.name: scheme}, factors)
             for rank in ranks:
                 entry = rank if scheme is None else (scheme, rank)
-                numbers[scheme, rank] = measure(apply_plan(model, {own.name: entry}, base, resource=None))
+                numbers[scheme, rank] = measure(apply_plan(profile, {own.name: entry}, factors=base, resource=None))
         if not np.isfinite([dense, *numbers.values()]).all():
             raise ValueError(f"the measurements of layer {own.name!r} hold NaN or infinity")
         found[own.name] = np.append(_between(own, numbers), dense)
     return found
 
 
-def output_error(model, options, calibration=None, factors="data-aware", points=6, metric=None, moments=None):
+def output_error(profile, options, *, factors="data-aware", points=6, metric=None):
     """Return ``{layer: e}``: each option's relative squared error of the layer's outputs on data, dense 0.
 
     e(r) = E|(W - W_r)(x - mean)|^2 / E|W (x - mean)|^2 over the layer's inputs x (patches of a convolution) while the
-    dense network sees `calibration` (or `moments` of it, from `statistics.collect_moments`), W_r the best of rank r by `factors`, alone and with its original inputs; PCHIP
+    dense network sees the calibration inputs of the profile, W_r the best of rank r by `factors`, alone and with its original inputs; PCHIP
     between `points` ranks. No accuracy is evaluated, and every scheme is measured in one unit. ``metric``: ``{layer: F}`` (d_out x
     d_out) of `statistics.fisher` gives tr(F E[error error^T]) / 2 instead, not divided: the loss per image (nats) that the
     error adds to second order. Errors at different positions of a convolution are taken as independent; where they go
@@ -212,12 +211,9 @@ def output_error(model, options, calibration=None, factors="data-aware", points=
     absent = [name for name in names if metric is not None and name not in metric]
     if absent:
         raise ValueError(f"the metric has nothing for layer {absent[0]!r}")
-    if moments is None:
-        moments = statistics.collect_moments(model, names, calibration)
-    norms, found = followed_by(model, None, calibration), {}
+    moments, found = profile.moments_of(names), {}
     for own in options:
-        layer = model.get_submodule(own.name)
-        centred = layer.bias is not None or (own.name in norms and norms[own.name].norm is not None)
+        layer, centred = profile.model.get_submodule(own.name), profile.takes_mean(own.name)
         count = unfold.groups(layer)
         spread = (moments[own.name].covariance if centred else moments[own.name].second_moment).to(layer.weight.device)
         spread = spread.reshape(count, *spread.shape[-2:])
@@ -269,19 +265,28 @@ def logarithms(*curves):
         return {name: sum(np.log(np.maximum(curve[name], 0.0)) for curve in curves) for name in curves[0]}
 
 
+def predicted_values(profile, options):
+    """Return ``{layer: values}`` for `exact_search`: minus the predicted rise of the loss of each option (nats).
+
+    Data-aware factors, errors weighted by Fisher information (`output_error`). Needs calibration inputs.
+    """
+    losses = output_error(profile, options, metric=profile.fisher_of([own.name for own in options]))
+    return {name: -loss for name, loss in losses.items()}
+
+
 # Searches -------------------------------------------------------------------------------------------------------------
 
 
-def _fixed(cards, options, resource):
+def _fixed(profile, options, resource):
     # what the layers cost that have no options
     free = {own.name for own in options}
-    return sum(card.cost(None, resource) for card in cards if card.name not in free)
+    return sum(card.cost(None, resource) for card in profile if card.name not in free)
 
 
-def _budget(cards, options, kept, resource):
+def _budget(profile, options, kept, resource):
     check_share(kept=kept)
-    total = plan_cost(cards, {}, resource)
-    return kept * total - _fixed(cards, options, resource), total
+    total = plan_cost(profile, {}, resource)
+    return kept * total - _fixed(profile, options, resource), total
 
 
 def rounded_up(share):
@@ -293,30 +298,35 @@ def rounded_up(share):
     return f"{math.ceil(1e4 * share) / 1e4:.4f}"
 
 
-def exact_search(cards, options, values, kept, resources=("macs",), exact=True, max_seconds=60.0):
+def exact_search(profile, kept, *, resource="macs", options=None, values=None, exact=True, max_seconds=60.0):
     """Return the `SearchResult` plan of greatest total value within a share `kept` of each resource, with its certificate.
 
-    Parameters: `options` made for the same `resources`; `values`, ``{layer: one number an option}``, to be added up:
-    logarithms of curves, `from_error`, or losses with a minus; `kept`, one share, or one for each resource; a resource of a table
+    Parameters: `resource`, one or a tuple of them; `options` of `rank_options` for the same resources (default: every scheme);
+    `values`, ``{layer: one number an option}``, to be added up:
+    logarithms of curves, `from_error`, or losses with a minus (default: `predicted_values`); `kept`, one share, or one for each resource; a resource of a table
     has its budget in its own unit, over the layers that have options. See `allocate`.
 
     Raises ValueError where no plan meets the budget, with the smallest share possible.
     """
-    resources = (resources,) if isinstance(resources, str) else tuple(resources)
+    resources = (resource,) if isinstance(resource, str) else tuple(resource)
+    if options is None:
+        options = rank_options(profile, resources, mixed=True)
+    if values is None:
+        values = predicted_values(profile, options)
     shares = [kept] * len(resources) if np.isscalar(kept) or kept is None else list(kept)
     if len(shares) != len(resources):
         raise ValueError(f"{len(shares)} budgets are given for {len(resources)} resources")
     _check_resources(options, resources)
     budgets = []
-    for place, (share, resource) in enumerate(zip(shares, resources)):
-        if resource not in RESOURCES:
+    for place, (share, counted) in enumerate(zip(shares, resources)):
+        if counted not in RESOURCES:
             budgets.append(share)
             continue
-        budget, total = _budget(cards, options, share, resource)
+        budget, total = _budget(profile, options, share, counted)
         least = sum(own.costs[:, place].min() for own in options)
         if budget < least:
-            smallest = (least + _fixed(cards, options, resource)) / total
-            raise ValueError(f"kept={share} of {resource} cannot be reached: the smallest possible is {rounded_up(smallest)}")
+            smallest = (least + _fixed(profile, options, counted)) / total
+            raise ValueError(f"kept={share} of {counted} cannot be reached: the smallest possible is {rounded_up(smallest)}")
         budgets.append(budget)
     _check_curves(options, values)
     began = time.perf_counter()
@@ -375,7 +385,7 @@ def _check_curves(options, *curves):
 
 def _check_enc(options, resource, *curves):
     if any(len(own.full) > 1 for own in options):
-        raise ValueError("ENC's searches are for one scheme a layer; make options(..., mixed=False) for these")
+        raise ValueError("ENC's searches are for one scheme a layer; make rank_options(..., mixed=False) for these")
     _check_resources(options, (resource,))
     _check_curves(options, *curves)
 
@@ -399,18 +409,26 @@ def _map(options, curves, budget):
     return at(levels[low])
 
 
-def enc_map(cards, options, curves, kept, resource="macs"):
+def _enc_defaults(profile, resource, options, curves):
+    options = rank_options(profile, (resource,)) if options is None else options
+    return options, energy(profile, options) if curves is None else curves
+
+
+def enc_map(profile, kept, *, resource="macs", options=None, curves=None):
     """Return ENC-Map's `SearchResult`: every layer at the lowest rank whose curve reaches one common level, the highest level
     that fits into a share `kept` of `resource`.
 
+    Parameters: `options` and `curves`, those of `rank_options` and `energy` by default.
+
     Raises ValueError where the lowest level does not fit. Source: Kim, Khan & Kyung 2019, ENC-Map.
     """
+    options, curves = _enc_defaults(profile, resource, options, curves)
     _check_enc(options, resource, curves)
-    budget, total = _budget(cards, options, kept, resource)
+    budget, total = _budget(profile, options, kept, resource)
     began = time.perf_counter()
     choice, cost = _map(options, curves, budget)
     if cost > budget:
-        smallest = (cost + _fixed(cards, options, resource)) / total
+        smallest = (cost + _fixed(profile, options, resource)) / total
         raise ValueError(f"kept={kept} of {resource} cannot be reached: the smallest possible is {rounded_up(smallest)}")
     seconds = time.perf_counter() - began
     plan = _plan(options, choice)
@@ -418,7 +436,17 @@ def enc_map(cards, options, curves, kept, resource="macs"):
 
 
 def enc_model(
-    cards, options, curves, kept, resource="macs", accuracy=None, space=0.1, margin=0.005, density=1_000_000, top=30
+    profile,
+    kept,
+    *,
+    resource="macs",
+    options=None,
+    curves=None,
+    accuracy=None,
+    space=0.1,
+    margin=0.005,
+    density=1_000_000,
+    top=30,
 ):
     """Return ENC-Model's `SearchResult`: the best predicted plan of a box of plans around ENC-Map, and the best `top` in ``ranked``.
 
@@ -433,16 +461,17 @@ def enc_model(
 
     Raises ValueError where the budget cannot be reached. Source: Kim, Khan & Kyung 2019, ENC-Model.
     """
+    options, curves = _enc_defaults(profile, resource, options, curves)
     _check_enc(options, resource, curves, *([accuracy] if accuracy else []))
     check_share(space=space, margin=margin)
     for name, count in {"density": density, "top": top}.items():
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"{name}={count!r} is not a whole number of at least 1")
-    budget, total = _budget(cards, options, kept, resource)
-    start = enc_map(cards, options, curves, kept, resource)
+    budget, total = _budget(profile, options, kept, resource)
+    start = enc_map(profile, kept, resource=resource, options=options, curves=curves)
     start_choice = [own.entries.index(start.plan.get(own.name)) for own in options]
     began = time.perf_counter()
-    fixed = _fixed(cards, options, resource)
+    fixed = _fixed(profile, options, resource)
     whole = budget + fixed
     low = _map(options, curves, (1 - space) * whole - fixed)[0]
     high = _map(options, curves, (1 + space) * whole - fixed)[0]
@@ -534,7 +563,7 @@ def _thinned(axis, middle, step):
     return chosen if middle in chosen else sorted([*chosen, middle], key=sum)
 
 
-def enc_inf(found, measure, count=30):
+def enc_inf(found, *, measure, count=30):
     """Return ENC-Inf's `SearchResult`: the best of the `count` plans that `enc_model` ranked first, by `measure` of each plan.
 
     `measure` is a function of a plan, such as the accuracy on valid images of the network that it makes.

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from lowrank_utils import checks
-from lowrank_utils.factors import replace, svd
-from lowrank_utils.network import profile, statistics
+from lowrank_utils.factors import replace
 from lowrank_utils.network.graph import NORMS, hidden_layers
 from lowrank_utils.network.modules import conv2d, linear, replaced
+from lowrank_utils.network.profile import Profile, plan_cost
 from lowrank_utils.network.statistics import collect_activations, removable_layers
 from lowrank_utils.ranks.components import components_plan
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 UNIT_RULES = ("entropy", "output", "magnitude", "random")
 
 
-def rank_units(model, activations, rule="entropy", seed=0):
+def rank_units(profile, activations, rule="entropy", seed=0):
     """Return a DataFrame of all hidden units that can go, the first to be dropped first: layer, unit (from 0), score.
 
     `rule`: ``"entropy"`` of the activation histogram; ``"output"`` the variance that the unit gives the next layer,
@@ -32,7 +32,7 @@ def rank_units(model, activations, rule="entropy", seed=0):
     """
     if rule not in UNIT_RULES:
         raise ValueError(f"unknown rule {rule!r} for units; known: {', '.join(UNIT_RULES)}")
-    generator = np.random.default_rng(seed)
+    model, generator = profile.model, np.random.default_rng(seed)
     tables = []
     for h in removable_layers(model):
         if h.name not in activations or len(activations[h.name].mean) != h.units:
@@ -55,7 +55,7 @@ def rank_units(model, activations, rule="entropy", seed=0):
     return table.sort_values("score", kind="stable").reset_index(drop=True)
 
 
-def units_that_stay(model, order, kept, input_shape, resource="parameters", floor=1):
+def units_that_stay(profile, order, kept, *, resource="macs", floor=1):
     """Return ``{layer: sorted list of the units that stay}``: units are dropped in `order` until the budget is met.
 
     Each unit takes its row of one layer and its columns of the next along (kh kw of a convolution, one a position of a
@@ -63,8 +63,7 @@ def units_that_stay(model, order, kept, input_shape, resource="parameters", floo
     is. Costs are those of the cards, in which no batch norm stands. The size comes out less than one unit below the
     budget, unless the floor holds it up. The order alone decides, whatever a unit costs.
 
-    Parameters: `order`, the DataFrame of `rank_units`; `kept`, share of the model's cost in (0, 1], counted over the
-    layers of `profile.read_layers`; `input_shape` of one input; `floor`, units that every layer keeps at least.
+    Parameters: `order`, the DataFrame of `rank_units`; `kept`, share of the cost of the profile's layers in (0, 1]; `floor`, units that every layer keeps at least.
     Raises ValueError where the budget is below what `floor` units a layer cost, and says what can be reached.
     """
     checks.check_share(kept=kept)
@@ -72,11 +71,11 @@ def units_that_stay(model, order, kept, input_shape, resource="parameters", floo
         raise ValueError(
             f"floor={floor!r} is not a whole number of at least 1: a layer without units passes nothing on"
         )
-    hidden = {h.name: h for h in removable_layers(model)}
+    hidden = {h.name: h for h in removable_layers(profile.model)}
     every = [(h.name, unit) for h in hidden.values() for unit in range(h.units)]
     if sorted(zip(order["layer"], order["unit"])) != sorted(every):
         raise ValueError("the order does not name every hidden unit of this network once; make it with rank_units")
-    cards = {card.name: card for card in profile.read_layers(model, input_shape, spectra=False)}
+    cards = {layer.name: layer for layer in profile}
     sizes = {name: list(card.shape) for name, card in cards.items()}  # rows, columns as units go
     total = sum(card.cost(None, resource) for card in cards.values())
 
@@ -120,8 +119,8 @@ def _dense_cost(card, shape, resource):
     return rows * columns * card.positions if resource == "macs" else rows * columns + (rows if card.bias else 0)
 
 
-def remove_units(model, staying, activations=None, moments=None):
-    """Return a new model with only the `staying` units of each hidden layer; `model` is left as it was.
+def remove_units(profile, staying, *, activations=None, moments=None):
+    """Return a new model with only the `staying` units of each hidden layer; the profile's model is left as it was.
 
     A removed unit takes its row of the layer and its columns of the next one along, and its entries of the batch norms
     and depthwise convolutions between. What it gave the next layer is made up for in one of two ways. By `activations`,
@@ -140,14 +139,17 @@ def remove_units(model, staying, activations=None, moments=None):
     convolution those of its patches, I kh kw numbers in the order of ``weight[0].flatten()``.
     Raises ValueError for a layer whose units cannot go, an empty list, and units that are not there.
 
+    >>> from lowrank_utils import profile
     >>> model = nn.Sequential(nn.Linear(9, 5), nn.ReLU(), nn.Linear(5, 2))
-    >>> remove_units(model, {"0": [0, 3]})
+    >>> remove_units(profile(model), {"0": [0, 3]})
     Sequential(
       (0): Linear(in_features=9, out_features=2, bias=True)
       (1): ReLU()
       (2): Linear(in_features=2, out_features=2, bias=True)
     )
     """
+    profile.check_unchanged()
+    model = profile.model
     hidden = {h.name: h for h in hidden_layers(model)}
     rows, inputs, shifts = {}, {}, {}
     for name, units in staying.items():
@@ -238,26 +240,26 @@ def _batch_norm(like, stay, rise):
     return layer
 
 
-def units_then_components(model, calibration, kept, units, input_shape, rules=("output", "output"), factors="data-aware", dense=()):
+def units_then_components(profile, kept, *, units, rules=("output", "output"), factors="data-aware"):
     """Return a new model with at most a share `kept` of the layers' parameters: units first, components of the rest second.
 
     `units` is the share of parameters, from `kept` to 1, that the removal of units leaves (the next layer refitted);
-    the rest of the way is gone by dropping singular components. `rules`: one of `UNIT_RULES`, one of `COMPONENT_RULES`;
-    `factors`, a method of `svd.METHODS`; `dense`, layers that stay unfactored. Raises ValueError as the two steps
-    do.
+    the rest of the way is gone by dropping singular components. `rules`: one of `UNIT_RULES`, one of
+    `components.COMPONENT_RULES`; `factors`, a method of `svd.METHODS`. Layers that the profile holds dense stay
+    unfactored. Raises ValueError as the two steps do.
     """
     checks.check_share(kept=kept, units=units)
     if kept > units:
         raise ValueError(f"kept={kept} is more than the share {units} that the removal of units leaves")
-    seen = collect_activations(model, calibration)
-    order = rank_units(model, seen, rules[0])
-    readers = [h.reader for h in removable_layers(model)]
-    moments = statistics.collect_moments(model, readers, calibration)
-    fewer = remove_units(model, units_that_stay(model, order, units, input_shape), moments=moments)
-    whole = profile.plan_cost(profile.read_layers(model, input_shape, spectra=False), {})
-    cards = profile.read_layers(fewer, input_shape, dense=dense)
-    names = [card.name for card in cards if not card.reason]
-    moments = statistics.collect_moments(fewer, names, calibration)
-    bases = {name: svd.decompose_layer(fewer.get_submodule(name), factors, moments[name]) for name in names}
-    share = min(1.0, kept * whole / profile.plan_cost(cards, {}))
-    return replace.apply_plan(fewer, components_plan(cards, share, rules[1], factors=bases, moments=moments), bases)
+    seen = collect_activations(profile.model, profile.calibration)
+    order = rank_units(profile, seen, rules[0])
+    moments = profile.moments_of([h.reader for h in removable_layers(profile.model)])
+    stay = units_that_stay(profile, order, units, resource="parameters")
+    fewer = Profile(remove_units(profile, stay, moments=moments), profile.calibration, dense=profile.dense)
+    names = fewer.factorable
+    bases = replace.decompose_layers(fewer, names, factors)
+    share = min(1.0, kept * plan_cost(profile, {}, "parameters") / plan_cost(fewer, {}, "parameters"))
+    found = components_plan(
+        fewer, share, rule=rules[1], resource="parameters", factors=bases, moments=fewer.moments_of(names)
+    )
+    return replace.apply_plan(fewer, found, factors=bases, resource="parameters")

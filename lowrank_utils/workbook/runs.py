@@ -20,7 +20,6 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
-
 from lowrank_utils import paths
 from lowrank_utils.workbook import results
 from lowrank_utils.workbook.jobs import GIVEN, code_digest, escaped, plan_jobs
