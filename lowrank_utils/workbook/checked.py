@@ -30,7 +30,7 @@ _NUMBER = r"""
         (?:
             (?:nan|NaN|NAN|inf|Inf|INF)(?![-.]?\w)
           | (?!0[0-9])(?![0-9]+(?:-[0-9]+){2})            # neither 02 nor a date
-            (?:(?<!,)[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9]) | [0-9]+ | (?=\.[0-9]))
+            (?:(?<!,)[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9]) | [0-9]++ | (?=\.[0-9]))
             (?P<fraction>\.(?:[0-9]+|(?=[eE][-+]?[0-9])))?
             (?:[eE][-+]?[0-9]{1,3})?
             (?!\.\w|\w*[0-9])                             # neither a version, a module's path, a shape nor a hash
@@ -88,7 +88,7 @@ def read(entry: Any) -> Tolerance:
     """
     if not isinstance(entry, Mapping) or not entry or not set(entry) <= {"abs", "rel"}:
         raise ValueError(f'tolerance {entry!r}: write {{"abs": 0.5}}, {{"rel": 0.05}} or both')
-    shown = dict(entry)
+    shown: dict[str, Any] = dict(entry)
     for key, value in shown.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"tolerance {shown!r}: {key} is not a finite number")
@@ -107,7 +107,7 @@ class _Number:
     point: bool  # with a point behind it: the end of a sentence, or a whole number as numpy prints it
 
 
-def _number(found: re.Match) -> _Number:
+def _number(found: re.Match[str]) -> _Number:
     text, point = found["number"], bool(found["point"])
     plain = text.removesuffix("." if point else "").replace(",", "").replace("\u2212", "-")
     return _Number(text, Decimal(plain), not found["fraction"], point)
@@ -160,7 +160,7 @@ def difference(stored: str, computed: str, tolerance: Tolerance, tags: bool = Fa
     if stored == computed:
         return ""
     (words, numbers), (new_words, new_numbers) = split(stored, tags), split(computed, tags)
-    for i, (old, new) in enumerate(zip(words, new_words)):
+    for i, (old, new) in enumerate(zip(words, new_words, strict=False)):
         if old != new:
             return f"{old!r} is stored, {new!r} was computed"
         if i < min(len(numbers), len(new_numbers)):
@@ -187,8 +187,8 @@ def _texts(outputs: Iterable[Any]) -> dict[str, list[tuple[Any, str]]]:
 
 
 def settle(
-    computed: list, stored: list, tolerance: Tolerance, clean: Callable[[str], str] = str
-) -> tuple[list, list[str]]:
+    computed: list[Any], stored: list[Any], tolerance: Tolerance, clean: Callable[[str], str] = str
+) -> tuple[list[Any], list[str]]:
     """Return the computed outputs with stored texts wherever both agree, and what differs elsewhere, in words.
 
     Parameters
@@ -214,7 +214,7 @@ def settle(
     for kind in news:
         if len(news[kind]) != len(olds[kind]):
             continue  # nbval says so itself
-        for (new, key), (old, _) in zip(news[kind], olds[kind]):
+        for (new, key), (old, _) in zip(news[kind], olds[kind], strict=True):
             differs = difference(clean(old[key]), clean(new[key]), tolerance, kind in WITH_TAGS)
             if differs:
                 sentences.append(f"{kind}: {differs}")
@@ -244,7 +244,7 @@ def attach(item: Any) -> None:
         return
     compare = item.compare_outputs
 
-    def compare_outputs(test: list, ref: list, skip_compare: Any = None) -> bool:
+    def compare_outputs(test: list[Any], ref: list[Any], skip_compare: Any = None) -> bool:
         settled, sentences = settle(test, ref, tolerance, item.sanitize)
         same = compare(settled, ref, skip_compare)
         item.comparison_traceback[:0] = [] if same else sentences
