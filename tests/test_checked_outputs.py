@@ -27,7 +27,7 @@ HALF = {"abs": 0.5}
         ("-1 +2 \u22123 (-4) [-5] x=-6 |-7|", ["-1", "2", "-3", "-4", "-5", "-6", "-7"]),
         ("0.7-1.2 points, 5%-6%, (3)-2", ["0.7", "1.2", "5", "6", "3", "2"]),  # hyphens
         ("1,234 and 1,234,567.8", ["1234", "1234567.8"]),
-        ("[1,2] 12,34 fc1,123,456", ["1", "2", "12", "34", "123", "456"]),  # commas of lists
+        ("[1,2] 12,34 1,234,56 fc1,123,456", ["1", "2", "12", "34", "1", "234", "56", "123", "456"]),  # commas of lists
         ("1e-05 3.2E+4 1.e-05 .5 7.", ["0.00001", "3.2E+4", "0.00001", "0.5", "7"]),
         ("nan NaN inf -inf", ["NaN", "NaN", "Infinity", "-Infinity"]),
         ("3ms 4k 1.5x 2nd", ["3", "4", "1.5", "2"]),
@@ -164,6 +164,14 @@ def test_outputs_are_left_as_they_are_and_only_texts_are_settled():
     assert computed == outputs(3.1)
 
 
+def test_tags_are_looked_for_where_they_can_be():
+    def outputs(text):
+        return [{"output_type": "display_data", "data": dict.fromkeys(checked.TEXTS, text), "metadata": {}}]
+
+    _, sentences = checked.settle(outputs('<td width="3">'), outputs('<td width="4">'), Tolerance(abs=1))
+    assert [sentence.partition(":")[0] for sentence in sentences] == ["text/html", "text/markdown"]
+
+
 # ---- nbval itself: each case is a cell, what it has stored, its metadata, and what its failure says ("" if it passes)
 
 
@@ -238,6 +246,7 @@ CASES = {
         "dissimilar number",
     ),
     "drawings exact": (DRAWN, shown(plain="a drawing 3.0", svg="<svg>3.0</svg>"), HALF, "image/svg+xml"),
+    "cleaned before": ("print('by Ada: 0.3')", printed("by Bob: 0.4\n"), HALF, ""),
     "no entry, equal": ("print('loss 0.3001')", printed("loss 0.3001\n"), None, ""),
     "no entry, last digit": ("print('loss 0.3001')", printed("loss 0.3002\n"), None, "Cell outputs differ"),
     "no entry, a space": ("print('loss  0.3')", printed("loss 0.3\n"), None, "Cell outputs differ"),
@@ -269,12 +278,14 @@ def failures(tmp_path_factory):
         cells.append(new.new_code_cell(source, outputs=outputs, metadata=metadata, execution_count=i))
     nbformat.write(new.new_notebook(cells=cells), folder / "toy.ipynb")
     shutil.copy(ROOT / "conftest.py", folder)
+    (folder / "clean.cfg").write_text("[names]\nregex: by \\w+\nreplace: by NAME\n")
     command = [
         sys.executable,
         "-m",
         "pytest",
         "--nbval",
         "--nbval-current-env",
+        "--nbval-sanitize-with=clean.cfg",
         "--color=no",
         "--junitxml=said.xml",
         ".",

@@ -91,6 +91,8 @@ class Odd:
         (ARRAY + np.array([0, 0, 1]), ARRAY, "2 of 6 entries differ; think"),
         (ARRAY + 1, ARRAY, "think"),
         (ARRAY * np.nan, ARRAY, "think"),
+        ([1.0, 5.0], np.array([1.0, np.inf]), "1 of 2 entries differ; think"),
+        ([1, 1_000_001], np.array([1, 1_000_000]), "1 of 2 entries differ; think"),
         ([True, True], np.array([1, 1]), "think"),
         (["a", "b"], np.array([1, 2]), "think"),
         (ARRAY, TABLE, "a DataFrame is asked for, and this is an array of shape (2, 3); think"),
