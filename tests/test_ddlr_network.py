@@ -148,6 +148,21 @@ def test_reweighting_keeps_the_constraints_and_lowers_the_rank():
     assert tighter.bound == 0 and tighter.epsilon == 0.4
 
 
+@pytest.mark.parametrize(("seed", "samples", "size", "units"), [(9, 100, 40, 30), (12, 60, 30, 24), (39, 40, 60, 30)])
+def test_reweighting_does_not_stop_at_a_sum_of_two_answers(seed, samples, size, units):
+    # in these problems a step towards the plain answer closes the gap first, at a rank above that of the plain answer
+    generator = torch.Generator().manual_seed(seed)
+    turn, _ = torch.linalg.qr(torch.randn(size, size, generator=generator).double())
+    inputs = torch.randn(samples, size, generator=generator).double() / torch.arange(1, size + 1)
+    inputs = torch.cat([inputs @ turn, torch.ones(samples, 1).double()], 1)
+    original = torch.randn(size + 1, units, generator=generator).double()
+    outputs = (inputs @ original).clamp(min=0)
+    plain = ddlr.solve(inputs, outputs, 0.03, original=original, tolerance=0.01)
+    better = ddlr_network.reweighted(inputs, outputs, 0.03, start=plain, rounds=1, tolerance=0.01)
+    assert better.converged and better.violation <= admm.FEASIBLE
+    assert better.rank < plain.rank
+
+
 def test_one_round_of_reweighting_minimises_the_weighted_norm():
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(40, 8, generator=generator).double()

@@ -162,8 +162,10 @@ def test_save_orders_columns_and_writes_figures(project):
     rows = [{"extra": 1, "accuracy": 0.1 + 0.2, "notebook": "x"}]
     results.save("outputs/here", rows, {"curve": figure}, {"t.csv": pd.DataFrame({"a": [1]}), "b.bin": b"\0"})
     folder = project.root / "outputs" / "here"
-    assert sorted(p.name for p in folder.iterdir()) == ["b.bin", "curve.png", "results.csv", "t.csv"]
+    assert sorted(p.name for p in folder.iterdir()) == ["b.bin", "curve.png", "results.csv", "results.parquet", "t.csv"]
     assert (folder / "results.csv").read_text() == "notebook,accuracy,extra\nx,0.30000000000000004,1\n"
+    kept = pd.read_parquet(folder / "results.parquet")
+    assert kept.to_dict("records") == [{"notebook": "x", "accuracy": 0.1 + 0.2, "extra": 1}]
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -192,7 +194,7 @@ def test_a_run_leaves_notebooks_rows_and_provenance(ran):
     assert "01_first-seed0: 100%" in ran.result.err and "5/5" not in ran.result.out
     names = {p.name: sorted(q.name for q in p.iterdir()) for p in ran.place.iterdir() if p.is_dir()}
     assert [name.rsplit("-", 1)[0] for name in sorted(names)] == ["01_first-seed0", "02_second-seed0"]
-    assert set(map(tuple, names.values())) == {("big.bin", "done.json", "notebook.ipynb", "results.csv")}
+    assert set(map(tuple, names.values())) == {("big.bin", "done.json", "notebook.ipynb", "results.csv", "results.parquet")}
     record = json.loads((ran.place / "run.json").read_text())
     assert record["status"] == "done" and [job["status"] for job in record["jobs"]] == ["done", "done"]
     assert record["provenance"]["versions"]["python"] and record["provenance"]["cores"]
@@ -384,12 +386,12 @@ def test_gallery_takes_the_place_of_older_rows(project):
         and len(gallery.published_rows()) == 0
     )
     both = go(project, settings={"threshold": 0.3})
-    assert sorted(p.name for p in gallery.publish(both)) == ["01_first-seed0.ipynb", "02_second-seed0.ipynb"]
-    before = (paths.GALLERY / "results.csv").read_text()
+    assert [p.name for p in gallery.publish(both)] == ["results.parquet", "README.md"]
+    before = pd.read_parquet(paths.GALLERY / "results.parquet")
     newer = go(project, only=["01"], settings={"threshold": 0.6})
     gallery.publish(newer)
-    after = (paths.GALLERY / "results.csv").read_text()
-    assert before.splitlines()[2] == after.splitlines()[2] and before != after
+    after = pd.read_parquet(paths.GALLERY / "results.parquet")
+    assert before.iloc[1].equals(after.iloc[1]) and not before.iloc[0].equals(after.iloc[0])
     table = gallery.published_rows()
     assert list(table["accuracy"]) == [0.6 / 3, 0.3 / 3] and list(table["seed"]) == [0, 0]
     assert list(gallery.published_rows(notebook="02_second")["accuracy"]) == [0.3 / 3]
@@ -403,8 +405,8 @@ def test_gallery_refuses_twins_errors_paths_and_unfinished_runs(project):
         gallery.publish(place, place)
     (executed,) = place.glob("*/notebook.ipynb")
     notebook = nbformat.read(executed, as_version=4)
-    notebook.cells[3].outputs = [nbformat.v4.new_output("stream", text=f"{project.root}/x and /tmp/y")]
-    nbformat.write(notebook, executed)
+    rows = pd.read_parquet(executed.parent / "results.parquet")
+    rows.assign(source=f"{project.root}/x and /tmp/y").to_parquet(executed.parent / "results.parquet")
     with pytest.raises(runs.RunError, match="not fit to be published, it holds .*/x"):
         gallery.publish(place)
     notebook.cells[3].outputs = [nbformat.v4.new_output("error", ename="E", evalue="e", traceback=[])]

@@ -162,13 +162,18 @@ class Problem:
         )
 
     def repair(self, u, anchor):
-        """Return the best feasible point near `u` and its norm: lowered and scaled, or moved to the anchor."""
+        """Return the best feasible point near `u`, its norm, and whether it had to be moved to the anchor.
+
+        A point is lowered and scaled where that is enough, which keeps its rank (but one) and zeros; moved to the
+        anchor, its rank is up to the sum of both (its zeros, those that both have).
+        """
         u, reached = self.lower(u, self.operator @ u)
         signed = self.blend(u, reached, anchor, signs_only=True)
         scaled = self.scale(signed, self.operator @ signed)
-        if scaled is None or not self.holds(scaled):
+        moved = scaled is None or not self.holds(scaled)
+        if moved:
             scaled = self.blend(u, reached, anchor)
-        return (self.norm(scaled), scaled) if self.holds(scaled) else (math.inf, None)
+        return (self.norm(scaled), scaled, moved) if self.holds(scaled) else (math.inf, None, moved)
 
     def bound(self, multiplier):
         """The lower bound that `multiplier` (N x d_out, not positive off O) proves."""
@@ -379,6 +384,7 @@ def iterate(problem, anchor, state, tolerance, max_iterations, max_seconds, dtyp
     units, samples = problem.y.shape[1], len(problem.y)
     n = problem.size * units
     best, upper = anchor, problem.norm(anchor)
+    thin, thin_norm = None, math.inf  # the best point that was not moved to the anchor
     lower = problem.bound(torch.where(problem.active, problem.y, 0))
     ratio = 1 / float(problem.squares.mean())
     if state is None:
@@ -431,15 +437,18 @@ def iterate(problem, anchor, state, tolerance, max_iterations, max_seconds, dtyp
         if late or iteration % CHECK_EVERY == 0 or iteration == max_iterations:
             proved = problem.bound(-rho * ratio * multiplier.double())
             # Lowering and scaling keep Z's rank (but one) and zeros; without a bias only U is near enough.
-            objective, point = problem.repair((z if problem.liftable else u).double(), anchor)
+            objective, point, moved = problem.repair((z if problem.liftable else u).double(), anchor)
             if objective < upper:
                 best, upper = point, objective
+            if objective < thin_norm and not (moved and problem.liftable):
+                thin, thin_norm = point, objective
             lower = max(lower, proved)
+            # a small norm is asked for because the rank is: the gap alone is no reason to stop at a sum of two points
+            done = thin is not None and thin_norm - lower <= tolerance * thin_norm
             now = time.perf_counter() - start
             rows.append({"iteration": iteration, "seconds": now, "objective": upper, "bound": lower})
             bar.update(iteration - bar.n)
             bar.set_postfix_str(f"gap {(upper - lower) / upper:.1e}")
-            done = upper - lower <= tolerance * upper
             if upper - lower < 0.9 * marked:
                 marked, proven, stalled = upper - lower, rho, 0
             else:
@@ -483,4 +492,6 @@ def iterate(problem, anchor, state, tolerance, max_iterations, max_seconds, dtyp
         "s": kept[n:].clone(),
         "rho": rho,
     }
-    return best, lower, rows, iteration, bool(done), state
+    if done and thin is not None:
+        best = thin
+    return best, lower, rows, iteration, upper - lower <= tolerance * upper, state

@@ -58,8 +58,8 @@ class Solution:
     ``weights`` (d_in x d_out, float64); ``objective``, their nuclear or l1 norm; ``bound``, which no feasible weights
     can go below; ``violation`` as in `Check`; ``rank``, the singular values above 1e-6 of the largest;
     ``nonzeros``, the weights above 1e-6 of the largest; ``converged``, whether the relative gap reached the tolerance;
-    ``history``, a DataFrame of the best objective and bound after ``iteration`` and ``seconds``; ``note``, what
-    is particular about this answer, or empty.
+    ``history``, a DataFrame of the best objective and bound after ``iteration`` and ``seconds`` (an answer of lower
+    rank within the tolerance goes before the best objective); ``note``, what is particular about this answer, or empty.
     """
 
     weights: torch.Tensor

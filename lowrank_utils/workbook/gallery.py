@@ -1,7 +1,5 @@
-"""Gathers results over runs, and keeps the gallery: the notebooks and rows behind the published numbers."""
+"""Gathers results over runs, and keeps the gallery: the rows behind the published numbers, and the pages made from them."""
 
-import base64
-import io
 import json
 import re
 import tempfile
@@ -27,9 +25,7 @@ def gather(*run_folders):
     Raises RunError for a folder that is no run.
     """
     places = [runs.find_run(place) for place in run_folders]
-    return results.typed(
-        results.joined([results.job_rows(folder) for place in places for folder in runs.finished(place)])
-    )
+    return results.joined([results.job_rows(folder) for place in places for folder in runs.finished(place)])
 
 
 def published_rows(dataset=None, notebook=None, network=None, folder=None):
@@ -37,7 +33,7 @@ def published_rows(dataset=None, notebook=None, network=None, folder=None):
 
     Where nothing is published the table is empty and has its columns. `folder` defaults to outputs/gallery.
     """
-    table = results.typed(_published(folder or paths.GALLERY))
+    table = _published(folder or paths.GALLERY)
     for column, wanted in (("dataset", dataset), ("notebook", notebook), ("network", network)):
         if wanted is not None:
             table = table[table[column] == wanted]
@@ -47,59 +43,67 @@ def published_rows(dataset=None, notebook=None, network=None, folder=None):
 def _published(folder):
     import pandas as pd
 
-    path = Path(folder) / "results.csv"
-    table = pd.read_csv(path, dtype=str, keep_default_na=False) if path.is_file() else pd.DataFrame()
-    return results.joined([table])
+    path = Path(folder) / "results.parquet"
+    return results.joined([pd.read_parquet(path)] if path.is_file() else [])
 
 
 def publish(*run_folders, folder=None):
-    """Put the finished jobs of the given runs into the gallery; return the paths of the notebooks put there.
+    """Put the rows of the given runs into the gallery; return the paths of the files written.
 
-    Each executed notebook becomes NOTEBOOK-DATASET-NETWORK-seedN.ipynb (and -drawN), without what it wrote to stderr;
-    its rows in results.csv take the place of the rows of the same notebook, data set, network, seed and draw. `folder`
-    defaults to outputs/gallery, for which the tables of the README are renewed too. Raises RunError, before anything is written, for an unfinished run, a
-    notebook that holds an error or a path of this machine, and two jobs that would have the same name.
+    They take the place of the rows of the same notebook, data set, network, seed and draw in results.parquet; the page and the
+    pictures are drawn anew. `folder` defaults to outputs/gallery, for which the tables of the README are renewed too.
+    Raises RunError, before anything is written, for an unfinished run, a notebook that holds an error, rows with a path of
+    this machine, and two jobs that would take the same place.
     """
-    import nbformat
-
-    from lowrank_utils.workbook.chapters import arsvd
-
     folder = Path(folder or paths.GALLERY)
-    ready, tables = {}, []
+    fresh = {}
     for place in [runs.find_run(place) for place in run_folders]:
         if not runs.is_complete(place):
-            raise runs.RunError(
-                f"run {place.name} is not complete; finish it first with run --resume {place.name}"
-            )
+            raise runs.RunError(f"run {place.name} is not complete; finish it first with run --resume {place.name}")
         for job in runs.finished(place):
             label = results.read_done(job)["label"]
-            if label in ready:
+            if label in fresh:
                 raise runs.RunError(f"two of these jobs would be published as {label}; publish one of them")
-            ready[label] = _clean(job / "notebook.ipynb", label)
-            tables.append(results.job_rows(job))
-    for label, notebook in ready.items():
-        with paths.atomic_write(folder / f"{label}.ipynb") as temporary:
-            nbformat.write(notebook, temporary)
-    table = _merged(_published(folder), results.joined(tables))
-    with paths.atomic_write(folder / "results.csv") as temporary:
-        table.to_csv(temporary, index=False)
-    told = published_tables(folder)
-    with paths.atomic_write(folder / "README.md") as temporary:
+            fresh[label] = _fit_to_publish(job, label)
+    table = _merged(_published(folder), results.joined(list(fresh.values())))
+    with paths.atomic_write(folder / "results.parquet") as temporary:
+        table.to_parquet(temporary, index=False)
+    return [folder / "results.parquet", *renew(folder)]
+
+
+def renew(folder=None):
+    """Write the page and the pictures of the gallery again from its rows; return their paths.
+
+    Where `folder` is outputs/gallery, its default, the tables of the README are renewed too.
+    """
+    folder = Path(folder or paths.GALLERY)
+    told, written = published_tables(folder), [folder / "README.md"]
+    with paths.atomic_write(written[0]) as temporary:
         temporary.write_text(_page(told))
-    shown = published_rows("fashion-mnist", "02_arsvd", "lenet300", folder)
-    pictures = {}
-    if len(shown):
-        plain = shown[shown["factors"].isin(["svd", "dense"])]
-        pictures["arsvd"] = arsvd.rules(plain, f"{shown['seed'].nunique()} seeds")
-    pictures |= {"side-by-side": figure for figure in drawn_figures(published_rows(notebook="06_side_by_side", folder=folder)).values()}
-    for name, figure in pictures.items():
-        with paths.atomic_write(folder / f"{name}.png") as temporary:
-            figure.savefig(temporary, format="png")
+    for notebook, chapter in chapters.every().items():
+        rows = published_rows(notebook=notebook, folder=folder)
+        drawn = chapter.pictures(rows) if hasattr(chapter, "pictures") and len(rows) else {}
+        for name, figure in drawn.items():
+            written.append(folder / f"{name}.png")
+            with paths.atomic_write(written[-1]) as temporary:
+                figure.savefig(temporary, format="png")
     front = paths.ROOT / "README.md"
     if folder == paths.GALLERY and front.is_file():
         with paths.atomic_write(front) as temporary:
             temporary.write_text(quote(front.read_text(), told))
-    return [folder / f"{label}.ipynb" for label in ready]
+    return written
+
+
+def _fit_to_publish(job, label):
+    import nbformat
+
+    rows = results.job_rows(job)
+    notebook = nbformat.read(job / "notebook.ipynb", as_version=4)
+    problems = [f"an error in cell {i + 1}" for i in errors(notebook)]
+    problems += machine_paths(rows.select_dtypes("string").fillna("").to_dict("list")) if len(rows) else []
+    if problems:
+        raise runs.RunError(f"{label} is not fit to be published, it holds {', '.join(problems[:3])}")
+    return rows
 
 
 def drawn_figures(table):
@@ -174,8 +178,8 @@ def _page(tables):
     shown = "\n\n".join("\n\n".join(filter(None, (f"## {h}", captions.get(h), t))) for h, t in tables.items())
     return f"""# The gallery: what every published number rests on
 
-One executed notebook for each data set, network and seed, and all their rows in `results.csv` with parameters, versions, data
-fingerprint and commit. This page is written from `results.csv` by `python -m lowrank_utils report --gallery`; a run is made with
+All rows stand in `results.parquet`, each with its parameters, versions, data fingerprint and commit (`pandas.read_parquet` reads
+them; the site has them as CSV). This page is written from them by `python -m lowrank_utils report --gallery`; a run is made with
 `python -m lowrank_utils run --preset PRESET --seeds 0,1,2`.
 
 Numbers are means over seeds ± standard deviation, in percent of the test images where nothing else is said. *Factored* says which layers a rule may cut: every layer, as ARSVD is
@@ -200,38 +204,12 @@ def quote(text, tables):
 
 def _merged(old, new):
     def keys(table):
-        return list(table.reindex(columns=KEY, fill_value="").fillna("").itertuples(index=False, name=None))
+        return list(table.reindex(columns=KEY).astype(object).fillna("").itertuples(index=False, name=None))
 
     replaced = set(keys(new))
     kept = old[[key not in replaced for key in keys(old)]]
     table = results.joined([kept, new])
     return table.sort_values([name for name in KEY if name in table], kind="stable")
-
-
-def _clean(path, label):
-    import nbformat
-
-    notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
-            for output in cell.outputs:
-                if "image/png" in output.get("data", {}):
-                    output.data["image/png"] = _lighter(output.data["image/png"])
-    problems = [f"an error in cell {i + 1}" for i in errors(notebook)] + machine_paths(notebook)
-    if problems:
-        raise runs.RunError(f"{label} is not fit to be published, it holds {', '.join(problems[:3])}")
-    return notebook
-
-
-def _lighter(figure):
-    # 64 colours serve a chart, at a quarter of the size; photographs with more stay close enough to be recognised
-    from PIL import Image
-
-    picture, smaller = Image.open(io.BytesIO(base64.b64decode(figure))), io.BytesIO()
-    picture.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(smaller, "PNG", optimize=True)
-    light = base64.b64encode(smaller.getvalue()).decode()
-    return min(figure, light, key=len)
 
 
 def published_tables(folder=None):

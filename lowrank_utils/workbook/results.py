@@ -1,22 +1,22 @@
 """The rows that notebooks leave behind: how they are written, read and put together.
 
-Tables are passed on as text, for a number that is read and written again could change in its last digit; only
-what is handed to a reader is turned into numbers.
+Rows are kept in Parquet, in the types of `lab.columns`, so that every number survives to its last digit. Beside it lies
+the same table as CSV, for readers alone: nothing reads it back.
 """
 
-import io
 import json
 from pathlib import Path
 
 from lowrank_utils import paths
-from lowrank_utils.lab.columns import PROVENANCE_COLUMNS, RESULT_COLUMNS
+from lowrank_utils.lab.columns import COLUMNS, PROVENANCE_COLUMNS, RESULT_COLUMNS
 
 
 def save(output_folder, rows, figures=None, files=None):
     """Write a notebook's results below `output_folder`, each file whole or not at all; "" writes nothing.
 
     Parameters: `output_folder`, relative to the project root or absolute; `rows`, a DataFrame or a list of
-    dicts in the columns of `RESULT_COLUMNS` (more may follow), written as results.csv; `figures`, {name:
+    dicts in the columns of `RESULT_COLUMNS` (more may follow), written as results.parquet and
+    results.csv; `figures`, {name:
     matplotlib Figure}, written as name.png; `files`, {file name: str, bytes or DataFrame (as csv)}.
     Raises OSError where the folder is full or cannot be written.
 
@@ -31,10 +31,8 @@ def save(output_folder, rows, figures=None, files=None):
     if output_folder == "":
         return
     folder = paths.ROOT / output_folder
-    table = pd.DataFrame(rows)
-    first = [c for c in RESULT_COLUMNS if c in table]
-    table = table[first + [c for c in table if c not in first]]
-    for name, content in {"results.csv": table, **(files or {})}.items():
+    write(typed(pd.DataFrame(rows)), folder / "results")
+    for name, content in (files or {}).items():
         with paths.atomic_write(folder / name) as temporary:
             if isinstance(content, pd.DataFrame):
                 content.to_csv(temporary, index=False)
@@ -52,41 +50,62 @@ def read_done(folder):
     return json.loads((Path(folder) / "done.json").read_text())
 
 
+def write(table, path):
+    """Write a table as `path`.parquet and, for readers, `path`.csv, each whole or not at all."""
+    with paths.atomic_write(Path(f"{path}.parquet")) as temporary:
+        table.to_parquet(temporary, index=False)
+    with paths.atomic_write(Path(f"{path}.csv")) as temporary:
+        table.to_csv(temporary, index=False)
+
+
 def job_rows(folder):
-    """Return the rows of one finished job with its provenance columns, all as the text that was written."""
+    """Return the rows of one finished job with its provenance columns, typed."""
     import pandas as pd
 
     folder = Path(folder)
     done = read_done(folder)
-    if not (folder / "results.csv").is_file():
+    if not (folder / "results.parquet").is_file():
         return pd.DataFrame()
-    # text in, text out: a number that is read and written again could change in its last digit
-    table = pd.read_csv(folder / "results.csv", dtype=str, keep_default_na=False)
+    table = pd.read_parquet(folder / "results.parquet")
     for place, name in enumerate(("notebook", "dataset", "network", "seed")):
         if name not in table:
-            value = done["notebook"] if name == "notebook" else done["parameters"].get(name, "")
-            table.insert(min(place, table.shape[1]), name, str(value))
+            value = done["notebook"] if name == "notebook" else done["parameters"].get(name)
+            table.insert(min(place, table.shape[1]), name, value)
     table["address"] = done["address"]
     table["run_parameters"] = json.dumps(done["parameters"], sort_keys=True)
     table["data_fingerprint"] = done.get("data_fingerprint", "")  # a record of an older version may lack some
     table["versions"] = ", ".join(f"{name} {version}" for name, version in done.get("versions", {}).items())
-    return table.assign(commit=done.get("commit", ""), finished=done.get("finished", ""))
+    return typed(table.assign(commit=done.get("commit", ""), finished=done.get("finished", "")))
 
 
 def joined(tables):
-    """Return text tables one under the other, the result columns first and provenance last."""
+    """Return tables one under the other, the result columns first and provenance last; what a table lacks is missing."""
     import pandas as pd
 
     tables = [t for t in tables if len(t)]
     if not tables:
-        return pd.DataFrame(columns=[*RESULT_COLUMNS, *PROVENANCE_COLUMNS], dtype=str)
-    table = pd.concat(tables, ignore_index=True).fillna("")
-    extra = [c for c in table if c not in RESULT_COLUMNS + PROVENANCE_COLUMNS]
-    return table[[c for c in [*RESULT_COLUMNS, *extra, *PROVENANCE_COLUMNS] if c in table]]
+        return typed(pd.DataFrame(columns=[*RESULT_COLUMNS, *PROVENANCE_COLUMNS]))
+    return typed(pd.concat(tables, ignore_index=True))
 
 
 def typed(table):
-    """Return a text table with numbers as numbers and empty fields as NaN."""
-    import pandas as pd
+    """Return a table in the types of `lab.columns`, its columns in their order; columns of another name keep their own type.
 
-    return pd.read_csv(io.StringIO(table.to_csv(index=False)), low_memory=False)  # one type for a whole column
+    >>> import pandas as pd
+    >>> typed(pd.DataFrame({"accuracy": ["0.5"], "mine": [1], "chooser": ["energy"], "seed": [0]})).dtypes.astype(str).to_dict()
+    {'seed': 'int64', 'chooser': 'string', 'accuracy': 'float64', 'mine': 'int64'}
+    """
+    kinds = {name: column.dtype for name, column in COLUMNS.items()}
+    ours = [c for c in [*RESULT_COLUMNS, *kinds] if c in table and c not in PROVENANCE_COLUMNS]
+    ours = list(dict.fromkeys(sorted(ours, key=[*kinds].index)))
+    last = [c for c in PROVENANCE_COLUMNS if c in table]
+    found = table[[*ours, *(c for c in table if c not in (*ours, *last)), *last]].copy()
+    for name in found:
+        kind = kinds.get(name, "string" if name in PROVENANCE_COLUMNS else None)
+        if kind is None:
+            kind = "string" if found[name].dtype == object else None  # Parquet wants one type in a column
+        if kind == "int64" and found[name].isna().any():
+            kind = "Int64"
+        if kind is not None:
+            found[name] = found[name].astype(kind)
+    return found

@@ -3,8 +3,8 @@
 A *run* is a folder of jobs:
 
     RUN/run.json              what was asked, the jobs and how they stand, provenance
-    RUN/results.csv           the rows of all finished jobs, gathered again after each
-    RUN/ADDRESS/notebook.ipynb, results.csv, figures, done.json (written last: only now the job counts)
+    RUN/results.parquet, .csv  the rows of all finished jobs, gathered again after each
+    RUN/ADDRESS/notebook.ipynb, results.parquet and .csv, figures, done.json (written last: only now the job counts)
 """
 
 import contextlib
@@ -364,10 +364,8 @@ def finished(place):
 
 
 def write_results(place):
-    """Write the run's results.csv from all its finished jobs."""
-    table = results.joined([results.job_rows(folder) for folder in finished(place)])
-    with paths.atomic_write(Path(place) / "results.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    """Write the run's results (.parquet and .csv) from all its finished jobs."""
+    results.write(results.joined([results.job_rows(folder) for folder in finished(place)]), Path(place) / "results")
 
 
 @lru_cache(maxsize=1)

@@ -177,18 +177,17 @@ def _tree(caption, pages, option):
 def _gallery_pages(source, gallery):
     here = source / "outputs" / "gallery"
     here.mkdir(parents=True)
-    behind = sorted(gallery.glob("*.ipynb"))
-    for path in behind:
-        _page(path, here / path.name, title=path.stem)
-    for path in (gallery / "README.md", gallery / "results.csv", *gallery.glob("*.png")):
+    rows = published_rows(folder=gallery)
+    for path in (gallery / "README.md", gallery / "results.parquet", *gallery.glob("*.png")):
         if path.is_file():
             shutil.copy(path, here)
     page = here / "README.md"
     text = page.read_text() if page.is_file() else "# The gallery\n\nNothing is published."
-    if (here / "results.csv").is_file():
-        text += "\n\nAll rows: [results.csv](results.csv).\n"
-    page.write_text(text + _tree("Every notebook behind it", [p.stem for p in behind], "titlesonly"))
-    drawn = _figures(here, drawn_figures(published_rows(folder=gallery)))
+    if len(rows):
+        rows.to_csv(here / "results.csv", index=False)
+        text += "\n\nAll rows: [results.csv](results.csv), [results.parquet](results.parquet).\n"
+    page.write_text(text)
+    drawn = _figures(here, drawn_figures(rows))
     (here / "figures.md").write_text("\n\n".join(["# The gallery in figures", *drawn]) + "\n")
     return ["outputs/gallery/README", "outputs/gallery/figures"]
 
@@ -207,13 +206,13 @@ def _run_pages(source, place, executed):
     parts += [f"- `{cell['address']}`: {html.escape(cell['error'])}" for cell in cells if cell.get("error")]
     parts += [f"{len(rows)} rows, with everything on record in [results.csv](results.csv)."]
     parts += _figures(here, drawn_figures(rows))
-    if (place / "summary.csv").is_file():  # of a sweep
-        means = pd.read_csv(place / "summary.csv")
+    if (place / "summary.parquet").is_file():  # of a sweep
+        means = pd.read_parquet(place / "summary.parquet")
         kept = [c for c in means if c.startswith("run_") and means[c].nunique() > 1]
-        kept += "dataset network chooser factors scope target seeds".split()
+        kept += "dataset network chooser factors scope budget_kind budget seeds".split()
         kept += [f"{name}_{what}" for name in ("accuracy", "parameters_kept", "macs_kept") for what in ("mean", "std")]
         parts += ["## Means and standard deviations over seeds", _table(means, kept)]
-    shown = ["notebook", "dataset", "network", "seed", "setting", *RESULT_COLUMNS[4:], "target"]
+    shown = ["notebook", "dataset", "network", "seed", "setting", *RESULT_COLUMNS[4:]]
     parts += ["## Rows", _table(rows, shown)]
     (here / "results.md").write_text("\n\n".join(parts) + "\n")
     return ["run/results", *(f"run/{label}" for label in executed)]

@@ -342,15 +342,13 @@ def gather(finished, to):
     with _here(fs, root, finished) as place:
         for job in finished:
             given = {f"run_{name}": value for name, value in job.parameters.items() if name not in KEYS}
-            given = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+            given = {name: json.dumps(value) if isinstance(value, list | dict) else value for name, value in given.items()}
             tables.append(results.job_rows(place / job.address).assign(**given))
-    text = results.joined(tables)
-    rows = results.typed(text)
+    rows = results.joined(tables)
     means = over_seeds(rows)
-    for name, lines, table in (("results", text, rows), ("summary", means, means)):
-        _put(fs, f"{root}/{name}.csv", lines.to_csv(index=False).encode())
-        words = [c for c in table if table[c].dtype == object]  # parquet wants one type in a column
-        _put(fs, f"{root}/{name}.parquet", table.astype(dict.fromkeys(words, "string")).to_parquet(index=False))
+    for name, table in (("results", rows), ("summary", results.typed(means))):
+        _put(fs, f"{root}/{name}.csv", table.to_csv(index=False).encode())
+        _put(fs, f"{root}/{name}.parquet", table.to_parquet(index=False))
     return rows, means
 
 
@@ -371,7 +369,7 @@ def _here(fs, root, finished):
     with tempfile.TemporaryDirectory() as folder:
         for job in finished:
             for path in fs.ls(f"{root}/{job.address}", detail=False):
-                if path.endswith(("/done.json", "/results.csv")):
+                if path.endswith(("/done.json", "/results.parquet")):
                     Path(folder, job.address).mkdir(exist_ok=True)
                     fs.get_file(path, str(Path(folder, job.address, path.rpartition("/")[2])))
         yield Path(folder)

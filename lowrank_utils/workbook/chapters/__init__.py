@@ -5,7 +5,8 @@ A chapter is found by its name ``NOTEBOOK``. What it may have beside it, and who
 - ``experiment(...)``: the notebook's result rows;
 - ``tables(rows)``: {heading: Markdown table}, and ``CAPTIONS`` {heading: text}: the gallery;
 - ``CLAIMS``: (paper, claim, setting, theirs, measure, rerun): the claim table;
-- ``usable(rows)``, ``figure(rows, title)``, ``FIGURE_CAPTION``, ``ONE_EACH``: the pages of a run and of the gallery.
+- ``usable(rows)``, ``figure(rows, title)``, ``FIGURE_CAPTION``, ``ONE_EACH``: the pages of a run and of the gallery;
+- ``pictures(rows)``: {name: figure} that the README shows.
 """
 
 import importlib

@@ -158,6 +158,15 @@ def usable(table):
 figure = rules
 
 
+def pictures(table):
+    """Return {name: figure} of what the README shows."""
+    shown = table[(table["dataset"] == "fashion-mnist") & (table["network"] == "lenet300")]
+    if not len(shown):
+        return {}
+    plain = shown[shown["factors"].isin(["svd", "none"])]
+    return {"arsvd": rules(plain, f"{shown['seed'].nunique()} seeds")}
+
+
 
 CLAIMS = (  # paper, claim, setting, theirs, measure, rerun
     ("ARSVD", "adaptive ranks (energy; spectral entropy) beat a fixed rank", f"{MLPS}, 20 % of the parameters, every layer cut, as published", "-", adaptive_ahead("every layer"), RERUN),

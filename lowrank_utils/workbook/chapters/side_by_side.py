@@ -173,3 +173,9 @@ def usable(table):
 
 
 figure = trade_off
+
+
+def pictures(table):
+    """Return {name: figure} of what the README shows."""
+    shown = table[usable(table) | (table["chooser"] == "dense")]
+    return {"side-by-side": trade_off(shown)} if len(shown) else {}
