@@ -18,7 +18,9 @@ from torch import nn
 from lowrank_utils.factors import admm, ddlr, svd
 from lowrank_utils.factors.sequential import sweep
 from lowrank_utils.network.graph import before_relu
+from lowrank_utils.network.hooks import hooked
 from lowrank_utils.network.modules import evaluating, linear, replaced
+from lowrank_utils.network.unfold import call_input
 
 
 def _linear_layers(model):
@@ -63,9 +65,14 @@ def _batches(model, name, images, outputs_of=None, batch_size=1000):
         # a ReLU in place must not overwrite it
         caught[key] = value.detach().reshape(-1, value.shape[-1]).to(torch.float64, copy=True)
 
-    with evaluating(model), evaluating(source):
-        hooks = [model.get_submodule(name).register_forward_hook(lambda module, ins, out: catch("in", ins[0]))]
-        hooks.append(source.get_submodule(name).register_forward_hook(lambda module, ins, out: catch("out", out)))
+    def catch_input(module, args, kwargs, out):
+        catch("in", call_input(args, kwargs))
+
+    def catch_output(module, args, kwargs, out):
+        catch("out", out)
+
+    held = hooked(model, {name: catch_input}), hooked(source, {name: catch_output})
+    with evaluating(model), evaluating(source), held[0], held[1]:
         try:
             for batch in images.split(batch_size):
                 batch = batch.to(next(model.parameters()))
@@ -76,9 +83,6 @@ def _batches(model, name, images, outputs_of=None, batch_size=1000):
         except RuntimeError as error:
             shape = tuple(images.shape[1:])
             raise ValueError(f"the network cannot take calibration images of shape {shape}: {error}") from error
-        finally:
-            for hook in hooks:
-                hook.remove()
 
 
 def layer_data(profile, name, *, inputs_of=None, batch_size=1000):

@@ -3,11 +3,13 @@
 import logging
 import operator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from lowrank_utils.network.hooks import hooked
 from lowrank_utils.network.modules import evaluating
 
 log = logging.getLogger(__name__)
@@ -181,21 +183,18 @@ def execution_order(model, names, image):
     ['0', '2']
     """
     met = []
-    hooks = [
-        model.get_submodule(name).register_forward_pre_hook(lambda module, inputs, name=name: met.append(name))
-        for name in names
-    ]
     try:
-        with evaluating(model):
+        with evaluating(model), hooked(model, {name: partial(_note, met, name) for name in names}, before=True):
             model(image)
     except Exception as error:  # a reader's own network fails in errors of many kinds
         raise ValueError(
             f"the network cannot take calibration images of shape {tuple(image.shape[1:])}: {error}"
         ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
     return met
+
+
+def _note(met, name, module, args, kwargs):
+    met.append(name)
 
 
 # Units ----------------------------------------------------------------------------------------------------------------
