@@ -2,8 +2,7 @@
 
 import logging
 
-import numpy as np
-
+from lowrank_utils.checks import is_whole
 from lowrank_utils.factors import svd
 from lowrank_utils.factors.sequential import sweep
 from lowrank_utils.network import unfold
@@ -93,7 +92,7 @@ def _checked_entry(model, name, entry):
     except ValueError as error:
         raise ValueError(f"layer {name!r}: {error}") from error
     full = unfold.rank_costs(layer)[scheme].full_rank
-    if not isinstance(rank, (int, np.integer)) or isinstance(rank, bool) or not 0 <= rank <= full:
+    if not is_whole(rank) or not 0 <= rank <= full:
         raise ValueError(f"rank {rank!r} of layer {name!r} is not a whole number from 1 to {full}")
     return scheme, int(rank)
 

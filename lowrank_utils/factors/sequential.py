@@ -12,6 +12,7 @@ import math
 import torch
 from torch import nn
 
+from lowrank_utils.checks import check_count
 from lowrank_utils.factors import svd
 from lowrank_utils.factors.svd import reduced_rank
 from lowrank_utils.network import unfold
@@ -123,8 +124,7 @@ def sweep(
         raise ValueError("calibration must be a tensor of at least one input, with the images along its first axis")
     if iterations is None:
         iterations = 10 if all(isinstance(model.get_submodule(name), nn.Linear) for name in weight_layers(model)) else 3
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"iterations={iterations!r} is not a whole number of at least 1")
+    check_count(iterations=iterations)
     modules = dict(model.named_modules())
     missing = [name for name in plan if name not in modules]
     if missing:

@@ -11,11 +11,11 @@ decomposition serves every rank:
 """
 
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from torch import nn
 
+from lowrank_utils.checks import is_whole
 from lowrank_utils.network import unfold
 
 
@@ -138,7 +138,7 @@ class Factors:
         """
         if rank == 0 and not self.right.count_nonzero():
             rank = 1
-        if not isinstance(rank, Integral) or isinstance(rank, bool) or not 1 <= rank <= self.full_rank:
+        if not is_whole(rank) or not 1 <= rank <= self.full_rank:
             raise ValueError(f"rank {rank!r} is not a whole number from 1 to {self.full_rank}, the full rank")
         left, right, bias = self.left[..., :rank], self.right[..., :rank, :], self.bias
         if self.spread is not None and rank < self.full_rank:

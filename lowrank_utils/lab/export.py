@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lowrank_utils import paths
+from lowrank_utils.checks import check_count
 from lowrank_utils.lab import score
 from lowrank_utils.lab.checkpoints import _state
 from lowrank_utils.network import modules
@@ -99,8 +100,7 @@ def onnx_session(path, threads=1):
     >>> torch.allclose(onnx_session(path)(x), layer(x), atol=1e-5)
     True
     """
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise ValueError(f"threads={threads!r} is not a whole number of at least 1")
+    check_count(threads=threads)
     try:
         with open(path, "rb"):
             pass

@@ -3,12 +3,12 @@
 With `hooks` this is the one place that watches data pass through a network."""
 
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lowrank_utils.checks import check_count
 from lowrank_utils.network import unfold
 from lowrank_utils.network.graph import hidden_layers
 from lowrank_utils.network.hooks import hooked, watch
@@ -282,12 +282,10 @@ def collect_activations(model, images, bins=32, span="unit", batch_size=500):
     Raises ValueError for fewer than two images, NaN, images of a shape the network cannot take, a wrong `bins` or
     `span`, and a network without hidden units that can go.
     """
-    if isinstance(bins, bool) or not isinstance(bins, Integral) or bins < 2:
-        raise ValueError(f"bins={bins!r} is not a whole number of at least 2")
+    check_count(2, bins=bins)
     if span not in ("unit", "layer"):
         raise ValueError(f"unknown span {span!r}; known: unit, layer")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
-        raise ValueError(f"batch_size={batch_size!r} is not a whole number of at least 1")
+    check_count(batch_size=batch_size)
     if not torch.is_tensor(images) or images.ndim < 2:
         raise ValueError("calibration images must be a tensor with the images along its first axis")
     if len(images) < 2:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy.interpolate import PchipInterpolator
 
-from lowrank_utils.checks import check_share
+from lowrank_utils.checks import check_count, check_share
 from lowrank_utils.factors import svd
 from lowrank_utils.factors.replace import apply_plan, decompose_layers
 from lowrank_utils.network import unfold
@@ -75,8 +75,7 @@ def rank_options(profile, resources=("macs",), *, mixed=False, floor=0.1, multip
             raise ValueError(f"unknown resource {resource!r}; known: {', '.join((*RESOURCES, *tables))}")
     if floor != 0:
         check_share(floor=floor)
-    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
-        raise ValueError(f"multiple={multiple!r} is not a whole number of at least 1")
+    check_count(multiple=multiple)
     found = []
     counted = [r for r in resources if r in RESOURCES] or ["macs"]
     for card in (card for card in profile if not card.reason):
@@ -147,8 +146,7 @@ def energy(profile, options):
 
 def measured_ranks(own, points=6):
     """Return ``{scheme: ranks}`` at which the curve of `Options` is measured: `points` of them, evenly in log rank."""
-    if isinstance(points, bool) or not isinstance(points, int) or points < 2:
-        raise ValueError(f"points={points!r} is not a whole number of at least 2")
+    check_count(2, points=points)
     held = {}
     for entry in own.entries[:-1]:
         scheme, rank = parse_entry(entry)
@@ -464,9 +462,7 @@ def enc_model(
     options, curves = _enc_defaults(profile, resource, options, curves)
     _check_enc(options, resource, curves, *([accuracy] if accuracy else []))
     check_share(space=space, margin=margin)
-    for name, count in {"density": density, "top": top}.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name}={count!r} is not a whole number of at least 1")
+    check_count(density=density, top=top)
     budget, total = _budget(profile, options, kept, resource)
     start = enc_map(profile, kept, resource=resource, options=options, curves=curves)
     start_choice = [own.entries.index(start.plan.get(own.name)) for own in options]
@@ -568,8 +564,7 @@ def enc_inf(found, *, measure, count=30):
 
     `measure` is a function of a plan, such as the accuracy on valid images of the network that it makes.
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"count={count!r} is not a whole number of at least 1")
+    check_count(count=count)
     if not found.ranked:
         raise ValueError("there are no plans to measure; pass what enc_model returned")
     began = time.perf_counter()
