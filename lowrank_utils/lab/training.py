@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from lowrank_utils import __version__, paths
-from lowrank_utils.checks import check_count
+from lowrank_utils.checks import check_count, is_whole
 from lowrank_utils.lab import checkpoints, models
 from lowrank_utils.network import modules
 
@@ -42,7 +42,7 @@ class Recipe:
     def __post_init__(self):
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_whole(value) or value < 1:
                 raise ValueError(f"{name}={value!r} is not a whole number of at least 1")
         for name, allowed in (("learning_rate", "more than"), ("weight_decay", "at least")):
             value = getattr(self, name)

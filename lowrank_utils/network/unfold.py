@@ -12,11 +12,12 @@ rank r. In a spatial pair of stride (a, b) the first layer has stride (a, 1) and
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from lowrank_utils.checks import is_whole
 
 NAMES = ("spatial", "channel", "input")
 
@@ -76,7 +77,7 @@ def planned_entry(layer, name, entry):
     except ValueError as error:
         raise ValueError(f"layer {name!r}: {error}") from error
     full = rank_costs(layer)[scheme].full_rank
-    if isinstance(rank, bool) or not isinstance(rank, Integral) or not 1 <= rank <= full:
+    if not is_whole(rank) or not 1 <= rank <= full:
         raise ValueError(f"rank {rank!r} of layer {name!r} is not a whole number from 1 to {full}")
     return scheme, int(rank)
 
