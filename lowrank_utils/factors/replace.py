@@ -101,10 +101,10 @@ def _pays(profile, name, scheme, rank, resource):
     # a layer of zeros has rank 0 and is written as one component
     layer, rank = profile.model.get_submodule(name), max(rank, 1)
     fewer_parameters = rank * unfold.rank_costs(layer)[scheme].parameters < layer.weight.numel()
-    if resource == "parameters" or scheme is None:
+    if resource == "parameters":
         return fewer_parameters
     # where the positions are not known, those of one output far from the borders
-    seen = profile.uses.get(name, {"inputs": layer.stride[0] * layer.stride[1], "outputs": 1})
+    seen = profile.uses.get(name, unfold.one_output(layer))
     fewer_macs = rank * unfold.rank_costs(layer, **seen)[scheme].macs < layer.weight.numel() * seen["outputs"]
     return fewer_macs or (resource == "either" and fewer_parameters)
 
@@ -115,7 +115,7 @@ def _thin(model, name, scheme, rank, found):
         raise ValueError(f"the plan wants layer {name!r} in scheme {scheme!r}, its factors are in {found.scheme!r}")
     wanted, held = unfold.rank_costs(layer)[scheme].shape, (found.left.shape[-2], found.right.shape[-1])
     if wanted != held:
-        what = tuple(layer.weight.shape) if scheme is None else f"{wanted} in scheme {scheme!r}"
+        what = f"{wanted}{unfold.in_words(scheme)}"
         raise ValueError(f"layer {name!r} has weights of shape {what}, its factors make {held}")
     return found.layers(rank)
 

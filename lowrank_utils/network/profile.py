@@ -73,7 +73,7 @@ class LayerProfile:
         if not self.costs:
             rows, columns = self.shape
             return unfold.Cost(min(self.shape), rows + columns, (rows + columns) * self.positions, self.shape)
-        scheme = self.scheme if scheme is None else scheme
+        scheme = scheme or self.scheme
         if scheme not in self.costs:
             raise ValueError(
                 f"layer {self.name!r} has no scheme {scheme!r}; it has {', '.join(map(str, self.costs)) or 'none'}"
@@ -92,7 +92,7 @@ class LayerProfile:
 
     def entry(self, rank):
         """Return what a plan says of this layer at `rank`: the rank, or (scheme, rank) for a convolution."""
-        return rank if self.scheme is None else (self.scheme, rank)
+        return unfold.plan_entry(self.scheme, rank)
 
     def cost(self, rank=None, resource="macs"):
         """Return the cost of the layer at `rank` (or at an entry of a plan), or dense where `rank` is None.

@@ -95,7 +95,7 @@ def rank_options(profile, resources=("macs",), *, mixed=False, floor=0.1, multip
             full[scheme] = most
             least = max(1, int(np.ceil(floor * most)))
             for rank in range(least + -least % multiple, most + 1, multiple):
-                entry = rank if scheme is None else (scheme, rank)
+                entry = unfold.plan_entry(scheme, rank)
                 cost = price(entry)
                 if np.isfinite(cost).all():
                     entries.append(entry)
@@ -187,7 +187,7 @@ def measured(profile, options, *, measure, factors="data-aware", points=6):
         for scheme, ranks in measured_ranks(own, points).items():
             base = decompose_layers(profile, {own.name: scheme}, factors)
             for rank in ranks:
-                entry = rank if scheme is None else (scheme, rank)
+                entry = unfold.plan_entry(scheme, rank)
                 numbers[scheme, rank] = measure(apply_plan(profile, {own.name: entry}, factors=base, resource=None))
         if not np.isfinite([dense, *numbers.values()]).all():
             raise ValueError(f"the measurements of layer {own.name!r} hold NaN or infinity")
