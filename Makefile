@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 UNDERWAY := $(VENV)/.installing
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lab site notebooks clean
+.PHONY: help run check test lab site notebooks clean
 
 help:  ## say this
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */make \1\t/' | expand -t 16
@@ -18,7 +18,14 @@ help:  ## say this
 run: $(STAMP)  ## execute the notebooks into a new folder below outputs/runs
 	@$(BIN)/python -m lowrank_utils run $(ARGS)
 
-test: $(STAMP)  ## check everything: units, docstrings, every notebook against its stored outputs
+check: $(STAMP)  ## look at a change in a minute and a half: style, floors, types, the quick tests
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m basedpyright
+	@$(BIN)/python -m pytest -m "not slow and not notebook and not browser" tests lowrank_utils $(ARGS)
+
+test: $(STAMP)  ## check everything: units, docstrings, every notebook against its stored outputs, pages in a browser
 	@$(BIN)/python -m lowrank_utils data fashion-mnist
 	@$(BIN)/python -m pytest $(ARGS)
 
@@ -32,7 +39,7 @@ notebooks: $(STAMP)  ## execute the notebooks and solutions in place, at their d
 	@$(BIN)/python -m lowrank_utils refresh $(ARGS)
 
 clean:  ## remove what make made; data and outputs/gallery stay
-	rm -rf $(VENV) outputs/runs outputs/sweeps outputs/site outputs/.site-build build *.egg-info .pytest_cache .hypothesis .benchmarks
+	rm -rf $(VENV) outputs/runs outputs/sweeps outputs/site outputs/.site-build build *.egg-info .pytest_cache .hypothesis .benchmarks .ruff_cache .import_linter_cache
 	find . -name data -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt
