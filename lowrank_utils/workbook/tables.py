@@ -32,12 +32,13 @@ def in_points(table):
     return table.assign(lost=lost)
 
 
-SIZES = ("macs 0.75", "macs 0.50", "macs 0.35", "macs 0.25")
+SIZES = (0.75, 0.5, 0.35, 0.25)  # shares of the MACs
 
 
 def at_sizes(part, tell):
     # one cell of a table: what `tell` says of the accuracies at each size
-    each = [part.loc[part["target"] == size, "accuracy"] for size in SIZES]
+    mine = part[(part["budget_kind"] == "macs") & (part["tuned"] == "none")]
+    each = [mine.loc[mine["budget"] == size, "accuracy"] for size in SIZES]
     return " / ".join(tell(values) if len(values) else "-" for values in each)
 
 
