@@ -178,7 +178,7 @@ def _cell(job, fs, root, threads):
             return ""
         except Exception as failure:
             ours = isinstance(failure, runs.NotebookFailed)
-            if isinstance(failure, runs.RunError) and not ours or getattr(failure, "errno", None) in FULL:
+            if (isinstance(failure, runs.RunError) and not ours) or getattr(failure, "errno", None) in FULL:
                 raise
             _check_room(fs, root)  # the notebook may have failed for want of it
             error = str(failure).split("\n  as far as it came")[0]
