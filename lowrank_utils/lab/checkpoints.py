@@ -57,7 +57,7 @@ def load(checkpoint, input_shape=None, classes=None):
     """
     try:
         with safe_open(checkpoint, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, the file is no dict
             metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
     except FileNotFoundError:
         raise FileNotFoundError(
@@ -331,7 +331,7 @@ def _read(path):
             if "plan" not in header:
                 raise ValueError(f"{path} holds no plan, so no compressed network; `checkpoints.load` reads dense ones")
             metadata = {name: json.loads(header[name]) for name in sorted(header)}  # the file keeps no order
-            tensors = {name: file.get_tensor(name) for name in file}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, the file is no dict
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no compressed network {path}; `checkpoints.save_compressed` writes one") from None
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
