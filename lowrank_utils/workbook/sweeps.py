@@ -196,10 +196,11 @@ def _alone(fs, root, address):
     if not _is_local(fs):
         yield
         return
-    import fcntl
+    from filelock import FileLock
 
-    with open(f"{root}/cells.lock", "a") as lock:  # a byte of it for each cell
-        fcntl.lockf(lock, fcntl.LOCK_EX, 1, int(address[-8:], 16))
+    locks = Path(root) / "locks"  # not in the cell's own folder, which is replaced as a whole
+    locks.mkdir(exist_ok=True)
+    with FileLock(locks / address):
         yield
 
 
