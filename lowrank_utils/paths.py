@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(os.environ.get("LOWRANK_ROOT") or Path(__file__).resolve().parents[1])
+DOCS = Path(__file__).resolve().parents[1] / "docs"  # goes with the code, whichever project's site is built
 DATA = ROOT / "data"
 CHECKPOINTS = DATA / "checkpoints"
 NOTEBOOKS = ROOT / "notebooks"

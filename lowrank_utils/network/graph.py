@@ -29,9 +29,9 @@ def before_relu(model):
         return set()
     modules, found = dict(model.named_modules()), set()
     for node in graph.nodes:
-        if node.op == "call_module" and isinstance(modules[node.target], nn.Linear) and len(node.users) == 1:
-            if _is_relu(*node.users, modules):
-                found.add(node.target)
+        linear = node.op == "call_module" and isinstance(modules[node.target], nn.Linear)
+        if linear and len(node.users) == 1 and _is_relu(*node.users, modules):
+            found.add(node.target)
     return found
 
 
@@ -116,7 +116,7 @@ def followed_by(model, graph=None, images=None):
                 other, at = rest[0], user
         users = list(at.users)
         relu = bool(users) and (
-            all(_is_relu(u, modules) for u in users) or _is_relu(users[0], modules) and _inplace(users[0], modules)
+            all(_is_relu(u, modules) for u in users) or (_is_relu(users[0], modules) and _inplace(users[0], modules))
         )
         found[node.target] = Followers(norm, other, relu)
     return found
@@ -361,7 +361,7 @@ def _reader(node, modules):
             return None, (), "its output is multiplied with another, and its units are tied to those of the other"
         elif name in _JOINS:
             return None, (), "its output is joined with others by concatenation"
-        elif not (alone and (_elementwise(user, module) or form == "channels" and _channelwise(user, module))):
+        elif not (alone and (_elementwise(user, module) or (form == "channels" and _channelwise(user, module)))):
             what = type(module).__name__ if module is not None else getattr(user.target, "__name__", user.target)
             which = "is not element-wise" if form == "last" else "is not known to treat each channel alone"
             return None, (), f"its output goes through {what}, which {which}"

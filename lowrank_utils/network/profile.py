@@ -202,10 +202,7 @@ def read_layers(model, input_shape, spectra=True, dense=(), scheme=None, guard=N
             values = partial(_spectrum, module, own, guard)
             values = values if guard else values()
         bias = torch.is_tensor(getattr(module, "bias", None))
-        if name in uses:
-            macs = weight.numel() * used["outputs"]
-        else:
-            macs = counted_macs.get(name, 0)
+        macs = weight.numel() * used["outputs"] if name in uses else counted_macs.get(name, 0)
         cards.append(
             LayerProfile(
                 name=name,

@@ -108,6 +108,7 @@ def collect_moments(model, names, calibration, batch_size=500):
                 # sums over many positions are too large for half precision
                 wide = torch.promote_types(seen.dtype, torch.float32)
                 found[name].update(seen[0] if len(seen) == 1 else seen, wide)
+            return None
 
         return hook
 
@@ -161,26 +162,26 @@ def fisher(model, names, images, draws=10, seed=0, batch_size=50):
 
     found = dict.fromkeys(names, 0.0)
     generator = torch.Generator().manual_seed(seed)
-    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
-        with hooked(model, {name: catch(name) for name in names}):
-            for batch in images.split(batch_size):
-                caught |= {name: [] for name in names}
-                logs = _log_shares(model, batch.to(first.device, first.dtype, copy=True))
-                for name in names:
-                    if len(caught[name]) != 1:
-                        raise ValueError(
-                            f"layer {name!r} is used {len(caught[name])} times in one pass; the Fisher information needs one use"
-                        )
-                outputs = [caught[name][0] for name in names]
-                for total, share in _rounds(logs, draws, generator):
-                    # an output that the answer does not need has slope zero
-                    slopes = torch.autograd.grad(
-                        total, outputs, retain_graph=True, allow_unused=True, materialize_grads=True
+    watched = hooked(model, {name: catch(name) for name in names})
+    with evaluating(model), torch.inference_mode(False), torch.enable_grad(), watched:
+        for batch in images.split(batch_size):
+            caught |= {name: [] for name in names}
+            logs = _log_shares(model, batch.to(first.device, first.dtype, copy=True))
+            for name in names:
+                if len(caught[name]) != 1:
+                    raise ValueError(
+                        f"layer {name!r} is used {len(caught[name])} times in one pass; the Fisher information needs one use"
                     )
-                    for name, slope in zip(names, slopes):
-                        rows = output_rows(modules[name], slope)[0]
-                        weight = share.repeat_interleave(len(rows) // len(share)).to(rows)
-                        found[name] = found[name] + (rows.T @ (weight[:, None] * rows)).double()
+            outputs = [caught[name][0] for name in names]
+            for total, share in _rounds(logs, draws, generator):
+                # an output that the answer does not need has slope zero
+                slopes = torch.autograd.grad(
+                    total, outputs, retain_graph=True, allow_unused=True, materialize_grads=True
+                )
+                for name, slope in zip(names, slopes):
+                    rows = output_rows(modules[name], slope)[0]
+                    weight = share.repeat_interleave(len(rows) // len(share)).to(rows)
+                    found[name] = found[name] + (rows.T @ (weight[:, None] * rows)).double()
     return {name: value / len(images) for name, value in found.items()}
 
 

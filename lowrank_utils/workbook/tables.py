@@ -35,10 +35,20 @@ def in_points(table):
 SIZES = (0.75, 0.5, 0.35, 0.25)  # shares of the MACs
 
 
+def at_share(table, *shares):
+    """Return which rows (a boolean Series) were asked for one of these shares of the MACs, and not fine-tuned.
+
+    >>> import pandas as pd
+    >>> rows = pd.DataFrame({"budget_kind": ["macs", "macs", "kept"], "budget": [0.5, 0.25, 0.5], "tuned": "none"})
+    >>> at_share(rows, 0.5).tolist()
+    [True, False, False]
+    """
+    return (table["budget_kind"] == "macs") & table["budget"].isin(shares) & (table["tuned"] == "none")
+
+
 def at_sizes(part, tell):
     # one cell of a table: what `tell` says of the accuracies at each size
-    mine = part[(part["budget_kind"] == "macs") & (part["tuned"] == "none")]
-    each = [mine.loc[mine["budget"] == size, "accuracy"] for size in SIZES]
+    each = [part.loc[at_share(part, size), "accuracy"] for size in SIZES]
     return " / ".join(tell(values) if len(values) else "-" for values in each)
 
 
