@@ -152,14 +152,13 @@ def experiment(
     for share in shares:
         checks.check_share(share=share)
     lab = prepared(images, model, calibration_images=calibration_images, **about)
-    parts = [lab.dense_row()]
-    for table in (
-        *(at_all_sizes(lab, scope, shares) for scope in lab.scopes),
-        within_drop(lab, drop)[0],
-        at_threshold(lab, threshold),
-    ):
-        parts += table.to_dict("records")
-    return columns.table(parts)
+    sized = [at_all_sizes(lab, scope, shares) for scope in lab.scopes]
+    return together(lab.dense_row(), *sized, within_drop(lab, drop)[0], at_threshold(lab, threshold))
+
+
+def together(dense: dict, *tables: pd.DataFrame) -> pd.DataFrame:
+    """Return the row of the dense network and tables of rows as one table."""
+    return columns.table([dense, *(row for table in tables for row in table.to_dict("records"))])
 
 
 # ---- its figures and tables ------------------------------------------------------------------------------------------
