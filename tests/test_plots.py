@@ -108,10 +108,10 @@ def test_the_gap_and_the_ball_are_drawn():
 def sized(**more):
     """Rows of two seeds, two sizes and a chooser of somebody else's, in two kinds of factors."""
     rows = [
-        {"chooser": c, "factors": f, "scope": "every layer", "target": f"kept {k}", "parameters_kept": k, "seed": seed, "accuracy": k + 0.1 * seed + bonus}
+        {"chooser": c, "factors": f, "scope": "every layer", "stored_as": "low rank", "refit": "none", "tuned": "none", "budget_kind": "kept", "budget": k, "parameters_kept": k, "seed": seed, "accuracy": k + 0.1 * seed + bonus}
         for (c, bonus), f, k, seed in itertools.product({"energy": 0.1, "mine": 0.0}.items(), ("svd", "data-aware"), (0.2, 0.4), (0, 1))
     ]
-    rows += [{"chooser": "dense", "factors": "dense", "target": "dense", "seed": s, "accuracy": 0.9 + 0.02 * s} for s in (0, 1)]
+    rows += [{"chooser": "dense", "factors": "none", "scope": "none", "stored_as": "dense", "budget_kind": "dense", "seed": s, "accuracy": 0.9 + 0.02 * s} for s in (0, 1)]
     return pd.DataFrame(rows).assign(**more)
 
 
@@ -134,15 +134,16 @@ def test_rules_have_a_panel_for_each_scope_and_factors_and_draw_any_chooser():
 
 def test_rankings_and_programs_show_their_panels_and_cut_offs():
     rows = sized()
-    rows["factors"] = rows["factors"].replace({"svd": "folded"})
+    units = rows["factors"] == "svd"
+    rows.loc[units, ["factors", "stored_as", "refit"]] = ["none", "units", "folded"]
     figure = entropy_pruning.rankings(rows)
     assert [p.split(",")[0] for p in drawn(figure)] == ["components", "units"]
     assert "units, mean folded, test images" in drawn(figure) and "components, data-aware factors, test images" in drawn(figure)
     assert figure.axes[0].get_ylim()[0] == pytest.approx(0.51)  # 40 points below the dense network
     rows = sized()
-    rows["chooser"] = rows["chooser"].replace({"energy": "DDLR", "mine": "ARSVD"})
-    rows.loc[(rows["chooser"] == "DDLR") & (rows["target"] == "kept 0.2"), "target"] = "epsilon 0.1"
-    short = rows[~((rows["chooser"] == "ARSVD") & (rows["target"] == "kept 0.4") & (rows["seed"] == 1))]
+    rows["chooser"] = rows["chooser"].replace({"energy": "DDLR", "mine": "energy"})
+    rows.loc[(rows["chooser"] == "DDLR") & (rows["budget"] == 0.2), ["budget_kind", "budget"]] = ["epsilon", 0.1]
+    short = rows[~((rows["chooser"] == "energy") & (rows["budget"] == 0.4) & (rows["seed"] == 1))]
     panels = drawn(figure := ddlr.programs(short))
     assert figure.axes[0].get_ylim()[0] == pytest.approx(0.76)
     assert panels["from a convex program, test images"]["DDLR"][0] == pytest.approx([0.2, 0.4])
