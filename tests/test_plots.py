@@ -22,7 +22,7 @@ def nothing_stays_open():
 
 def rows():
     return pd.DataFrame(
-        {"chooser": chooser, "factors": factors, "scope": "hidden layers", "target": f"kept {kept:.2f}",
+        {"chooser": chooser, "factors": factors, "scope": "hidden layers", "budget_kind": "kept", "budget": kept,
          "parameters_kept": kept, "accuracy": kept + 0.01 * seed, "f1": kept, "seed": seed}
         for chooser in ("energy", "fixed") for factors in ("svd", "data-aware") for kept in (0.1, 0.3, 0.2) for seed in (0, 1)
     )  # fmt: skip
@@ -166,13 +166,13 @@ def test_curves_have_a_panel_a_layer_and_leave_out_what_is_too_small():
 
 def test_choosers_have_a_row_a_network_and_a_band_over_draws():
     table = pd.DataFrame(
-        {"dataset": "d", "network": network, "chooser": chooser, "factors": factors, "target": f"macs {kept:.2f}", "macs_kept": kept,
+        {"dataset": "d", "network": network, "chooser": chooser, "factors": factors, "budget_kind": "macs", "budget": kept, "tuned": "none", "macs_kept": kept,
          "accuracy": kept + 0.1 * draw, "draw": draw}
         for network in ("n", "m") for chooser in ("ENC-Map", "exact") for factors in ("svd", "sequential", "data-aware")
         for kept in (0.5, 0.25) for draw in (0, 1)
     )  # fmt: skip
-    dense = {"dataset": "d", "network": "n", "chooser": "dense", "factors": "dense", "target": "dense", "macs_kept": 1.0, "accuracy": 0.9}
-    lossless = dense | {"chooser": "exact", "factors": "svd", "target": "lossless"}
+    dense = {"dataset": "d", "network": "n", "chooser": "dense", "factors": "none", "budget_kind": "dense", "tuned": "none", "macs_kept": 1.0, "accuracy": 0.9}
+    lossless = dense | {"chooser": "exact", "factors": "svd", "budget_kind": "lossless"}
     figure = rank_search.choosers(pd.concat([pd.DataFrame([dense, lossless]), table]))
     assert len(figure.axes) == 6 and figure.axes[3].get_title() == "m on d, svd factors"
     lines = {line.get_label(): line for line in figure.axes[0].lines}
