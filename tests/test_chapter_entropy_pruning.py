@@ -28,7 +28,7 @@ def lab():
 @pytest.fixture(scope="module")
 def rows(lab):
     some = [way for way in chapter.ways() if "output" in way.chooser or way.chooser == "energy"]
-    made = [chapter.dense_row(lab), *chapter.at_sizes(lab, some, (0.3, 0.6)), *chapter.smallest(lab, 0.02, some[:2])]
+    made = [lab.dense_row(), *chapter.at_sizes(lab, some, (0.3, 0.6)), *chapter.smallest(lab, 0.02, some[:2])]
     return columns.table(made + chapter.fine_tuned(lab, 0.5, 1, "cpu", [some[0], chapter.CONTROL])[0])
 
 

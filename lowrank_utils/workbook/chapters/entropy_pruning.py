@@ -15,6 +15,7 @@ from lowrank_utils.network.modules import copied
 from lowrank_utils.network.profile import Profile
 from lowrank_utils.network.statistics import Activations, collect_activations
 from lowrank_utils.ranks import components, rules, units
+from lowrank_utils.workbook import laboratory as laboratories
 from lowrank_utils.workbook.plots import COLOURS, canvas, frontier
 from lowrank_utils.workbook.tables import in_points, markdown, mean_and_spread
 
@@ -69,38 +70,25 @@ def ways() -> list[Way]:
 
 
 @dataclass(frozen=True)
-class Laboratory:
-    """What the networks of this chapter are made from and measured with."""
+class Laboratory(laboratories.Laboratory):
+    """What the networks of this chapter are made from and measured with.
 
-    images: Dataset
-    profile: Profile
+    ``hidden`` is the profile with the classifier dense; ``orders`` of hidden units by name; ``bases`` the factors of each
+    layer by method; ``halfway``, {(rule, share): (profile, bases)} of networks with units removed.
+    """
+
     hidden: Profile
     activations: dict[str, Activations]
     orders: dict[str, pd.DataFrame]
     bases: dict[str, dict]
     halfway: dict
     seed: int
-    about: dict
 
-    @property
-    def model(self):
-        return self.profile.model
-
-    @property
-    def size(self) -> int:
-        """Parameters of the dense network."""
-        return score.parameters(self.model)
-
-    def valid(self, net) -> float:
-        """Return the accuracy of a network on validation images."""
-        return training.evaluate(net, *self.images.tensors("valid")).accuracy
-
-    def row(self, net, way: Way, **more) -> dict:
-        """Return a result row of a network that was made in some way, on test images."""
-        return score.row(net, self.model, self.images.tensors("test"), **self.about, **dataclasses.asdict(way), **more)
+    def measured(self, net: nn.Module, way: Way, **more) -> dict:
+        """Return the result row of a network that was made in some way, on test images."""
+        return self.row(net, **dataclasses.asdict(way), **more)
 
 
-DENSE = Way("dense", scope="none", stored_as="dense")
 CONTROL = Way("dense control", scope="none", stored_as="dense")
 
 
@@ -109,14 +97,15 @@ def laboratory(images, model, *, calibration_images, bins=32, seed=0, **about) -
 
     `bins` of the histograms of activations; `seed` of the random rankings; `about`: dataset, network.
     """
-    read = Profile(model, images.tensors("train", calibration_images)[0])
+    about = {"notebook": NOTEBOOK, "seed": seed, **about}
+    base = laboratories.laboratory(images, model, calibration_images=calibration_images, **about)
+    read = base.profile
     activations = collect_activations(model, read.calibration, bins)
     orders = {f"unit {rule}": units.rank_units(read, activations, rule, seed) for rule in units.UNIT_RULES}
     one_range = collect_activations(model, read.calibration, bins, span="layer")
     orders["unit entropy one range"] = units.rank_units(read, one_range, "entropy")
     hidden = read.but(dense=(read.order[-1],))
-    about = {"notebook": NOTEBOOK, "seed": seed, **about}
-    lab = Laboratory(images, read, hidden, activations, orders, _bases(read), {}, seed, about)
+    lab = Laboratory(images, read, base.about, hidden, activations, orders, _bases(read), {}, seed)
     for rule in ("entropy", "output"):
         for share in HALFWAY:
             fewer = Profile(fewer_units(lab, f"unit {rule}", share), read.calibration)
@@ -166,15 +155,10 @@ def build(lab: Laboratory, way: Way, share: float):
     return max(tries, key=lab.valid) if tries else fewer_components(lab, way, share)
 
 
-def dense_row(lab: Laboratory) -> dict:
-    """Return the row of the dense network, with its times."""
-    return lab.row(lab.model, DENSE, budget_kind="dense", timed=True)
-
-
 def at_sizes(lab: Laboratory, chosen=None, shares=SHARES) -> list[dict]:
     """Return the rows of the chosen ways (default: all) at every share of the parameters."""
     return [
-        lab.row(build(lab, way, share), way, budget_kind="kept", budget=share) for way in chosen or ways() for share in shares
+        lab.measured(build(lab, way, share), way, budget_kind="kept", budget=share) for way in chosen or ways() for share in shares
     ]  # fmt: skip
 
 
@@ -193,7 +177,7 @@ def smallest(lab: Laboratory, drop: float, chosen=None) -> list[dict]:
         )
         seconds = time.perf_counter() - began
         more = {"valid_accuracy": lab.valid(net), "seconds_to_find": seconds, "evaluations": evaluations}
-        rows.append(lab.row(net, way, budget_kind="drop", budget=drop, timed=True, **more))
+        rows.append(lab.measured(net, way, budget_kind="drop", budget=drop, timed=True, **more))
     return rows
 
 
@@ -219,10 +203,10 @@ def fine_tuned(lab: Laboratory, kept: float, epochs: int, device="auto", chosen=
     rows, told = [], {}
     for way in chosen:
         net = build(lab, way, kept)
-        told[way.method, way.written_as] = {"pruned": 100 * lab.row(net, way)["accuracy"]}
+        told[way.method, way.written_as] = {"pruned": 100 * lab.measured(net, way)["accuracy"]}
         training.fit(net, lab.images, recipe, lab.seed, device, progress=False)
         size = {"budget_kind": "dense"} if way is CONTROL else {"budget_kind": "kept", "budget": kept}
-        rows.append(lab.row(net, way, **size, tuned="fine-tuned", finetuned_epochs=epochs))
+        rows.append(lab.measured(net, way, **size, tuned="fine-tuned", finetuned_epochs=epochs))
         told[way.method, way.written_as]["fine-tuned"] = 100 * rows[-1]["accuracy"]
     return rows, pd.DataFrame(told).T.rename_axis(["chooser", "factors"])
 
@@ -247,7 +231,7 @@ def experiment(
     histograms; `seed`; `shares`, the sizes; `about`: dataset, network.
     """
     lab = laboratory(images, model, calibration_images=calibration_images, bins=bins, seed=seed, **about)
-    rows = [dense_row(lab), *at_sizes(lab, shares=shares), *smallest(lab, drop)]
+    rows = [lab.dense_row(), *at_sizes(lab, shares=shares), *smallest(lab, drop)]
     return columns.table(rows + fine_tuned(lab, kept, finetune_epochs)[0])
 
 
