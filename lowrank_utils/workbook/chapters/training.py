@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import PercentFormatter
-
 from torch import nn
 
 from lowrank_utils.lab import columns, score
