@@ -105,7 +105,7 @@ def within_drop(lab: Laboratory, drop: float) -> tuple[pd.DataFrame, list[rank_r
             for factors in svd.METHODS:
                 began = time.perf_counter()
                 found = rank_rules.adaptive_threshold(
-                    read, measure=lambda plan, kind=factors: lab.valid(lab.small(plan, kind)), drop=drop, rule=rule, resource="parameters"
+                    read, measure=lambda plan, factors=factors: lab.valid(lab.small(plan, factors)), drop=drop, rule=rule, resource="parameters"
                 )  # fmt: skip
                 about = {"seconds_to_find": time.perf_counter() - began, "evaluations": len(found.evaluations) + 1}
                 about |= {"chooser": rule, "scope": scope, "budget_kind": "drop", "budget": drop}
