@@ -14,5 +14,5 @@ def check_share(**shares):
     ValueError: threshold=1.5 is not a share in (0, 1]
     """
     for name, value in shares.items():
-        if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real) or not 0 < value <= 1:
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real) or not 0 < float(value) <= 1:
             raise ValueError(f"{name}={value!r} is not a share in (0, 1]")
