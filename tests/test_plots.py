@@ -73,7 +73,7 @@ def test_histograms_and_scatter_draw_what_they_are_given():
     heights = [[bar.get_height() for bar in axis.patches] for axis in figure.axes]
     assert heights[0] == [2, 0, 0, 1] and sum(heights[1]) == 9
     table = pd.DataFrame({"x": [1.0, 2], "z": [3.0, 4], "y": [5.0, 6]})
-    figure = side_by_side.scatter(table, "y", ["x", "z"], {"x": "one", "z": "two", "y": "three"})
+    figure = plots.scatter(table, "y", ["x", "z"], {"x": "one", "z": "two", "y": "three"})
     assert [axis.lines[0].get_xdata().tolist() for axis in figure.axes] == [[1, 2], [3, 4]]
     assert [axis.get_xlabel() for axis in figure.axes] == ["one", "two"] and figure.axes[0].get_ylabel() == "three"
 

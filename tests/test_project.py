@@ -158,12 +158,9 @@ UNTYPED = set(
     lowrank_utils/factors/admm.py
     lowrank_utils/factors/ddlr.py
     lowrank_utils/factors/ddlr_network.py
-    lowrank_utils/factors/replace.py
-    lowrank_utils/factors/sequential.py
     lowrank_utils/factors/svd.py
     lowrank_utils/lab/checkpoints.py
     lowrank_utils/lab/data.py
-    lowrank_utils/lab/export.py
     lowrank_utils/lab/models.py
     lowrank_utils/lab/training.py
     lowrank_utils/network/graph.py
@@ -176,6 +173,8 @@ UNTYPED = set(
     lowrank_utils/ranks/search.py
     lowrank_utils/ranks/units.py
     lowrank_utils/workbook/chapters/ddlr.py
+    lowrank_utils/workbook/chapters/entropy_pruning.py
+    lowrank_utils/workbook/chapters/rank_search.py
     lowrank_utils/workbook/chapters/side_by_side.py
     lowrank_utils/workbook/gallery.py
     lowrank_utils/workbook/site.py

@@ -107,6 +107,11 @@ def test_unknown_data_sets_and_networks_are_refused(project):
     assert jobs.plan_jobs(settings={"network": "lenet300"})[3].parameters == {"network": "lenet300"}
     with pytest.raises(ValueError, match="unknown network 'lenet'; known: "):
         jobs.plan_jobs(settings={"network": "lenet"})
+    torchvision = {"network": "torchvision/mobilenet_v3_small"}
+    assert jobs.plan_jobs(settings=torchvision)[3].parameters == torchvision
+    write_notebook(paths.NOTEBOOKS / "05_fifth.ipynb", parameters='networks: list[str] = ["mlp"]  # networks\n')
+    with pytest.raises(ValueError, match="unknown network 'torchvision/resnet99'"):
+        jobs.plan_jobs(settings={"networks": "[mlp, torchvision/resnet99]"})
 
 
 def test_an_address_depends_on_code_parameters_and_data_alone(project):

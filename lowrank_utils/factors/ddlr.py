@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from lowrank_utils.checks import check_number
 from lowrank_utils.factors.admm import FEASIBLE, RANK_TOLERANCE, Infeasible, Problem, iterate, power_of_two
 
 PENALTIES = ("nuclear", "l1")
@@ -110,8 +111,7 @@ def check(weights, inputs, outputs, epsilon, relu=True):
     (0.5, 0.0, 0.1, False)
     """
     x, y = _data(inputs, outputs, relu)
-    if isinstance(epsilon, bool) or not isinstance(epsilon, Real) or not (math.isfinite(epsilon) and epsilon >= 0):
-        raise ValueError(f"epsilon={epsilon!r} is not a number of at least 0")
+    check_number(lambda value: value >= 0, "a number of at least 0", epsilon=epsilon)
     u = _weights(weights, x, y, "weights")
     scale = power_of_two(y)  # squares of very large or small numbers would overflow or vanish
     size = power_of_two(u)

@@ -9,16 +9,18 @@ import dataclasses
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from numbers import Integral, Real
 
 import pandas as pd
 import torch
 from torch import nn
 
+from lowrank_utils.checks import check_count, check_number
 from lowrank_utils.factors import admm, ddlr, svd
 from lowrank_utils.factors.sequential import sweep
 from lowrank_utils.network.graph import before_relu
+from lowrank_utils.network.hooks import hooked
 from lowrank_utils.network.modules import evaluating, linear, replaced
+from lowrank_utils.network.unfold import call_input
 
 
 def _linear_layers(model):
@@ -49,8 +51,7 @@ def _images(images):
 
 
 def _share(cut):
-    if isinstance(cut, bool) or not isinstance(cut, Real) or not 0 <= cut < 1:
-        raise ValueError(f"cut={cut!r} is not a share from 0 to below 1")
+    check_number(lambda value: 0 <= value < 1, "a share from 0 to below 1", cut=cut)
     return float(cut)
 
 
@@ -63,9 +64,14 @@ def _batches(model, name, images, outputs_of=None, batch_size=1000):
         # a ReLU in place must not overwrite it
         caught[key] = value.detach().reshape(-1, value.shape[-1]).to(torch.float64, copy=True)
 
-    with evaluating(model), evaluating(source):
-        hooks = [model.get_submodule(name).register_forward_hook(lambda module, ins, out: catch("in", ins[0]))]
-        hooks.append(source.get_submodule(name).register_forward_hook(lambda module, ins, out: catch("out", out)))
+    def catch_input(module, args, kwargs, out):
+        catch("in", call_input(args, kwargs))
+
+    def catch_output(module, args, kwargs, out):
+        catch("out", out)
+
+    held = hooked(model, {name: catch_input}), hooked(source, {name: catch_output})
+    with evaluating(model), evaluating(source), held[0], held[1]:
         try:
             for batch in images.split(batch_size):
                 batch = batch.to(next(model.parameters()))
@@ -76,9 +82,6 @@ def _batches(model, name, images, outputs_of=None, batch_size=1000):
         except RuntimeError as error:
             shape = tuple(images.shape[1:])
             raise ValueError(f"the network cannot take calibration images of shape {shape}: {error}") from error
-        finally:
-            for hook in hooks:
-                hook.remove()
 
 
 def layer_data(profile, name, *, inputs_of=None, batch_size=1000):
@@ -122,8 +125,7 @@ def solve_network(profile, epsilon, *, penalty="nuclear", cascade=False, warm_st
     model = profile.model
     names, wanted = _epsilons(model, epsilon)
     names = [name for name in names if name in wanted]
-    if isinstance(workers, bool) or not isinstance(workers, Integral) or workers < 1:
-        raise ValueError(f"workers={workers!r} is not a whole number of at least 1")
+    check_count(workers=workers)
     if warm_start is not None and not isinstance(warm_start, dict):
         raise ValueError(f"warm_start is a {type(warm_start).__name__}, not an earlier answer {{layer: Solution}}")
     _images(profile.calibration)
@@ -183,13 +185,10 @@ def search_epsilon(profile, *, good, low=0.02, high=0.8, steps=6, penalty="nucle
     high; `options` of `solve_network` (cascade, workers, tolerance ...). The DataFrame has the columns epsilon, good, seconds.
     Raises ValueError where no end is good, and as `solve_network`.
     """
-    for name, value in {"low": low, "high": high}.items():
-        if isinstance(value, bool) or not isinstance(value, Real) or not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name}={value!r} is not a number above 0")
+    check_number(lambda value: value > 0, "a number above 0", low=low, high=high)
     if not low < high:
         raise ValueError(f"low={low!r} must be below high={high!r}")
-    if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 0:
-        raise ValueError(f"steps={steps!r} is not a whole number of at least 0")
+    check_count(0, steps=steps)
     if not callable(good):
         raise ValueError(f"good={good!r} is not a function of the solutions")
     answers, rows = {}, []
@@ -242,10 +241,8 @@ def reweighted(inputs, outputs, epsilon, relu=True, original=None, rounds=2, dam
     begin = time.perf_counter()
     if options.pop("penalty", "nuclear") != "nuclear" or (start is not None and start.penalty != "nuclear"):
         raise ValueError("reweighting is of the nuclear norm; there is none for penalty='l1'")
-    if isinstance(rounds, bool) or not isinstance(rounds, Integral) or rounds < 1:
-        raise ValueError(f"rounds={rounds!r} is not a whole number of at least 1")
-    if isinstance(damping, bool) or not isinstance(damping, Real) or not (math.isfinite(damping) and damping > 0):
-        raise ValueError(f"damping={damping!r} is not a number above 0")
+    check_count(rounds=rounds)
+    check_number(lambda value: value > 0, "a number above 0", damping=damping)
     if start is None:
         found = ddlr.solve(inputs, outputs, epsilon, relu, original=original, **options)
     else:
@@ -335,8 +332,7 @@ def cut_for(profile, solutions, kept, *, kind, index_bits=16):
     Raises ValueError for a share that no cut reaches, with the shares that can be reached.
     """
     model = profile.model
-    if isinstance(kept, bool) or not isinstance(kept, Real) or not 0 < kept <= 1:
-        raise ValueError(f"kept={kept!r} is not a share above 0 and at most 1")
+    check_number(lambda value: 0 < value <= 1, "a share above 0 and at most 1", kept=kept)
     whole = sum(p.numel() for p in model.parameters())
     if kind == "low_rank":
         spectra = _spectra(model, solutions)
@@ -494,8 +490,8 @@ def constraints(profile, compressed, epsilon, *, inputs_of=None, tolerance=None)
     Raises ValueError for layers that are not there and networks that do not match.
     """
     names, wanted = _epsilons(profile.model, epsilon)
-    if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not tolerance >= 0):
-        raise ValueError(f"tolerance={tolerance!r} is not a number of at least 0")
+    if tolerance is not None:
+        check_number(lambda value: value >= 0, "a number of at least 0", tolerance=tolerance)
     rows = []
     for name in names:
         if name not in wanted:

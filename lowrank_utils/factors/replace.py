@@ -2,8 +2,7 @@
 
 import logging
 
-import numpy as np
-
+from lowrank_utils.checks import is_whole
 from lowrank_utils.factors import svd
 from lowrank_utils.factors.sequential import sweep
 from lowrank_utils.network import unfold
@@ -93,7 +92,7 @@ def _checked_entry(model, name, entry):
     except ValueError as error:
         raise ValueError(f"layer {name!r}: {error}") from error
     full = unfold.rank_costs(layer)[scheme].full_rank
-    if not isinstance(rank, (int, np.integer)) or isinstance(rank, bool) or not 0 <= rank <= full:
+    if not is_whole(rank) or not 0 <= rank <= full:
         raise ValueError(f"rank {rank!r} of layer {name!r} is not a whole number from 1 to {full}")
     return scheme, int(rank)
 
@@ -102,10 +101,10 @@ def _pays(profile, name, scheme, rank, resource):
     # a layer of zeros has rank 0 and is written as one component
     layer, rank = profile.model.get_submodule(name), max(rank, 1)
     fewer_parameters = rank * unfold.rank_costs(layer)[scheme].parameters < layer.weight.numel()
-    if resource == "parameters" or scheme is None:
+    if resource == "parameters":
         return fewer_parameters
     # where the positions are not known, those of one output far from the borders
-    seen = profile.uses.get(name, {"inputs": layer.stride[0] * layer.stride[1], "outputs": 1})
+    seen = profile.uses.get(name, unfold.one_output(layer))
     fewer_macs = rank * unfold.rank_costs(layer, **seen)[scheme].macs < layer.weight.numel() * seen["outputs"]
     return fewer_macs or (resource == "either" and fewer_parameters)
 
@@ -116,7 +115,7 @@ def _thin(model, name, scheme, rank, found):
         raise ValueError(f"the plan wants layer {name!r} in scheme {scheme!r}, its factors are in {found.scheme!r}")
     wanted, held = unfold.rank_costs(layer)[scheme].shape, (found.left.shape[-2], found.right.shape[-1])
     if wanted != held:
-        what = tuple(layer.weight.shape) if scheme is None else f"{wanted} in scheme {scheme!r}"
+        what = f"{wanted}{unfold.in_words(scheme)}"
         raise ValueError(f"layer {name!r} has weights of shape {what}, its factors make {held}")
     return found.layers(rank)
 

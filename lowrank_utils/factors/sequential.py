@@ -12,6 +12,7 @@ import math
 import torch
 from torch import nn
 
+from lowrank_utils.checks import check_count
 from lowrank_utils.factors import svd
 from lowrank_utils.factors.svd import reduced_rank
 from lowrank_utils.network import unfold
@@ -123,8 +124,7 @@ def sweep(
         raise ValueError("calibration must be a tensor of at least one input, with the images along its first axis")
     if iterations is None:
         iterations = 10 if all(isinstance(model.get_submodule(name), nn.Linear) for name in weight_layers(model)) else 3
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"iterations={iterations!r} is not a whole number of at least 1")
+    check_count(iterations=iterations)
     modules = dict(model.named_modules())
     missing = [name for name in plan if name not in modules]
     if missing:
@@ -297,11 +297,7 @@ def _answer(model, walk, name, planned, held, subspace, metric, iterations, ridg
     if planned is None:
         return _dense(layer, whole, bias)
     left, right = (torch.stack(parts) for parts in zip(*((a, b) for a, b, _ in pairs)))
-    return (
-        unfold.thin_layers(layer, planned[0], left, right, bias)
-        if count > 1
-        else unfold.thin_layers(layer, planned[0], left[0], right[0], bias)
-    )
+    return unfold.thin_layers(layer, planned[0], left, right, bias)
 
 
 def _block(metric, group, rows):
@@ -324,11 +320,7 @@ def _fit(layer, planned, xx, ex, x, e, start, takes_mean, subspace, metric, ridg
     # (left, right, whole matrix) of one group
     if not takes_mean:  # nothing takes the means: second moments instead
         xx, ex = xx + torch.outer(x, x), ex + torch.outer(e, x)
-    best = (
-        reduced_rank(xx, ex + start @ xx, None, ridge, start=start)[1]
-        if planned is None or subspace is not None
-        else None
-    )
+    best = reduced_rank(xx, ex + start @ xx, None, ridge, start=start)[1]
     if planned is None:
         return None, None, best
     scheme, rank = planned
@@ -336,15 +328,9 @@ def _fit(layer, planned, xx, ex, x, e, start, takes_mean, subspace, metric, ridg
         left = subspace.to(xx)
         right = left.T @ best if metric is None else torch.linalg.solve(left.T @ metric @ left, left.T @ metric @ best)
         return left, right, left @ right
-    if unfold.shared(layer, scheme) == 1:
-        left, right = reduced_rank(xx, ex + start @ xx, rank, ridge, metric, start)
-        return left, right, left @ right
-    best = reduced_rank(xx, ex + start @ xx, None, ridge, start=start)[1]
-    place = unfold.in_order(layer, scheme).to(xx.device)
+    target = unfold.to_matrix(layer, scheme, best).reshape(len(best), -1)  # one row an output
     scale = xx.diagonal().mean()
     damped = xx + (ridge * scale if scale else 1.0) * torch.eye(len(xx)).to(xx)
-    left, right = svd.alternating_low_rank(best[:, place], damped[place][:, place], unfold.shared(layer, scheme), rank, metric)
-    whole = left.reshape(len(best), -1, rank) @ right
-    back = torch.empty_like(place)
-    back[place] = torch.arange(len(place), device=place.device)
-    return left, right, whole.reshape(len(best), -1)[:, back]
+    spread, offsets = unfold.by_offset(layer, scheme, damped), unfold.shared(layer, scheme)
+    left, right = svd.alternating_low_rank(target, spread, offsets, rank, metric)
+    return left, right, unfold.from_matrix(layer, scheme, (left @ right)[None])[0]

@@ -1,6 +1,6 @@
 """The numbers that go into the thin layers: a weight matrix W (d_out x d_in) written as left @ right.
 
-A convolution is a matrix too, in one of the ways of `schemes`. Two factorizers for a layer on its own; one
+A convolution is a matrix too, in one of the ways of `unfold`. Two factorizers for a layer on its own; one
 decomposition serves every rank:
 
 - ``"svd"``: the truncated singular value decomposition, the best W_r for the weights themselves;
@@ -11,11 +11,11 @@ decomposition serves every rank:
 """
 
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from torch import nn
 
+from lowrank_utils.checks import is_whole
 from lowrank_utils.network import unfold
 
 
@@ -138,28 +138,20 @@ class Factors:
         """
         if rank == 0 and not self.right.count_nonzero():
             rank = 1
-        if not isinstance(rank, Integral) or isinstance(rank, bool) or not 1 <= rank <= self.full_rank:
+        if not is_whole(rank) or not 1 <= rank <= self.full_rank:
             raise ValueError(f"rank {rank!r} is not a whole number from 1 to {self.full_rank}, the full rank")
         left, right, bias = self.left[..., :rank], self.right[..., :rank, :], self.bias
         if self.spread is not None and rank < self.full_rank:
             left, right = self._alternate(rank)
         if self.mean is not None:
-            if self.scheme in (None, "channel") and self.mean.ndim == 1:
-                kept = left @ (right @ self.mean)
-            else:
-                whole = unfold.from_matrix(
-                    self.layer, self.scheme, (left @ right).reshape(unfold.groups(self.layer), left.shape[-2], -1)
-                )
-                kept = (whole @ self.mean.reshape(len(whole), -1, 1)).flatten()
+            kept = unfold.apply_factors(self.layer, self.scheme, left, right, self.mean)
             bias = (0.0 if bias is None else bias) + self.shift - kept
         return left, right, bias
 
     def _alternate(self, rank):
         count, offsets = unfold.groups(self.layer), unfold.shared(self.layer, self.scheme)
-        place = unfold.in_order(self.layer, self.scheme).to(self.left.device)
-        whole = (self.left @ self.right).reshape(count, self.left.shape[-2], -1)
-        whole = unfold.from_matrix(self.layer, self.scheme, whole)[..., place]
-        spread = self.spread.reshape(count, len(place), len(place))[:, place][:, :, place]
+        whole = (self.left @ self.right).reshape(count, self.left.shape[-2] // offsets, -1)  # one row an output
+        spread = unfold.by_offset(self.layer, self.scheme, self.spread)
         pairs = [alternating_low_rank(w, c, offsets, rank) for w, c in zip(whole, spread)]
         left, right = (torch.stack(parts) for parts in zip(*pairs))
         return (left[0], right[0]) if count == 1 else (left, right)
@@ -248,7 +240,7 @@ def factorize(layer, rank, scheme=None, method="svd", moments=None):
     """Return `layer` as stock thin layers of `rank`: ``nn.Sequential(first, second)``.
 
     Shapes: a linear layer d_in -> d_out becomes d_in -> rank (no bias), rank -> d_out, at a cost of
-    rank (d_in + d_out) weights; a convolution the two of its `scheme` (see `schemes`). See `decompose_layer` for `method` and
+    rank (d_in + d_out) weights; a convolution the two of its `scheme` (see `unfold`). See `decompose_layer` for `method` and
     `moments`.
 
     Raises ValueError for a rank outside 1 to full rank, a scheme that the layer does not have, and as `decompose_layer`.

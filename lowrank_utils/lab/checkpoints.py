@@ -258,7 +258,7 @@ def save_compressed(model, path, plan, original=None, **metadata):
     if original is not None:
         first = dict(original.named_modules())
         for name, module in model.named_modules():
-            if name not in held and _pair(module) and isinstance(first.get(name), (nn.Linear, nn.Conv2d)):
+            if name not in held and unfold.recognise(module) and isinstance(first.get(name), (nn.Linear, nn.Conv2d)):
                 raise ValueError(f"layer {name!r} is a pair of thin layers, and the plan does not name it")
         try:
             unlike = _unlike(_skeleton(original, held, tensors), tensors)
@@ -377,30 +377,15 @@ def _held(model, plan):
         wanted, rank = unfold.parse_entry(planned)
         if type(modules[name]) in (nn.Linear, nn.Conv2d):
             continue  # it did not pay
-        found = _pair(modules[name])
+        found = unfold.recognise(modules[name])
         if found is None:
             kind = type(modules[name]).__name__
             raise ValueError(f"planned layer {name!r} is a {kind}, neither dense nor a pair of thin layers")
         # a layer of zeros is planned at rank 0 and written as one component of zeros
         if wanted not in (None, found[0]) or (rank != found[1] and (rank, found[1]) != (0, 1)):
             raise ValueError(f"the plan has {planned!r} for layer {name!r}, the network (scheme, rank) {found}")
-        held[name] = found[1] if found[0] is None else found
+        held[name] = unfold.plan_entry(*found)
     return held
-
-
-def _pair(module):
-    # (scheme, rank) of what `unfold.thin_layers` made, None for anything else
-    if type(module) is not nn.Sequential or [name for name, _ in module.named_children()] != ["first", "second"]:
-        return None
-    first, second = module
-    if type(first) is type(second) is nn.Linear:
-        return None, first.out_features
-    if not type(first) is type(second) is nn.Conv2d:
-        return None
-    rank = first.out_channels // first.groups
-    if second.kernel_size == (1, 1):
-        return "channel", rank
-    return "input" if first.kernel_size == (1, 1) else "spatial", rank
 
 
 def _skeleton(original, plan, tensors):

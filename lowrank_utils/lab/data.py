@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from lowrank_utils import paths
+from lowrank_utils.checks import is_whole
 
 NAMES = ("fashion-mnist", "mnist", "cifar10", "cifar100", "digits")
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -68,7 +69,7 @@ CIFAR100 = """
 CLASSES = {
     "fashion-mnist": tuple(FASHION.split(", ")),
     "mnist": tuple("0123456789"),
-    "cifar10": tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     "cifar100": tuple(CIFAR100.split()),
     "digits": tuple("0123456789"),
 }
@@ -301,7 +302,7 @@ def _check(name, size):
 
 
 def _check_whole(what, value, least):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+    if not is_whole(value) or value < least:
         raise ValueError(f"{what} is {value!r}: it must be a whole number, {least} or more")
 
 

@@ -6,12 +6,12 @@ import logging
 import math
 import re
 import warnings
-from numbers import Real
 
 import torch
 from torch import nn
 
 from lowrank_utils import paths
+from lowrank_utils.checks import check_count, is_number
 from lowrank_utils.lab import score
 from lowrank_utils.lab.checkpoints import _state
 from lowrank_utils.network import modules
@@ -99,8 +99,7 @@ def onnx_session(path, threads=1):
     >>> torch.allclose(onnx_session(path)(x), layer(x), atol=1e-5)
     True
     """
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise ValueError(f"threads={threads!r} is not a whole number of at least 1")
+    check_count(threads=threads)
     try:
         with open(path, "rb"):
             pass
@@ -192,7 +191,7 @@ def exported(model, example, path=None, tolerance=1e-5):
 
 
 def _check_tolerance(tolerance):
-    if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not 0 < tolerance < math.inf:
+    if not is_number(tolerance) or not 0 < tolerance < math.inf:
         raise ValueError(f"tolerance={tolerance!r} is not a positive number")
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lowrank_utils.checks import check_count
+
 
 def _dense(input_shape, classes, hidden):
     sizes = (math.prod(input_shape), *hidden, classes)
@@ -208,8 +210,7 @@ def build(name, input_shape, classes, seed=0):
     numbers = isinstance(input_shape, (tuple, list)) and all(isinstance(n, int) for n in input_shape)
     if not numbers or min(input_shape, default=0) < 1:
         raise ValueError(f"input_shape={input_shape!r} is not (channels, height, width)")
-    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 2:
-        raise ValueError(f"classes={classes!r} is not a whole number of at least 2")
+    check_count(2, classes=classes)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed CUDA's generators too
         return builder(input_shape, classes)

@@ -10,6 +10,7 @@ from safetensors.torch import save as to_safetensors
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_utils import __version__
+from lowrank_utils.checks import check_count
 from lowrank_utils.lab import training
 from lowrank_utils.lab.columns import RESULT_COLUMNS
 from lowrank_utils.network.modules import check_finite, evaluating
@@ -79,9 +80,7 @@ def latencies(models, input_shape, batch=1, threads=1, repeats=30, warmup=5):
     the mean over as many passes as fill about 2 ms. Eval mode, `threads` CPU threads while it lasts, `warmup`
     passes before. Raises ValueError where a count is not a whole number of at least 1.
     """
-    for name, count in {"batch": batch, "threads": threads, "repeats": repeats, "warmup": warmup}.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name}={count!r} is not a whole number of at least 1")
+    check_count(batch=batch, threads=threads, repeats=repeats, warmup=warmup)
     inputs = [_input(model, input_shape, batch) for model in models]
     readings = [[] for _ in models]
     with _threads(threads), contextlib.ExitStack() as stack:

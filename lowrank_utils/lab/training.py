@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from lowrank_utils import __version__, paths
+from lowrank_utils.checks import check_count, is_whole
 from lowrank_utils.lab import checkpoints, models
 from lowrank_utils.network import modules
 
@@ -41,7 +42,7 @@ class Recipe:
     def __post_init__(self):
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_whole(value) or value < 1:
                 raise ValueError(f"{name}={value!r} is not a whole number of at least 1")
         for name, allowed in (("learning_rate", "more than"), ("weight_decay", "at least")):
             value = getattr(self, name)
@@ -221,8 +222,7 @@ def recalibrate(model, images, augment=None, batch_size=256, seed=0):
 
     Raises ValueError for a model without batch norms, fewer than 2 images, and NaN or infinite values.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 2:
-        raise ValueError(f"batch_size={batch_size!r} is not a whole number of at least 2")
+    check_count(2, batch_size=batch_size)
     if len(images) < 2:
         raise ValueError(f"{len(images)} images have no variance; batch norms need at least 2, better 1000")
     if not torch.isfinite(images).all():

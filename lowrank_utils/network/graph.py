@@ -3,11 +3,13 @@
 import logging
 import operator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from lowrank_utils.network.hooks import hooked
 from lowrank_utils.network.modules import evaluating
 
 log = logging.getLogger(__name__)
@@ -27,9 +29,9 @@ def before_relu(model):
         return set()
     modules, found = dict(model.named_modules()), set()
     for node in graph.nodes:
-        if node.op == "call_module" and isinstance(modules[node.target], nn.Linear) and len(node.users) == 1:
-            if _is_relu(*node.users, modules):
-                found.add(node.target)
+        linear = node.op == "call_module" and isinstance(modules[node.target], nn.Linear)
+        if linear and len(node.users) == 1 and _is_relu(*node.users, modules):
+            found.add(node.target)
     return found
 
 
@@ -114,7 +116,7 @@ def followed_by(model, graph=None, images=None):
                 other, at = rest[0], user
         users = list(at.users)
         relu = bool(users) and (
-            all(_is_relu(u, modules) for u in users) or _is_relu(users[0], modules) and _inplace(users[0], modules)
+            all(_is_relu(u, modules) for u in users) or (_is_relu(users[0], modules) and _inplace(users[0], modules))
         )
         found[node.target] = Followers(norm, other, relu)
     return found
@@ -181,21 +183,18 @@ def execution_order(model, names, image):
     ['0', '2']
     """
     met = []
-    hooks = [
-        model.get_submodule(name).register_forward_pre_hook(lambda module, inputs, name=name: met.append(name))
-        for name in names
-    ]
     try:
-        with evaluating(model):
+        with evaluating(model), hooked(model, {name: partial(_note, met, name) for name in names}, before=True):
             model(image)
     except Exception as error:  # a reader's own network fails in errors of many kinds
         raise ValueError(
             f"the network cannot take calibration images of shape {tuple(image.shape[1:])}: {error}"
         ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
     return met
+
+
+def _note(met, name, module, args, kwargs):
+    met.append(name)
 
 
 # Units ----------------------------------------------------------------------------------------------------------------
@@ -362,7 +361,7 @@ def _reader(node, modules):
             return None, (), "its output is multiplied with another, and its units are tied to those of the other"
         elif name in _JOINS:
             return None, (), "its output is joined with others by concatenation"
-        elif not (alone and (_elementwise(user, module) or form == "channels" and _channelwise(user, module))):
+        elif not (alone and (_elementwise(user, module) or (form == "channels" and _channelwise(user, module)))):
             what = type(module).__name__ if module is not None else getattr(user.target, "__name__", user.target)
             which = "is not element-wise" if form == "last" else "is not known to treat each channel alone"
             return None, (), f"its output goes through {what}, which {which}"

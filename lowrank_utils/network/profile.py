@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_utils.network import graph, modules, statistics, unfold
 from lowrank_utils.network.graph import owners
+from lowrank_utils.network.hooks import hooked
 from lowrank_utils.network.unfold import parse_entry
 
 RESOURCES = ("parameters", "macs")
@@ -72,7 +73,7 @@ class LayerProfile:
         if not self.costs:
             rows, columns = self.shape
             return unfold.Cost(min(self.shape), rows + columns, (rows + columns) * self.positions, self.shape)
-        scheme = self.scheme if scheme is None else scheme
+        scheme = scheme or self.scheme
         if scheme not in self.costs:
             raise ValueError(
                 f"layer {self.name!r} has no scheme {scheme!r}; it has {', '.join(map(str, self.costs)) or 'none'}"
@@ -91,7 +92,7 @@ class LayerProfile:
 
     def entry(self, rank):
         """Return what a plan says of this layer at `rank`: the rank, or (scheme, rank) for a convolution."""
-        return rank if self.scheme is None else (self.scheme, rank)
+        return unfold.plan_entry(self.scheme, rank)
 
     def cost(self, rank=None, resource="macs"):
         """Return the cost of the layer at `rank` (or at an entry of a plan), or dense where `rank` is None.
@@ -201,10 +202,7 @@ def read_layers(model, input_shape, spectra=True, dense=(), scheme=None, guard=N
             values = partial(_spectrum, module, own, guard)
             values = values if guard else values()
         bias = torch.is_tensor(getattr(module, "bias", None))
-        if name in uses:
-            macs = weight.numel() * used["outputs"]
-        else:
-            macs = counted_macs.get(name, 0)
+        macs = weight.numel() * used["outputs"] if name in uses else counted_macs.get(name, 0)
         cards.append(
             LayerProfile(
                 name=name,
@@ -254,7 +252,7 @@ def _own_parameters(module, counted):
 def count_uses(model, input_shape):
     # positions at which each layer is applied for one input, how often it is called, and the MACs of the other modules by
     # torch's own counter
-    uses, calls, hooks = {}, {}, []
+    uses, calls = {}, {}
 
     def watch(name):
         def hook(module, args, kwargs, output):
@@ -270,23 +268,19 @@ def count_uses(model, input_shape):
 
         return hook
 
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            hooks.append(module.register_forward_hook(watch(name), with_kwargs=True))
+    counted = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    hooks = {name: watch(name) for name, module in model.named_modules() if isinstance(module, counted)}
     first = next(model.parameters(), None)
     device, dtype = (first.device, first.dtype) if first is not None else ("cpu", torch.float32)
     try:
-        known = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, parametrize.ParametrizationList)
+        known = (*counted, parametrize.ParametrizationList)
         others = [module for module in model.modules() if not isinstance(module, known)]
         others = any(p.ndim > 1 for m in others for p in m._parameters.values() if p is not None)
         counter = FlopCounterMode(display=False)
-        with modules.evaluating(model), counter if others else contextlib.nullcontext():
+        with modules.evaluating(model), hooked(model, hooks), counter if others else contextlib.nullcontext():
             model(torch.zeros(1, *input_shape, device=device, dtype=dtype))
     except Exception as error:  # a reader's own network fails in errors of many kinds
         raise ValueError(f"the network cannot take one input of shape {tuple(input_shape)}: {error}") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
     if not others:
         return uses, calls, {}
     root = type(model).__name__

@@ -1,16 +1,17 @@
 """Statistics of data on its way through a network: moments of layer inputs, Fisher information of layer outputs, activations of hidden units.
 
-This is the one place that hooks a network to see data pass."""
+With `hooks` this is the one place that watches data pass through a network."""
 
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lowrank_utils.checks import check_count
 from lowrank_utils.network import unfold
 from lowrank_utils.network.graph import hidden_layers
+from lowrank_utils.network.hooks import hooked, watch
 from lowrank_utils.network.modules import check_there, evaluating
 from lowrank_utils.network.unfold import output_rows
 
@@ -87,7 +88,6 @@ def collect_moments(model, names, calibration, batch_size=500):
     first = next(model.parameters(), None)
     if first is None:
         raise ValueError("this network has no parameters, so it has no layer whose inputs could be collected")
-    device, dtype = first.device, first.dtype
     modules = dict(model.named_modules())
     for name in names:
         if name not in modules or not unfold.schemes_of(modules[name]):
@@ -95,10 +95,10 @@ def collect_moments(model, names, calibration, batch_size=500):
                 f"there is no layer {name!r} in this network that is linear or a convolution, whose inputs could be collected"
             )
     found = {
-        name: Moments.empty(modules[name].weight[0].numel(), device, unfold.groups(modules[name])) for name in names
+        name: Moments.empty(modules[name].weight[0].numel(), first.device, unfold.groups(modules[name])) for name in names
     }
 
-    def watch(name):
+    def update(name):
         def hook(module, args, kwargs):
             x = unfold.call_input(args, kwargs)
             if isinstance(module, nn.Linear):
@@ -108,25 +108,11 @@ def collect_moments(model, names, calibration, batch_size=500):
                 # sums over many positions are too large for half precision
                 wide = torch.promote_types(seen.dtype, torch.float32)
                 found[name].update(seen[0] if len(seen) == 1 else seen, wide)
+            return None
 
         return hook
 
-    with evaluating(model):
-        try:
-            model(calibration[:1].to(device, dtype, copy=True))  # some networks write into their input
-        except Exception as error:  # a reader's own network fails in errors of many kinds
-            shape = tuple(calibration.shape[1:])
-            raise ValueError(f"the network cannot take calibration images of shape {shape}: {error}") from error
-    hooks = [modules[name].register_forward_pre_hook(watch(name), with_kwargs=True) for name in names]
-    try:
-        with evaluating(model):
-            for batch in calibration.split(batch_size):
-                if not torch.isfinite(batch).all():
-                    raise ValueError("the calibration images hold NaN or infinite values")
-                model(batch.to(device, dtype, copy=True))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    watch(model, calibration.split(batch_size), {name: update(name) for name in names}, before=True)
     unmet = [name for name in names if not found[name].count]
     if unmet:
         raise ValueError(
@@ -164,69 +150,63 @@ def fisher(model, names, images, draws=10, seed=0, batch_size=50):
     first = next(model.parameters(), None)
     if first is None:
         raise ValueError("this network has no parameters, so there is no Fisher information of its layers")
-    caught, calls, hooks = {}, {}, []
+    caught: dict[str, list[torch.Tensor]] = {}
 
     def catch(name):
-        def hook(module, inputs, out):
-            calls[name] += 1
+        def hook(module, args, kwargs, out):
             # a frozen network has no gradients of its own to follow
-            caught[name] = out if out.requires_grad else out.requires_grad_()
-            return caught[name] + 0  # a ReLU in place must not overwrite it
+            caught[name].append(out if out.requires_grad else out.requires_grad_())
+            return caught[name][-1] + 0  # a ReLU in place must not overwrite it
 
         return hook
 
-    for name in names:
-        hooks.append(modules[name].register_forward_hook(catch(name)))
-    found = {name: 0.0 for name in names}
-    modes = [(module, module.training) for module in model.modules()]
+    found = dict.fromkeys(names, 0.0)
     generator = torch.Generator().manual_seed(seed)
-    model.eval()
-    try:
-        with torch.enable_grad():
-            for batch in images.split(batch_size):
-                calls.update(dict.fromkeys(names, 0))
-                try:
-                    answers = model(batch.to(first.device, first.dtype, copy=True))
-                except Exception as error:  # a reader's own network fails in errors of many kinds
-                    raise ValueError(f"the network cannot take images of shape {tuple(batch.shape[1:])}: {error}") from error
-                if not torch.is_tensor(answers) or answers.ndim != 2:
-                    raise ValueError("the Fisher information needs a network whose answers are N x classes")
-                for name in names:
-                    if calls[name] != 1:
-                        raise ValueError(
-                            f"layer {name!r} is used {calls[name]} times in one pass; the Fisher information needs one use"
-                        )
-                logs = answers.log_softmax(1)
-                if not torch.isfinite(logs).all():
+    watched = hooked(model, {name: catch(name) for name in names})
+    with evaluating(model), torch.inference_mode(False), torch.enable_grad(), watched:
+        for batch in images.split(batch_size):
+            caught |= {name: [] for name in names}
+            logs = _log_shares(model, batch.to(first.device, first.dtype, copy=True))
+            for name in names:
+                if len(caught[name]) != 1:
                     raise ValueError(
-                        "the network's outputs on these images are NaN or infinite; check its weights and the images"
+                        f"layer {name!r} is used {len(caught[name])} times in one pass; the Fisher information needs one use"
                     )
-                shares = logs.detach().double().exp()
-                if logs.shape[1] <= draws:
-                    rounds = [(logs[:, k].sum(), shares[:, k]) for k in range(logs.shape[1])]
-                else:
-                    drawn = torch.multinomial(shares.cpu(), draws, replacement=True, generator=generator).to(
-                        logs.device
-                    )
-                    rounds = [
-                        (logs.gather(1, drawn[:, [k]]).sum(), torch.full_like(shares[:, 0], 1 / draws))
-                        for k in range(draws)
-                    ]
-                for total, share in rounds:
-                    outputs = [caught[name] for name in names]  # one that the answer does not need has slope zero
-                    slopes = torch.autograd.grad(
-                        total, outputs, retain_graph=True, allow_unused=True, materialize_grads=True
-                    )
-                    for name, slope in zip(names, slopes):
-                        rows = output_rows(modules[name], slope)[0]
-                        weight = share.repeat_interleave(len(rows) // len(share)).to(rows)
-                        found[name] = found[name] + (rows.T @ (weight[:, None] * rows)).double()
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, training in modes:
-            module.training = training
+            outputs = [caught[name][0] for name in names]
+            for total, share in _rounds(logs, draws, generator):
+                # an output that the answer does not need has slope zero
+                slopes = torch.autograd.grad(
+                    total, outputs, retain_graph=True, allow_unused=True, materialize_grads=True
+                )
+                for name, slope in zip(names, slopes):
+                    rows = output_rows(modules[name], slope)[0]
+                    weight = share.repeat_interleave(len(rows) // len(share)).to(rows)
+                    found[name] = found[name] + (rows.T @ (weight[:, None] * rows)).double()
     return {name: value / len(images) for name, value in found.items()}
+
+
+def _log_shares(model, batch):
+    # log p(y|x), N x classes
+    try:
+        answers = model(batch)
+    except Exception as error:  # a reader's own network fails in errors of many kinds
+        raise ValueError(f"the network cannot take images of shape {tuple(batch.shape[1:])}: {error}") from error
+    if not torch.is_tensor(answers) or answers.ndim != 2:
+        raise ValueError("the Fisher information needs a network whose answers are N x classes")
+    logs = answers.log_softmax(1)
+    if not torch.isfinite(logs).all():
+        raise ValueError("the network's outputs on these images are NaN or infinite; check its weights and the images")
+    return logs
+
+
+def _rounds(logs, draws, generator):
+    # pairs (sum of log p of one class an image, how much each image counts): every class, or some drawn from p
+    shares = logs.detach().double().exp()
+    if logs.shape[1] <= draws:
+        return [(logs[:, k].sum(), shares[:, k]) for k in range(logs.shape[1])]
+    drawn = torch.multinomial(shares.cpu(), draws, replacement=True, generator=generator).to(logs.device)
+    even = torch.full_like(shares[:, 0], 1 / draws)
+    return [(logs.gather(1, drawn[:, [k]]).sum(), even) for k in range(draws)]
 
 
 class CrossMoments:
@@ -303,51 +283,29 @@ def collect_activations(model, images, bins=32, span="unit", batch_size=500):
     Raises ValueError for fewer than two images, NaN, images of a shape the network cannot take, a wrong `bins` or
     `span`, and a network without hidden units that can go.
     """
-    if isinstance(bins, bool) or not isinstance(bins, Integral) or bins < 2:
-        raise ValueError(f"bins={bins!r} is not a whole number of at least 2")
+    check_count(2, bins=bins)
     if span not in ("unit", "layer"):
         raise ValueError(f"unknown span {span!r}; known: unit, layer")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
-        raise ValueError(f"batch_size={batch_size!r} is not a whole number of at least 1")
+    check_count(batch_size=batch_size)
     if not torch.is_tensor(images) or images.ndim < 2:
         raise ValueError("calibration images must be a tensor with the images along its first axis")
     if len(images) < 2:
         raise ValueError("entropy needs at least two calibration images: one gives every unit one value")
     hidden = removable_layers(model)
-    parameter = next(model.parameters())
     seen, maps, sizes = {h.name: None for h in hidden}, {}, []
 
-    def passing(batches, hooks):
-        try:
-            with evaluating(model):
-                for batch in batches:
-                    if not torch.isfinite(batch).all():
-                        raise ValueError("the calibration images hold NaN or infinite values")
-                    model(batch.to(parameter.device, parameter.dtype))
-        except RuntimeError as error:
-            raise ValueError(
-                f"the network cannot take calibration images of shape {tuple(images.shape[1:])}: {error}"
-            ) from error
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def measure(module, inputs, output):
+    def measure(module, args, kwargs, output):
         sizes.append(output.numel() if torch.is_tensor(output) else 0)
 
-    def watch(h, update):
-        def hook(module, inputs):
-            for piece in _values(h, module, inputs[0]):
+    def read(h, update):
+        def hook(module, args, kwargs):
+            for piece in _values(h, module, unfold.call_input(args, kwargs)):
                 update(h.name, piece.double())
+            if update is summarise and isinstance(module, nn.Conv2d):
+                for some in _few(unfold.call_input(args, kwargs)):
+                    maps[h.name] = maps.get(h.name, 0) + some.double().sum(0)
 
-        return model.get_submodule(h.reader).register_forward_pre_hook(hook)
-
-    def add_maps(h):
-        def hook(module, inputs):
-            for some in _few(inputs[0]):
-                maps[h.name] = maps.get(h.name, 0) + some.double().sum(0)
-
-        return model.get_submodule(h.reader).register_forward_pre_hook(hook)
+        return hook
 
     def summarise(name, x):
         if not torch.isfinite(x).all():
@@ -364,10 +322,9 @@ def collect_activations(model, images, bins=32, span="unit", batch_size=500):
         else:
             seen[name] = len(x), low, high, mean, scatter
 
-    passing([images[:2]], [module.register_forward_hook(measure) for module in model.modules()])
+    watch(model, [images[:2]], {name: measure for name, _ in model.named_modules()})
     batches = images.split(max(1, min(batch_size, 2 * _PASS_NUMBERS // max(sizes))))
-    convolved = [h for h in hidden if isinstance(model.get_submodule(h.reader), nn.Conv2d)]
-    passing(batches, [watch(h, summarise) for h in hidden] + [add_maps(h) for h in convolved])
+    watch(model, batches, *({h.reader: read(h, summarise)} for h in hidden), before=True)
     edges, counts, owner = {}, {}, {}
     for h in hidden:
         low, high = (bound.view(h.units, -1) for bound in seen[h.name][1:3])
@@ -386,7 +343,7 @@ def collect_activations(model, images, bins=32, span="unit", batch_size=500):
         place = ((x - low[unit]) / width[unit] * bins).long().clamp(0, bins - 1)
         counts[name] += torch.bincount((place + unit * bins).flatten(), minlength=len(low) * bins).view(-1, bins)
 
-    passing(batches, [watch(h, count) for h in hidden])
+    watch(model, batches, *({h.reader: read(h, count)} for h in hidden), before=True)
     found = {}
     for h in hidden:
         n, low, high, mean, scatter = seen[h.name]

@@ -8,17 +8,32 @@ A kernel W (O x I x kh x kw) is unfolded into a matrix, and a factorization of t
 
 A linear layer is its own matrix, scheme None. A grouped convolution is one matrix for each group; every group gets the
 rank r. In a spatial pair of stride (a, b) the first layer has stride (a, 1) and the second (1, b).
+
+Everything that differs between schemes is in one class a scheme, a subclass of `Unfolding`; the functions of this
+module look up the class, and no other file asks which scheme it has. To add a way to unfold a convolution:
+
+1. Write a subclass of `Convolution` here. It says its ``name``, the kernel axes ``first_axes`` that stay with the first
+   layer (0 is the height, 1 the width; the second layer gets the others), which kernels it `takes`, and how many
+   `positions` the first layer has.
+2. Add the class to `SCHEMES`.
+
+Plans, costs, factors, the search and files then know it. The same is true of two layers of another kind: write a
+subclass of `Unfolding` with all of its methods.
 """
 
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from dataclasses import dataclass
-from numbers import Integral
+from math import prod
+from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-NAMES = ("spatial", "channel", "input")
+from lowrank_utils.checks import is_whole
 
 
 @dataclass(frozen=True)
@@ -29,26 +44,269 @@ class Cost:
     full_rank: int
     parameters: int
     macs: int
-    shape: tuple
+    shape: tuple[int, int]
 
 
-def schemes_of(layer):
+class Unfolding(ABC):
+    """One way to write the weights of a layer as a matrix, and the pair of layers that a factorization of it is.
+
+    Rows of the matrix count (output channel, offset of the second layer), columns (input channel, offset of the first).
+    An offset of the second layer is a place in its kernel: it sees the output of the first layer at that many places.
+    """
+
+    name: ClassVar[str | None]
+
+    @abstractmethod
+    def fits(self, layer: nn.Module) -> bool:
+        """Return whether `layer` can be written this way, and no other scheme writes the same matrix more simply."""
+
+    @abstractmethod
+    def matrix_shape(self, layer: nn.Module) -> tuple[int, int]:
+        """Return (rows, columns) of the matrix of one group."""
+
+    @abstractmethod
+    def positions(self, layer: nn.Module, inputs: int, outputs: int, between: int | None) -> int:
+        """Return the positions of the first layer for one network input; arguments as in `rank_costs`."""
+
+    @abstractmethod
+    def offsets(self, layer: nn.Module) -> int:
+        """Return the number of offsets of the second layer. With one, the order of `in_order` must be the layer's own."""
+
+    @abstractmethod
+    def to_matrix(self, layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+        """Return `weight`, in any shape, as groups x rows x columns; as many groups as it has numbers for."""
+
+    @abstractmethod
+    def from_matrix(self, layer: nn.Module, matrix: torch.Tensor) -> torch.Tensor:
+        """Return groups x (O / groups) x (numbers in a patch), the inverse of `to_matrix`."""
+
+    @abstractmethod
+    def in_order(self, layer: nn.Module) -> torch.Tensor:
+        """Return the places of a patch in the order (offset of the second layer, column of the matrix)."""
+
+    @abstractmethod
+    def empty_pair(self, layer: nn.Module, rank: int, bias: bool) -> tuple[nn.Module, nn.Module]:
+        """Return the two layers at `rank`, without numbers; `bias`, whether the second one has a bias."""
+
+    @abstractmethod
+    def rank_of(self, first: nn.Module, second: nn.Module) -> int | None:
+        """Return the rank at which `empty_pair` makes layers such as these two, None where it makes none."""
+
+    def cost(self, layer: nn.Module, inputs: int = 1, outputs: int = 1, between: int | None = None) -> Cost:
+        """Return the `Cost` of a rank; arguments as in `rank_costs`."""
+        rows, columns = self.matrix_shape(layer)
+        macs = columns * self.positions(layer, inputs, outputs, between) + rows * outputs
+        count = groups(layer)
+        return Cost(min(rows, columns), count * (rows + columns), count * macs, (rows, columns))
+
+    def thin_layers(
+        self, layer: nn.Module, left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> nn.Sequential:
+        """Return the pair with numbers, as `thin_layers` of this module says."""
+        count, rank, rows = groups(layer), right.shape[-2], layer.weight.shape[0]
+        first, second = self.empty_pair(layer, rank, bias is not None)
+        # rows (output, offset) x r  ->  output x r x offset, as the weights of a layer are kept
+        left = left.reshape(count, rows // count, self.offsets(layer), rank).transpose(2, 3)
+        with torch.no_grad():
+            first.weight.copy_(right.reshape(first.weight.shape))
+            second.weight.copy_(left.reshape(second.weight.shape))
+            if bias is not None:
+                second.bias.copy_(bias)
+        return nn.Sequential(OrderedDict(first=first, second=second))
+
+
+class Linear(Unfolding):
+    """A linear layer, which is its own matrix: d_in -> r -> d_out."""
+
+    name = None
+
+    def fits(self, layer):
+        return type(layer) is nn.Linear
+
+    def matrix_shape(self, layer):
+        return tuple(layer.weight.shape)
+
+    def positions(self, layer, inputs, outputs, between):
+        return outputs
+
+    def offsets(self, layer):
+        return 1
+
+    def to_matrix(self, layer, weight):
+        return weight.reshape(1, *layer.weight.shape)
+
+    def from_matrix(self, layer, matrix):
+        return matrix
+
+    def in_order(self, layer):
+        return torch.arange(layer.in_features)
+
+    def empty_pair(self, layer, rank, bias):
+        options = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+        first = nn.utils.skip_init(nn.Linear, layer.in_features, rank, bias=False, **options)
+        return first, nn.utils.skip_init(nn.Linear, rank, layer.out_features, bias=bias, **options)
+
+    def rank_of(self, first, second):
+        if not type(first) is type(second) is nn.Linear or first.bias is not None:
+            return None
+        return first.out_features if first.out_features == second.in_features else None
+
+
+class Convolution(Unfolding):
+    """A convolution whose kernel axes are dealt out: ``first_axes`` (0 height, 1 width) to the first layer, the others
+    to the second. Stride, dilation and padding go with their axis."""
+
+    first_axes: ClassVar[tuple[int, ...]]
+
+    @property
+    def second_axes(self) -> tuple[int, ...]:
+        """The kernel axes of the second layer."""
+        return tuple(axis for axis in (0, 1) if axis not in self.first_axes)
+
+    @abstractmethod
+    def takes(self, high: int, wide: int) -> bool:
+        """Return whether a kernel of `high` x `wide` is unfolded this way, and not just like in another scheme."""
+
+    def fits(self, layer):
+        return type(layer) is nn.Conv2d and not why_not(layer) and self.takes(*layer.kernel_size)
+
+    def matrix_shape(self, layer):
+        rows, columns = layer.out_channels // layer.groups, layer.in_channels // layer.groups
+        return rows * self.offsets(layer), columns * prod(layer.kernel_size[axis] for axis in self.first_axes)
+
+    def offsets(self, layer):
+        return prod(layer.kernel_size[axis] for axis in self.second_axes)
+
+    def to_matrix(self, layer, weight):
+        rows = layer.out_channels // layer.groups
+        weight = weight.reshape(-1, rows, layer.in_channels // layer.groups, *layer.kernel_size)
+        return weight.permute(self._axes()).reshape(-1, *self.matrix_shape(layer))
+
+    def from_matrix(self, layer, matrix):
+        rows = layer.out_channels // layer.groups
+        sizes = (-1, rows, layer.in_channels // layer.groups, *layer.kernel_size)
+        axes = self._axes()
+        weight = matrix.reshape([sizes[axis] for axis in axes])
+        return weight.permute([axes.index(axis) for axis in range(5)]).reshape(-1, rows, prod(sizes[2:]))
+
+    def in_order(self, layer):
+        size = layer.weight[0].numel()
+        # a patch has neither groups nor outputs: its axes are the last three of `_axes`
+        place = torch.arange(size).reshape(-1, *layer.kernel_size)
+        return place.permute([axis - 2 for axis in self._axes()[2:]]).flatten()
+
+    def _axes(self):
+        # of groups x outputs x inputs x height x width: those of the rows, then those of the columns
+        return (0, 1, *(3 + axis for axis in self.second_axes), 2, *(3 + axis for axis in self.first_axes))
+
+    def empty_pair(self, layer, rank, bias):
+        options = {"device": layer.weight.device, "dtype": layer.weight.dtype, "groups": layer.groups}
+        width = rank * layer.groups
+        one, two = (_along(layer, axes) for axes in (self.first_axes, self.second_axes))
+        first = nn.utils.skip_init(nn.Conv2d, layer.in_channels, width, bias=False, **one, **options)
+        return first, nn.utils.skip_init(nn.Conv2d, width, layer.out_channels, bias=bias, **two, **options)
+
+    def rank_of(self, first, second):
+        if not type(first) is type(second) is nn.Conv2d or first.bias is not None:
+            return None
+        if first.groups != second.groups or first.out_channels != second.in_channels:
+            return None
+        if not _is_trivial(first, self.second_axes) or not _is_trivial(second, self.first_axes):
+            return None
+        kernel = (a * b for a, b in zip(first.kernel_size, second.kernel_size))
+        return first.out_channels // first.groups if self.takes(*kernel) else None
+
+
+class Spatial(Convolution):
+    """(O kw) x (I kh): kh x 1, then 1 x kw (Jaderberg et al. 2014)."""
+
+    name = "spatial"
+    first_axes = (0,)
+
+    def takes(self, high, wide):
+        return min(high, wide) > 1
+
+    def positions(self, layer, inputs, outputs, between):
+        return outputs * layer.stride[1] if between is None else between
+
+
+class Channel(Convolution):
+    """O x (I kh kw): kh x kw, then 1 x 1. Of a 1 x 1 kernel all schemes are this matrix."""
+
+    name = "channel"
+    first_axes = (0, 1)
+
+    def takes(self, high, wide):
+        return True
+
+    def positions(self, layer, inputs, outputs, between):
+        return outputs
+
+
+class InputChannel(Convolution):
+    """(O kh kw) x I: 1 x 1, then kh x kw."""
+
+    name = "input"
+    first_axes = ()
+
+    def takes(self, high, wide):
+        return max(high, wide) > 1
+
+    def positions(self, layer, inputs, outputs, between):
+        return inputs
+
+
+# of those that fit a layer, the first is its usual one
+SCHEMES = (Linear(), Spatial(), Channel(), InputChannel())
+NAMES = tuple(scheme.name for scheme in SCHEMES if scheme.name is not None)
+
+
+def _along(layer, axes):
+    # the options of a convolution that works along some axes of the kernel of `layer`
+    def along(values, otherwise):
+        return tuple(values[axis] if axis in axes else otherwise for axis in (0, 1))
+
+    padding = layer.padding
+    if not isinstance(padding, str):
+        padding = along(padding, 0)
+    elif not axes:
+        padding = 0
+    return {
+        "kernel_size": along(layer.kernel_size, 1),
+        "stride": along(layer.stride, 1),
+        "dilation": along(layer.dilation, 1),
+        "padding": padding,
+        "padding_mode": layer.padding_mode,
+    }
+
+
+def _is_trivial(layer, axes):
+    # whether a convolution does nothing along these axes
+    return all(layer.kernel_size[axis] == layer.stride[axis] == layer.dilation[axis] == 1 for axis in axes)
+
+
+def unfolding(scheme: str | None) -> Unfolding:
+    """Return the `Unfolding` of that name, None for that of a linear layer; raise ValueError for a name that none has.
+
+    >>> unfolding("channel").matrix_shape(nn.Conv2d(4, 6, 3))
+    (6, 36)
+    """
+    for known in SCHEMES:
+        if known.name == scheme:
+            return known
+    raise ValueError(f"unknown scheme {scheme!r}; known: {', '.join(NAMES)}")
+
+
+def schemes_of(layer: nn.Module) -> tuple[str | None, ...]:
     """Return the schemes that write `layer` exactly, the usual one first: (None,) for a linear layer, () where none does.
 
     >>> schemes_of(nn.Conv2d(8, 8, 3)), schemes_of(nn.Conv2d(8, 8, 1)), schemes_of(nn.Linear(8, 8)), schemes_of(nn.Conv2d(8, 8, 3, groups=8))
     (('spatial', 'channel', 'input'), ('channel',), (None,), ())
     """
-    if type(layer) is nn.Linear:
-        return (None,)
-    if why_not(layer):
-        return ()
-    high, wide = layer.kernel_size
-    if high == wide == 1:
-        return ("channel",)  # all three are the same matrix
-    return NAMES if min(high, wide) > 1 else ("channel", "input")
+    return tuple(scheme.name for scheme in SCHEMES if scheme.fits(layer))
 
 
-def why_not(layer):
+def why_not(layer: nn.Module) -> str:
     """Return why `layer` cannot be factored, in words; empty where it can.
 
     >>> why_not(nn.Conv2d(8, 8, 3, groups=8))
@@ -61,7 +319,7 @@ def why_not(layer):
     return "" if type(layer) is nn.Linear else f"a layer of type {type(layer).__name__} is not factored"
 
 
-def planned_entry(layer, name, entry):
+def planned_entry(layer: nn.Module, name: str, entry) -> tuple[str | None, int]:
     """Return (scheme, rank) of the entry of a plan for `layer`, called `name`.
 
     Raises ValueError, with the name, for a layer or scheme that cannot be factored and a rank that is not a whole number
@@ -76,12 +334,12 @@ def planned_entry(layer, name, entry):
     except ValueError as error:
         raise ValueError(f"layer {name!r}: {error}") from error
     full = rank_costs(layer)[scheme].full_rank
-    if isinstance(rank, bool) or not isinstance(rank, Integral) or not 1 <= rank <= full:
+    if not is_whole(rank) or not 1 <= rank <= full:
         raise ValueError(f"rank {rank!r} of layer {name!r} is not a whole number from 1 to {full}")
     return scheme, int(rank)
 
 
-def check_scheme(layer, scheme):
+def check_scheme(layer: nn.Module, scheme: str | None) -> str | None:
     """Return `scheme`, or the usual one of `layer` for None; raise ValueError where the layer does not have it."""
     known = schemes_of(layer)
     if not known:
@@ -94,7 +352,7 @@ def check_scheme(layer, scheme):
     return scheme
 
 
-def parse_entry(planned):
+def parse_entry(planned) -> tuple[str | None, int]:
     """Return (scheme, rank) of an entry of a plan; the scheme is None where the entry is a rank alone.
 
     >>> parse_entry(8), parse_entry(["spatial", 8])
@@ -107,7 +365,27 @@ def parse_entry(planned):
     return None, planned
 
 
-def rank_costs(layer, inputs=1, outputs=1, between=None):
+def plan_entry(scheme: str | None, rank: int) -> int | tuple[str, int]:
+    """Return the entry of a plan, the inverse of `parse_entry`: the rank for a linear layer, else (scheme, rank).
+
+    >>> plan_entry(None, 8), plan_entry("spatial", 8)
+    (8, ('spatial', 8))
+    """
+    return rank if scheme is None else (scheme, rank)
+
+
+def in_words(scheme: str | None) -> str:
+    """Return what a message adds to the shape of a matrix: nothing for a linear layer, which has one matrix only.
+
+    >>> in_words(None), in_words("spatial")
+    ('', " in scheme 'spatial'")
+    """
+    return "" if scheme is None else f" in scheme {scheme!r}"
+
+
+def rank_costs(
+    layer: nn.Module, inputs: int = 1, outputs: int = 1, between: int | None = None
+) -> dict[str | None, Cost]:
     """Return ``{scheme: Cost}`` of `layer` with `inputs` and `outputs` positions for one network input.
 
     `between`: positions after the first layer of a spatial pair (output height x input width, in effect); where it is
@@ -116,138 +394,115 @@ def rank_costs(layer, inputs=1, outputs=1, between=None):
     >>> rank_costs(nn.Conv2d(16, 32, 3, stride=2, padding=1), 64, 16)["spatial"].macs == 3 * (2 * 16 + 32) * 16
     True
     """
-    if type(layer) is nn.Linear:
-        rows, columns = layer.weight.shape
-        return {None: Cost(min(rows, columns), rows + columns, (rows + columns) * outputs, (rows, columns))}
-    found = {}
-    for scheme in schemes_of(layer):
-        rows, columns = matrix_shape(layer, scheme)
-        if scheme == "spatial":
-            first = outputs * layer.stride[1] if between is None else between
-        else:
-            first = inputs if scheme == "input" else outputs
-        macs = layer.groups * (columns * first + rows * outputs)
-        found[scheme] = Cost(min(rows, columns), layer.groups * (rows + columns), macs, (rows, columns))
-    return found
+    return {scheme: unfolding(scheme).cost(layer, inputs, outputs, between) for scheme in schemes_of(layer)}
 
 
-def matrix_shape(layer, scheme):
-    high, wide = layer.kernel_size
-    rows, columns = layer.out_channels // layer.groups, layer.in_channels // layer.groups
-    return {
-        "channel": (rows, columns * high * wide),
-        "input": (rows * high * wide, columns),
-        "spatial": (rows * wide, columns * high),
-    }[scheme]
+def one_output(layer: nn.Module) -> dict[str, int]:
+    """Return the `inputs` and `outputs` of `rank_costs` for one output position, far from the borders.
+
+    >>> one_output(nn.Conv2d(4, 6, 3, stride=(2, 1))), one_output(nn.Linear(4, 6))
+    ({'inputs': 2, 'outputs': 1}, {'inputs': 1, 'outputs': 1})
+    """
+    return {"inputs": prod(getattr(layer, "stride", (1,))), "outputs": 1}
 
 
-def groups(layer):
+def groups(layer: nn.Module | None) -> int:
     """Return the number of groups of a layer, 1 for a linear one."""
     return getattr(layer, "groups", 1)
 
 
-def shared(layer, scheme):
+def shared(layer: nn.Module, scheme: str | None) -> int:
     """Return how many offsets the second layer of the pair has: kw in a spatial pair, kh kw in an input pair, else 1."""
-    if scheme in (None, "channel"):
-        return 1
-    high, wide = layer.kernel_size
-    return wide if scheme == "spatial" else high * wide
+    return unfolding(scheme).offsets(layer)
 
 
-def to_matrix(layer, scheme, weight=None, dtype=torch.float64):
+def to_matrix(
+    layer: nn.Module, scheme: str | None, weight: torch.Tensor | None = None, dtype: torch.dtype = torch.float64
+) -> torch.Tensor:
     """Return the weights of `layer` as matrices of its scheme, groups x rows x columns, in `dtype`.
 
     Rows count (output channel, offset of the second layer), columns (input channel, offset of the first). `weight`:
-    other weights than the layer's own, in any shape of as many numbers.
+    other weights than the layer's own, of all groups or of one, in any shape of as many numbers.
     """
     weight = (layer.weight if weight is None else weight).detach().to(dtype)
-    if scheme is None:
-        return weight.reshape(1, *layer.weight.shape)
-    high, wide = layer.kernel_size
-    w = weight.reshape(layer.groups, layer.out_channels // layer.groups, -1, high, wide)  # g o i a b
-    order = {"channel": (0, 1, 2, 3, 4), "input": (0, 1, 3, 4, 2), "spatial": (0, 1, 4, 2, 3)}[scheme]
-    return w.permute(order).reshape(layer.groups, *matrix_shape(layer, scheme))
+    return unfolding(scheme).to_matrix(layer, weight)
 
 
-def from_matrix(layer, scheme, matrix):
+def from_matrix(layer: nn.Module, scheme: str | None, matrix: torch.Tensor) -> torch.Tensor:
     """Return groups x (O / groups) x (I kh kw / groups) from matrices of `to_matrix`: one row an output channel, patches as columns."""
-    if scheme in (None, "channel"):
-        return matrix
-    high, wide = layer.kernel_size
-    rows, columns = layer.out_channels // layer.groups, layer.in_channels // layer.groups
-    if scheme == "input":  # g o a b i
-        w = matrix.reshape(-1, rows, high, wide, columns).permute(0, 1, 4, 2, 3)
-    else:  # g o b i a
-        w = matrix.reshape(-1, rows, wide, columns, high).permute(0, 1, 3, 4, 2)
-    return w.reshape(-1, rows, columns * high * wide)
+    return unfolding(scheme).from_matrix(layer, matrix)
 
 
-def in_order(layer, scheme):
+def in_order(layer: nn.Module, scheme: str | None) -> torch.Tensor:
     """Return the places of a patch (input channel, row, column) in the order (offset of the second layer, column of the matrix)."""
-    size = layer.weight[0].numel()
-    if scheme in (None, "channel"):
-        return torch.arange(size)
-    high, wide = layer.kernel_size
-    place = torch.arange(size).reshape(-1, high, wide)  # i a b
-    return (place.permute(1, 2, 0) if scheme == "input" else place.permute(2, 0, 1)).flatten()
+    return unfolding(scheme).in_order(layer)
 
 
-def thin_layers(layer, scheme, left, right, bias=None):
+def by_offset(layer: nn.Module | None, scheme: str | None, covariance: torch.Tensor) -> torch.Tensor:
+    """Return a covariance of patches (... x n x n) with rows and columns in the order of `in_order`; not a copy where that is the layer's own.
+
+    >>> layer, square = nn.Conv2d(1, 1, (2, 3)), torch.arange(36.0).reshape(6, 6)
+    >>> by_offset(layer, "spatial", square)[0].int().tolist()  # columns (0, 1, 2 of each row) one after the other
+    [0, 3, 1, 4, 2, 5]
+    """
+    if shared(layer, scheme) == 1:
+        return covariance  # of a large linear layer a copy would be the largest thing in memory
+    place = in_order(layer, scheme).to(covariance.device)
+    return covariance[..., place, :][..., place]
+
+
+def apply_factors(
+    layer: nn.Module | None, scheme: str | None, left: torch.Tensor, right: torch.Tensor, patch: torch.Tensor
+) -> torch.Tensor:
+    """Return what the factored layer makes of one patch (numbers in a patch; groups x these for a grouped convolution).
+
+    Shapes of `left` and `right` as in `thin_layers`; the answer has length O. Costs r products with the patch, and the
+    whole matrix is not formed.
+
+    >>> layer, patch = nn.Conv2d(2, 3, 3).double(), torch.randn(18, dtype=torch.float64)
+    >>> left, (right,) = torch.eye(9, dtype=torch.float64), to_matrix(layer, "spatial")
+    >>> bool(torch.allclose(apply_factors(layer, "spatial", left, right, patch), layer.weight.flatten(1) @ patch))
+    True
+    """
+    count, offsets, rank = groups(layer), shared(layer, scheme), right.shape[-2]
+    patch = patch.reshape(count, -1)
+    if offsets > 1:
+        patch = patch[:, in_order(layer, scheme).to(patch.device)]
+    inner = patch.reshape(count, offsets, -1) @ right.reshape(count, rank, -1).mT  # groups x offsets x r
+    return (left.reshape(count, -1, offsets * rank) @ inner.reshape(count, offsets * rank, 1)).flatten()
+
+
+def thin_layers(
+    layer: nn.Module,
+    scheme: str | None,
+    left: torch.Tensor,
+    right: torch.Tensor,
+    bias: torch.Tensor | None = None,
+) -> nn.Sequential:
     """Return ``nn.Sequential(first, second)`` of stock layers whose matrices are `right` and `left`.
 
     Shapes: `left` rows x r, `right` r x columns, with a first axis of groups for a grouped convolution; `bias` of
     length O or None. The pair takes type and device of `layer`.
     """
-    options = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-    has_bias = bias is not None
-    if scheme is None:
-        rank = right.shape[-2]
-        first = nn.utils.skip_init(nn.Linear, layer.in_features, rank, bias=False, **options)
-        second = nn.utils.skip_init(nn.Linear, rank, layer.out_features, bias=has_bias, **options)
-    else:
-        count = layer.groups
-        left, right = left.reshape(count, -1, left.shape[-1]), right.reshape(count, right.shape[-2], -1)
-        rank = count * right.shape[1]
-        (high, wide), (down, across) = layer.kernel_size, layer.stride
-        (dilate_down, dilate_across) = layer.dilation
-        pad = layer.padding if isinstance(layer.padding, str) else None
-        pad_down, pad_across = (pad, pad) if pad else layer.padding
+    return unfolding(scheme).thin_layers(layer, left, right, bias)
 
-        def both(a, b):
-            return pad if pad else (a, b)
 
-        ones = {"kernel_size": 1, "padding_mode": layer.padding_mode}
-        whole = {"kernel_size": (high, wide), "stride": (down, across), "dilation": (dilate_down, dilate_across)}
-        whole |= {"padding": both(pad_down, pad_across), "padding_mode": layer.padding_mode}
-        if scheme == "channel":
-            one, two = whole, ones
-        elif scheme == "input":
-            one, two = ones, whole
-        else:
-            one = {
-                "kernel_size": (high, 1),
-                "stride": (down, 1),
-                "dilation": (dilate_down, 1),
-                "padding": both(pad_down, 0),
-            }
-            two = {
-                "kernel_size": (1, wide),
-                "stride": (1, across),
-                "dilation": (1, dilate_across),
-                "padding": both(0, pad_across),
-            }
-            one, two = one | {"padding_mode": layer.padding_mode}, two | {"padding_mode": layer.padding_mode}
-        options |= {"groups": count}
-        first = nn.utils.skip_init(nn.Conv2d, layer.in_channels, rank, bias=False, **one, **options)
-        second = nn.utils.skip_init(nn.Conv2d, rank, layer.out_channels, bias=has_bias, **two, **options)
-        # left rows (o, offset) x r  ->  o x r x offset
-        left = left.reshape(count, layer.out_channels // count, -1, rank // count).transpose(2, 3)
-    with torch.no_grad():
-        first.weight.copy_(right.reshape(first.weight.shape))
-        second.weight.copy_(left.reshape(second.weight.shape))
-        if has_bias:
-            second.bias.copy_(bias)
-    return nn.Sequential(OrderedDict(first=first, second=second))
+def recognise(module: nn.Module) -> tuple[str | None, int] | None:
+    """Return (scheme, rank) of a pair that `thin_layers` made, None for any other module.
+
+    A module is taken for a pair by the names, types and shapes of its layers.
+
+    >>> layer = nn.Conv2d(4, 6, 3)
+    >>> recognise(thin_layers(layer, "input", torch.zeros(54, 2), torch.zeros(2, 4))), recognise(layer)
+    (('input', 2), None)
+    """
+    if type(module) is not nn.Sequential or [name for name, _ in module.named_children()] != ["first", "second"]:
+        return None
+    for scheme in SCHEMES:
+        rank = scheme.rank_of(module.first, module.second)
+        if rank is not None:
+            return scheme.name, rank
+    return None
 
 
 def patches(layer, x, every=1):

@@ -1,9 +1,12 @@
 """The original network and its compressed copy side by side over calibration inputs, from layer to layer."""
 
+import contextlib
+
 import torch
 from torch import fx
 
 from lowrank_utils.network import unfold
+from lowrank_utils.network.hooks import hooked
 
 
 class _Reached(Exception):
@@ -136,16 +139,9 @@ def _inputs(model, instead, name, batch):
     def swap(new):
         return lambda module, args, kwargs, out: new(*args, **kwargs)
 
-    hooks = [model.get_submodule(name).register_forward_pre_hook(catch, with_kwargs=True)]
-    for other, new in instead.items():
-        hooks.append(model.get_submodule(other).register_forward_hook(swap(new), with_kwargs=True))
-    try:
+    replaced = {other: swap(new) for other, new in instead.items()}
+    with hooked(model, {name: catch}, before=True), hooked(model, replaced), contextlib.suppress(_Reached):
         model(batch.clone())  # some networks write into their input
-    except _Reached:
-        pass
-    finally:
-        for hook in hooks:
-            hook.remove()
     if not caught:
         raise ValueError(f"some calibration images do not reach layer {name!r}; give it images that do, or leave it out")
     return caught[0]

@@ -39,8 +39,7 @@ def output_shares(factors, moments):
     spread = (moments.covariance if centred else moments.second_moment).to(right.device)
     spread = spread.reshape(count, *spread.shape[-2:])
     if offsets > 1:
-        place = unfold.in_order(factors.layer, factors.scheme).to(spread.device)
-        spread = spread[:, place][:, :, place]
+        spread = unfold.by_offset(factors.layer, factors.scheme, spread)
     spread = spread.reshape(count, offsets, right.shape[2], offsets, right.shape[2])
     own = left.reshape(count, -1, offsets, left.shape[2])
     own = torch.einsum("gobr,gocr->grbc", own, own)

@@ -6,14 +6,13 @@ reaches t; one threshold serves all layers.
 """
 
 from dataclasses import dataclass
-from numbers import Real
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import entr
 
-from lowrank_utils.checks import check_share
+from lowrank_utils.checks import check_share, is_number
 from lowrank_utils.network.profile import if_cheaper, plan_cost, read_layers
 from lowrank_utils.network.unfold import parse_entry
 
@@ -297,7 +296,7 @@ def adaptive_threshold(profile, *, measure, drop=0.01, rule="energy", resource="
     the dense network first; `drop` as a share, 0.01 is one point; `rule`, one of `RULES`.
     Raises ValueError for a negative drop.
     """
-    if isinstance(drop, bool) or not isinstance(drop, Real) or not 0 <= drop < 1:
+    if not is_number(drop) or not 0 <= drop < 1:
         raise ValueError(f"drop {drop!r} is not a share in [0, 1); 0.01 is one point")
     candidates = sorted(
         {float(v) for card in profile if not card.reason for v in levels(card.singular_values, rule) if v > 0} | {1.0}

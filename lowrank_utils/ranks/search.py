@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy.interpolate import PchipInterpolator
 
-from lowrank_utils.checks import check_share
+from lowrank_utils.checks import check_count, check_share
 from lowrank_utils.factors import svd
 from lowrank_utils.factors.replace import apply_plan, decompose_layers
 from lowrank_utils.network import unfold
@@ -75,20 +75,12 @@ def rank_options(profile, resources=("macs",), *, mixed=False, floor=0.1, multip
             raise ValueError(f"unknown resource {resource!r}; known: {', '.join((*RESOURCES, *tables))}")
     if floor != 0:
         check_share(floor=floor)
-    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
-        raise ValueError(f"multiple={multiple!r} is not a whole number of at least 1")
+    check_count(multiple=multiple)
     found = []
     counted = [r for r in resources if r in RESOURCES] or ["macs"]
     for card in (card for card in profile if not card.reason):
         full, entries, costs = {}, [], []
-
-        def price(entry):
-            return [
-                tables[r].get(card.name, {}).get(entry, np.inf) if r in tables else card.cost(entry, r)
-                for r in resources
-            ]
-
-        dense = price(None)
+        dense = _price(card, None, resources, tables)
         for scheme in card.costs if mixed and card.costs else [card.scheme]:
             most = min(card.break_even(r, scheme) for r in counted)
             if not most:
@@ -96,8 +88,8 @@ def rank_options(profile, resources=("macs",), *, mixed=False, floor=0.1, multip
             full[scheme] = most
             least = max(1, int(np.ceil(floor * most)))
             for rank in range(least + -least % multiple, most + 1, multiple):
-                entry = rank if scheme is None else (scheme, rank)
-                cost = price(entry)
+                entry = unfold.plan_entry(scheme, rank)
+                cost = _price(card, entry, resources, tables)
                 if np.isfinite(cost).all():
                     entries.append(entry)
                     costs.append(cost)
@@ -111,6 +103,11 @@ def rank_options(profile, resources=("macs",), *, mixed=False, floor=0.1, multip
     if not found:
         raise ValueError("no layer can be factored at less than its dense cost: " + _reasons(profile))
     return found
+
+
+def _price(card, entry, resources, tables):
+    # one number a resource, infinite where a table has none
+    return [tables[r].get(card.name, {}).get(entry, np.inf) if r in tables else card.cost(entry, r) for r in resources]
 
 
 def _reasons(profile):
@@ -147,8 +144,7 @@ def energy(profile, options):
 
 def measured_ranks(own, points=6):
     """Return ``{scheme: ranks}`` at which the curve of `Options` is measured: `points` of them, evenly in log rank."""
-    if isinstance(points, bool) or not isinstance(points, int) or points < 2:
-        raise ValueError(f"points={points!r} is not a whole number of at least 2")
+    check_count(2, points=points)
     held = {}
     for entry in own.entries[:-1]:
         scheme, rank = parse_entry(entry)
@@ -189,7 +185,7 @@ def measured(profile, options, *, measure, factors="data-aware", points=6):
         for scheme, ranks in measured_ranks(own, points).items():
             base = decompose_layers(profile, {own.name: scheme}, factors)
             for rank in ranks:
-                entry = rank if scheme is None else (scheme, rank)
+                entry = unfold.plan_entry(scheme, rank)
                 numbers[scheme, rank] = measure(apply_plan(profile, {own.name: entry}, factors=base, resource=None))
         if not np.isfinite([dense, *numbers.values()]).all():
             raise ValueError(f"the measurements of layer {own.name!r} hold NaN or infinity")
@@ -219,30 +215,26 @@ def output_error(profile, options, *, factors="data-aware", points=6, metric=Non
         spread = spread.reshape(count, *spread.shape[-2:])
         weight = layer.weight.detach().double().reshape(count, -1, spread.shape[-1])
         own_metric = None if metric is None else metric[own.name].to(weight)
-
-        def size(change):
-            if own_metric is None:
-                return float(torch.einsum("gij,gjk,gik->", change, spread, change))
-            blocks = [own_metric[_block(g, change)][:, _block(g, change)] for g in range(count)]
-            return 0.5 * sum(float((m @ (w @ c @ w.T)).trace()) for m, w, c in zip(blocks, change, spread))
-
-        whole = size(weight) if own_metric is None else 1.0
+        whole = _output_energy(weight, spread) if own_metric is None else 1.0
         numbers = {}
         for scheme, ranks in measured_ranks(own, points).items():
             base = svd.decompose_layer(layer, factors, moments[own.name], scheme, centred)
             for rank in ranks:
                 left, right, _ = base.truncate(rank)
                 thin = (left @ right).reshape(count, left.shape[-2], right.shape[-1])
-                numbers[scheme, rank] = (
-                    size(weight - unfold.from_matrix(layer, scheme, thin)) / whole if whole else 0.0
-                )
+                lost = weight - unfold.from_matrix(layer, scheme, thin)
+                numbers[scheme, rank] = _output_energy(lost, spread, own_metric) / whole if whole else 0.0
         found[own.name] = np.append(np.maximum(_between(own, numbers), 0.0), 0.0)
     return found
 
 
-def _block(group, change):
-    rows = change.shape[1]
-    return slice(group * rows, (group + 1) * rows)
+def _output_energy(weight, spread, metric=None):
+    # tr(W C W^T) summed over groups; in a metric M half of tr(M W C W^T)
+    if metric is None:
+        return float(torch.einsum("gij,gjk,gik->", weight, spread, weight))
+    rows = weight.shape[1]
+    blocks = [metric[g * rows : (g + 1) * rows, g * rows : (g + 1) * rows] for g in range(len(weight))]
+    return 0.5 * sum(float((m @ (w @ c @ w.T)).trace()) for m, w, c in zip(blocks, weight, spread))
 
 
 def from_error(errors):
@@ -464,9 +456,7 @@ def enc_model(
     options, curves = _enc_defaults(profile, resource, options, curves)
     _check_enc(options, resource, curves, *([accuracy] if accuracy else []))
     check_share(space=space, margin=margin)
-    for name, count in {"density": density, "top": top}.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name}={count!r} is not a whole number of at least 1")
+    check_count(density=density, top=top)
     budget, total = _budget(profile, options, kept, resource)
     start = enc_map(profile, kept, resource=resource, options=options, curves=curves)
     start_choice = [own.entries.index(start.plan.get(own.name)) for own in options]
@@ -568,8 +558,7 @@ def enc_inf(found, *, measure, count=30):
 
     `measure` is a function of a plan, such as the accuracy on valid images of the network that it makes.
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"count={count!r} is not a whole number of at least 1")
+    check_count(count=count)
     if not found.ranked:
         raise ValueError("there are no plans to measure; pass what enc_model returned")
     began = time.perf_counter()

@@ -1,7 +1,6 @@
 """Entropy pruning of hidden units: neurons of linear layers and channels of convolutions, removed with all that reads them."""
 
 import logging
-from numbers import Integral
 
 import numpy as np
 import pandas as pd
@@ -9,6 +8,7 @@ import torch
 from torch import nn
 
 from lowrank_utils import checks
+from lowrank_utils.checks import is_whole
 from lowrank_utils.factors import replace
 from lowrank_utils.network.graph import NORMS, hidden_layers
 from lowrank_utils.network.modules import conv2d, linear, replaced
@@ -67,7 +67,7 @@ def units_that_stay(profile, order, kept, *, resource="macs", floor=1):
     Raises ValueError where the budget is below what `floor` units a layer cost, and says what can be reached.
     """
     checks.check_share(kept=kept)
-    if isinstance(floor, bool) or not isinstance(floor, Integral) or floor < 1:
+    if not is_whole(floor) or floor < 1:
         raise ValueError(
             f"floor={floor!r} is not a whole number of at least 1: a layer without units passes nothing on"
         )
@@ -156,7 +156,7 @@ def remove_units(profile, staying, *, activations=None, moments=None):
         if name not in hidden or hidden[name].reason:
             why = hidden[name].reason if name in hidden else "there is no linear layer or convolution of this name"
             raise ValueError(f"no unit of layer {name!r} can be removed: {why}")
-        if any(isinstance(u, bool) or not isinstance(u, Integral) for u in units):
+        if any(not is_whole(u) for u in units):
             raise ValueError(f"the units of layer {name!r} that stay must be whole numbers, counted from 0")
         h, units = hidden[name], sorted({int(u) for u in units})
         if not units:

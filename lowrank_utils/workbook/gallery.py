@@ -239,7 +239,7 @@ def claims(folder=None):
     import pandas as pd
 
     table = published_rows(folder=folder)
-    needed = "notebook dataset network seed draw chooser factors scope target accuracy parameters_kept macs_kept".split()
+    needed = ["notebook", "dataset", "network", "seed", "draw", "chooser", "factors", "scope", "target", "accuracy", "parameters_kept", "macs_kept"]
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, *needed])))  # other notebooks write other columns
     table = table.assign(accuracy=100 * table["accuracy"])
     rows = [

@@ -250,13 +250,13 @@ def plan_jobs(only=(), preset=None, settings=None, seeds=(), folder=None, grid=N
                     if isinstance(value, str) and kind != "str":
                         value = yaml.safe_load(value)
                     values[name] = typed(name, kind, value)
-            if "network" in values and "network" in given:
+            named = [values["network"]] if {"network"} <= values.keys() & given.keys() else []
+            named += values["networks"] if {"networks"} <= values.keys() & given.keys() else []
+            if named:  # of the defaults nobody asks, as models imports torch
                 from lowrank_utils.lab import models
 
-                if values["network"] not in models.NAMES:
-                    raise ValueError(
-                        f"unknown network {values['network']!r}; known: {', '.join(models.NAMES)}"
-                    )
+                for network in named:
+                    models.check_name(network)
             jobs.append(
                 Job(notebook, str(path), values, fingerprint(values.get("dataset")), sources[notebook])
             )

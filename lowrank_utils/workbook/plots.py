@@ -90,8 +90,8 @@ def image_grid(images, labels, classes, columns=10):
 def frontier(table, metric="accuracy", baseline=None, title="test images", floor=None, panels="factors", columns=None):
     """Return `metric` against the share of parameters kept: one panel for each value of a column, one line a chooser.
 
-    `table` has the result columns chooser, parameters_kept, target, `metric` and `panels` ("factors", "scope" ...). Rows
-    of several seeds that aim at one size (column target) are drawn as their mean with a band from the lowest to the
+    `table` has the result columns chooser, parameters_kept, budget_kind, budget, `metric` and `panels` ("factors", "scope" ...). Rows
+    of several seeds that aim at one size are drawn as their mean with a band from the lowest to the
     highest. `baseline`: the dense network's value, drawn as a line. `floor`: where the vertical axis starts; what lies
     below is cut off. `columns`: panels in a row, all by default.
     """
@@ -103,7 +103,7 @@ def frontier(table, metric="accuracy", baseline=None, title="test images", floor
     for axis, name in zip(axes, names):
         mine = table[table[panels] == name]
         for chooser in in_order(mine["chooser"]):
-            line = mine[mine["chooser"] == chooser].groupby("target", sort=False)
+            line = mine[mine["chooser"] == chooser].groupby(["budget_kind", "budget"], sort=False, dropna=False)
             points = pd.DataFrame({"kept": line["parameters_kept"].mean()} | {w: line[metric].agg(w) for w in ("mean", "min", "max")})
             points = points.sort_values("kept")
             axis.plot(points["kept"], points["mean"], label=chooser, **line_style(chooser, alone=len(points) == 1))
@@ -126,11 +126,6 @@ def frontier(table, metric="accuracy", baseline=None, title="test images", floor
         if axis is axes[0] or mine != shown[0]:
             axis.legend(**beside)
     return figure
-
-
-def in_every_seed(table, seeds):
-    """Return the rows whose chooser and target stand under all `seeds` of them: others would compare other networks."""
-    return table[table.groupby(["chooser", "target"])["seed"].transform("nunique") == seeds]
 
 
 def described(figure):
@@ -156,3 +151,13 @@ def line_style(chooser, alone):
     if chooser.endswith("energy"):
         style |= {"linewidth": 3.5, "markersize": 8, "alpha": 0.7}
     return style | {"linestyle": "none" if alone else {"entropy": "--", "component entropy": "--"}.get(chooser, "-")}
+
+
+def scatter(table, y, xs, labels):
+    """Return column `y` against each column of `xs`, one panel each; `labels` maps columns to axis labels."""
+    figure, axes = canvas(len(xs), width=3.8, sharey=True)
+    for axis, x in zip(axes, xs):
+        axis.plot(table[x], table[y], "o", color=COLOURS["energy"], markersize=4, alpha=0.7)
+        axis.set(xlabel=labels[x])
+    axes[0].set_ylabel(labels[y])
+    return figure

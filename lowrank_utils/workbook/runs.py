@@ -25,7 +25,7 @@ from lowrank_utils import paths
 from lowrank_utils.workbook import results
 from lowrank_utils.workbook.jobs import GIVEN, code_digest, escaped, plan_jobs
 
-LIBRARIES = tuple("lowrank-workbook torch torchvision numpy scipy scikit-learn pandas papermill".split())
+LIBRARIES = ("lowrank-workbook", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "papermill")
 QUIET = ["--log-level=CRITICAL"]  # the kernel's own remarks would cut the progress bar in two
 DIED = "failed: its kernel died, perhaps for want of memory"
 PROBE_BYTES = 4 * 2**20  # about what one executed notebook with its figures takes

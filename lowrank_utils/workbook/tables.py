@@ -32,12 +32,23 @@ def in_points(table):
     return table.assign(lost=lost)
 
 
-SIZES = ("macs 0.75", "macs 0.50", "macs 0.35", "macs 0.25")
+SIZES = (0.75, 0.5, 0.35, 0.25)  # shares of the MACs
+
+
+def at_share(table, *shares):
+    """Return which rows (a boolean Series) were asked for one of these shares of the MACs, and not fine-tuned.
+
+    >>> import pandas as pd
+    >>> rows = pd.DataFrame({"budget_kind": ["macs", "macs", "kept"], "budget": [0.5, 0.25, 0.5], "tuned": "none"})
+    >>> at_share(rows, 0.5).tolist()
+    [True, False, False]
+    """
+    return (table["budget_kind"] == "macs") & table["budget"].isin(shares) & (table["tuned"] == "none")
 
 
 def at_sizes(part, tell):
     # one cell of a table: what `tell` says of the accuracies at each size
-    each = [part.loc[part["target"] == size, "accuracy"] for size in SIZES]
+    each = [part.loc[at_share(part, size), "accuracy"] for size in SIZES]
     return " / ".join(tell(values) if len(values) else "-" for values in each)
 
 

@@ -1,9 +1,20 @@
 """Chapter 04, DDLR and Net-Trim: the convex programs as compressors."""
 
+from dataclasses import dataclass
+
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+from torch import nn
 
-from lowrank_utils.workbook.plots import COLOURS, canvas, frontier, in_every_seed
+from lowrank_utils.factors import ddlr_network, replace
+from lowrank_utils.factors.admm import RANK_TOLERANCE
+from lowrank_utils.lab import columns, score, training
+from lowrank_utils.lab.data import Dataset
+from lowrank_utils.network.profile import Profile, plan_cost
+from lowrank_utils.network.statistics import collect_activations
+from lowrank_utils.ranks import components, rules, units
+from lowrank_utils.workbook.plots import COLOURS, canvas, frontier
 from lowrank_utils.workbook.tables import (
     RUN,
     clearly_ahead,
@@ -22,17 +33,378 @@ CAPTIONS = {  # of its tables
 }
 FIGURE_CAPTION = "What loses more than 15 points is cut off; sizes that some seeds did not reach are left out."
 
+
+
+# ---- the experiment --------------------------------------------------------------------------------------------------
+
+SHARES = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.6)  # sizes at which all methods are compared
+CUT = {"DDLR": 0.05, "Net-Trim": 0.01}  # share of the largest value below which a fixed cut sets to zero
+UNITS_FIRST = (0.7, 0.5, 0.35)  # shares of the parameters that the removal of units leaves
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """What the networks of this chapter are made from and measured with.
+
+    ``profile`` has the calibration images of refits and data-aware factors, ``samples`` those of the convex program;
+    ``layers`` are the linear layers, the last of them the ``classifier``; ``convolutions`` stay dense; ``options`` go to the solver.
+    """
+
+    images: Dataset
+    profile: Profile
+    samples: Profile
+    layers: list[str]
+    convolutions: list[str]
+    options: dict
+    about: dict
+
+    @property
+    def model(self):
+        return self.profile.model
+
+    @property
+    def classifier(self) -> str:
+        return self.layers[-1]
+
+    @property
+    def size(self) -> int:
+        """Parameters of the dense network."""
+        return score.parameters(self.model)
+
+    def valid(self, net) -> float:
+        """Return the accuracy of a network on validation images."""
+        return training.evaluate(net, *self.images.tensors("valid")).accuracy
+
+    def row(self, net, **columns) -> dict:
+        """Return a result row of a network, on test images, with its accuracy on validation images beside it."""
+        test = self.images.tensors("test")
+        return score.row(net, self.model, test, **self.about, valid_accuracy=self.valid(net), **columns)
+
+    def hidden(self, solutions) -> dict:
+        """Return the solutions without the classifier's, which then stays dense."""
+        return {name: found for name, found in solutions.items() if name != self.classifier}
+
+
+def laboratory(images, model, *, samples, calibration_images, options, **about) -> Laboratory:
+    """Return the `Laboratory` of a trained network: `samples` and `calibration_images` of its training images, solver `options`.
+
+    `about` says what every row is about: dataset, network, seed.
+    """
+    read = Profile(model, images.tensors("train", calibration_images)[0])
+    linear = [name for name in read.factorable if isinstance(model.get_submodule(name), nn.Linear)]
+    convolutions = [name for name in read.factorable if name not in linear]
+    solving = read.but(calibration=images.tensors("train", samples)[0])
+    return Laboratory(images, read, solving, linear, convolutions, options, {"notebook": NOTEBOOK, **about})
+
+
+def dense_row(lab: Laboratory) -> dict:
+    """Return the row of the dense network, with its times."""
+    return lab.row(lab.model, chooser="dense", scope="none", budget_kind="dense", stored_as="dense", timed=True)
+
+
+def steps(lab: Laboratory, answers: dict, epsilon: float) -> tuple[list[dict], pd.DataFrame]:
+    """Return (result rows, what they keep of the constraints) of what may follow the program: cut, refit, reweight, cascade.
+
+    `answers`, ``{layer: Solution}`` at this `epsilon`. The second table has one row a variant: ranks, percent kept,
+    accuracy on validation images, whether the constraints hold on the samples, and by how much they fail.
+    """
+    posed = lab.hidden(answers)
+    cascade = lab.hidden(ddlr_network.solve_network(lab.samples, epsilon, cascade=True, **lab.options))
+    lighter = {name: reweighted(lab, name, found, epsilon) for name, found in posed.items()}
+    cut, refit = {"cut": CUT["DDLR"]}, {"cut": CUT["DDLR"], "refit": True}
+    variants = {
+        "as posed": (posed, {}, {}),
+        "cascade": (cascade, {}, {"program": "cascade"}),
+        "cut 5 %": (posed, cut, {}),
+        "cut 5 %, refit": (posed, refit, {"refit": "least squares"}),
+        "cut 5 %, refit after the ReLU": (posed, refit | {"relu": True}, {"refit": "relu-aware"}),
+        "reweighted": (lighter, {}, {"program": "reweighted"}),
+        "reweighted, cut 5 %, refit": (lighter, refit, {"program": "reweighted", "refit": "least squares"}),
+    }
+    rows, told = [], []
+    for name, (solutions, how, about) in variants.items():
+        net, plan = ddlr_network.low_rank(lab.profile, solutions, **how)
+        about = {"program": "as posed"} | about
+        if "cut" in how:
+            about |= {"cut": "fixed", "cut_below": how["cut"]}
+        rows.append(lab.row(net, **_ddlr(budget_kind="epsilon", budget=epsilon, epsilon=epsilon, **about)))
+        line = {
+            "variant": name,
+            "ranks": " ".join(str(plan.get(layer, "-")) for layer in lab.layers),
+            "kept %": 100 * rows[-1]["parameters_kept"],
+            "valid accuracy %": 100 * rows[-1]["valid_accuracy"],
+        }
+        told.append(line | _constraints_kept(lab, net, dict.fromkeys(solutions, epsilon)))
+    return rows, pd.DataFrame(told).set_index("variant")
+
+
+def reweighted(lab: Laboratory, name: str, start, epsilon: float):
+    """Return the solution of one layer after one round of reweighting, from its plain solution `start`."""
+    x, y, relu = ddlr_network.layer_data(lab.samples, name)
+    return ddlr_network.reweighted(x, y, epsilon, relu, start=start, rounds=1, **lab.options)
+
+
+def _ddlr(**columns):
+    return {"chooser": "DDLR", "factors": "convex", "scope": "hidden layers", "stored_as": "low rank"} | columns
+
+
+def _constraints_kept(lab, net, asked):
+    on_samples = ddlr_network.constraints(lab.samples, net, asked, tolerance=1e-5)
+    own_inputs = ddlr_network.constraints(lab.profile, net, asked, inputs_of=net)
+    return {
+        "feasible": bool(on_samples["feasible"].all()),
+        "error": on_samples["error"].max(),
+        "sign": on_samples["sign"].max(),
+        "error, refit's inputs": own_inputs["error"].max(),
+    }
+
+
+def at_budget(lab: Laboratory, kept: float, low: float) -> tuple[list[dict], pd.DataFrame, str]:
+    """Return (result rows, evaluations, note) of DDLR as posed, every layer under it, at the smallest epsilon that keeps a share `kept`.
+
+    Bisection from epsilon `low` to 0.95. Where no epsilon makes the network so small there is no row, and the note says why.
+    """
+
+    def small(solutions):
+        return score.parameters(ddlr_network.low_rank(lab.profile, solutions)[0]) <= kept * lab.size
+
+    try:
+        epsilon, solutions, tried = ddlr_network.search_epsilon(
+            lab.samples, good=small, low=low, high=0.95, steps=4, largest=False, **lab.options
+        )
+    except ValueError as error:
+        return [], pd.DataFrame(), str(error)
+    net, _ = ddlr_network.low_rank(lab.profile, solutions)
+    about = _ddlr(scope="every layer", program="as posed", budget_kind="kept", budget=kept, epsilon=epsilon)
+    return [lab.row(net, **about)], tried, ""
+
+
+def solve_all(lab: Laboratory, epsilons, answers: dict, trimmed: dict) -> None:
+    """Solve both programs, DDLR and Net-Trim, at every epsilon that `answers` and `trimmed` do not have; they take them in."""
+    for epsilon in epsilons:
+        if epsilon not in answers:
+            answers[epsilon] = ddlr_network.solve_network(lab.samples, epsilon, **lab.options)
+            trimmed[epsilon] = ddlr_network.solve_network(lab.samples, epsilon, penalty="l1", **lab.options)
+
+
+def at_epsilons(lab: Laboratory, answers: dict) -> list[dict]:
+    """Return the rows of DDLR as posed, every layer under it, at each epsilon of `answers`."""
+    rows = []
+    for epsilon, solutions in answers.items():
+        net, _ = ddlr_network.low_rank(lab.profile, solutions)
+        about = _ddlr(scope="every layer", program="as posed", budget_kind="epsilon", budget=epsilon, epsilon=epsilon)
+        rows.append(lab.row(net, **about))
+    return rows
+
+
+def cut_to(lab: Laboratory, answers: dict, kept: float, kind: str, refit: bool) -> list[tuple]:
+    """Return (network, epsilon, parameters) of every epsilon whose answer, classifier dense, can be cut to a share `kept`.
+
+    `kind` as in `ddlr_network.cut_for`: "low_rank", "non-zeros" or "indices". An answer that is smaller without a cut is left out.
+    """
+    made = []
+    for epsilon, solutions in answers.items():
+        found = lab.hidden(solutions)
+        try:
+            cut = ddlr_network.cut_for(lab.profile, found, kept, kind=kind)
+        except ValueError:  # no cut is enough
+            continue
+        if cut <= RANK_TOLERANCE:  # smaller than this size as it is
+            continue
+        if kind == "low_rank":
+            net, _ = ddlr_network.low_rank(lab.profile, found, cut=cut, refit=refit)
+            made.append((net, epsilon, score.parameters(net)))
+        else:
+            net = ddlr_network.sparse(lab.profile, found, cut=cut, refit=refit)
+            counts = ddlr_network.stored(net)
+            made.append((net, epsilon, counts["non-zeros" if kind == "non-zeros" else "with indices"]))
+    return made
+
+
+def convex_rows(lab: Laboratory, answers: dict, trimmed: dict, kept: float) -> list[dict]:
+    """Return the rows of DDLR and Net-Trim cut to a share `kept`, with and without a refit; epsilon is the best on validation images."""
+    rows = []
+    for chooser, kind, stored_as in (
+        ("DDLR", "low_rank", "low rank"),
+        ("Net-Trim", "non-zeros", "non-zeros"),
+        ("Net-Trim", "indices", "sparse"),
+    ):
+        for refit in (False, True):
+            made = cut_to(lab, answers if chooser == "DDLR" else trimmed, kept, kind, refit)
+            if not made:
+                continue
+            net, epsilon, count = max(made, key=lambda one: lab.valid(one[0]))
+            about = _ddlr(chooser=chooser, factors="convex" if chooser == "DDLR" else "none", stored_as=stored_as)
+            about |= {"program": "as posed", "cut": "to budget", "refit": "least squares" if refit else "none"}
+            # a sparse network is stored densely here; what counts is what its rows of non-zeros would need
+            stored = {"stored": count / lab.size, "parameters_kept": count / lab.size}
+            rows.append(lab.row(net, **about, budget_kind="kept", budget=kept, epsilon=epsilon, **stored))
+    return rows
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """What takes a size as given: a profile with classifier and convolutions dense, and networks with units removed."""
+
+    whole: Profile
+    plain: dict
+    bases: dict
+    fewer: dict
+
+
+def rivals(lab: Laboratory) -> Rivals:
+    """Return what the rivals of the convex programs share over all sizes."""
+    read, dense = lab.profile, (lab.classifier, *lab.convolutions)
+    order = units.rank_units(read, collect_activations(lab.model, read.calibration), "output")
+    # channels go last
+    order = order.sort_values("layer", key=lambda of: of.isin(lab.convolutions), kind="stable")
+    fewer = {}
+    for way in UNITS_FIRST:
+        stay = units.units_that_stay(read, order, way, resource="parameters")
+        net = units.remove_units(read, stay, moments=read.moments)
+        less = Profile(net, read.calibration, dense=dense)
+        fewer[way] = less, replace.decompose_layers(less, less.factorable, "data-aware")
+    return Rivals(
+        read.but(dense=dense),
+        replace.decompose_layers(read, lab.layers),
+        replace.decompose_layers(read, lab.layers, "data-aware"),
+        fewer,
+    )
+
+
+def rival_rows(lab: Laboratory, others: Rivals, kept: float) -> list[dict]:
+    """Return the rows of ARSVD, and of data-aware, ReLU-aware and Fisher-weighted factors, at a share `kept`; none where it is out of reach."""
+    read = others.whole
+    if kept < rules.least_kept(read, "parameters"):
+        return []
+    about = {"scope": "hidden layers", "budget_kind": "kept", "budget": kept, "stored_as": "low rank"}
+
+    def row(net, chooser, factors, **more):
+        return lab.row(net, chooser=chooser, factors=factors, **about | more)
+
+    plan = rules.plan_at_size(read, kept, rule="energy", resource="parameters")
+    rows = [row(replace.apply_plan(read, plan, factors=others.plain, resource="parameters"), "energy", "svd")]
+    plan = _by_output(read, kept, others.bases)
+    for method in ("data-aware", "relu-aware", "fisher-weighted"):
+        factors = others.bases if method == "data-aware" else method
+        net = replace.apply_plan(read, plan, factors=factors, resource="parameters")
+        rows.append(row(net, "component output", method))
+    tries = _units_first(lab, others, kept)
+    if tries:
+        best = max(tries, key=lab.valid)
+        rows.append(row(best, "both output", "fisher-weighted", stored_as="both", refit="least squares"))
+    return rows
+
+
+def _by_output(read, kept, bases):
+    moments = read.moments_of(bases)
+    return components.components_plan(read, kept, rule="output", resource="parameters", factors=bases, moments=moments)
+
+
+def _units_first(lab, others, kept):
+    tries = []
+    for way, (read, bases) in others.fewer.items():
+        share = kept * lab.size / plan_cost(read, {}, "parameters")
+        if rules.least_kept(read, "parameters") <= share and kept < way:
+            plan = _by_output(read, min(share, 1.0), bases)
+            tries.append(replace.apply_plan(read, plan, factors="fisher-weighted", resource="parameters"))
+    return tries
+
+
+def at_sizes(lab: Laboratory, answers: dict, trimmed: dict, shares=SHARES) -> list[dict]:
+    """Return the rows of every method at every share of the parameters; what cannot be made so small is left out."""
+    others = rivals(lab)
+    return [row for kept in shares for row in (*convex_rows(lab, answers, trimmed, kept), *rival_rows(lab, others, kept))]
+
+
+def experiment(
+    images: Dataset,
+    model: nn.Module,
+    *,
+    epsilon: float = 0.1,
+    epsilons=(0.05, 0.1, 0.3),
+    samples: int = 500,
+    calibration_images: int = 2000,
+    options: dict | None = None,
+    shares=SHARES,
+    **about,
+) -> pd.DataFrame:
+    """Return all result rows of the notebook: the steps after the program, DDLR as posed, and every method at equal size.
+
+    Parameters
+    ----------
+    images, model : a data set and a network trained on it.
+    epsilon : relative error of each layer's outputs for the steps; `epsilons`, those among which each size chooses.
+    samples, calibration_images : training images that the program, and that refits and data-aware factors see.
+    options : of `ddlr.solve`; shares : sizes, as shares of the parameters; about : dataset, network, seed.
+    """
+    lab = laboratory(images, model, samples=samples, calibration_images=calibration_images, options=options or {}, **about)
+    answers = {epsilon: ddlr_network.solve_network(lab.samples, epsilon, **lab.options)}
+    trimmed = {epsilon: ddlr_network.solve_network(lab.samples, epsilon, penalty="l1", **lab.options)}
+    rows = [dense_row(lab), *steps(lab, answers[epsilon], epsilon)[0], *at_budget(lab, 0.2, epsilon)[0]]
+    solve_all(lab, epsilons, answers, trimmed)
+    rows += at_epsilons(lab, answers) + at_sizes(lab, answers, trimmed, shares)
+    return columns.table(rows)
+
+
+# ---- names, figures, tables ------------------------------------------------------------------------------------------
+
+METHODS = ("DDLR", "DDLR, cut", "DDLR, cut, refit", "Net-Trim, non-zeros", "Net-Trim, with indices")
+METHODS += ("Net-Trim, cut, refit, non-zeros", "Net-Trim, cut, refit, with indices")
+METHODS += ("ARSVD", "data-aware", "ReLU-aware", "Fisher-weighted", "units first")
+
+
+def named(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that figures and tables show, with a column ``method`` of their names in words.
+
+    Left out are the rows of `steps`.
+    """
+    step = (table["chooser"] == "DDLR") & (table["budget_kind"] == "epsilon") & (table["scope"] == "hidden layers")
+    shown = table[~step & (table["chooser"] != "dense")]
+    return shown.assign(method=[_method(row) for row in shown.itertuples()])
+
+
+def _method(row):
+    refit = ", cut, refit" if row.refit == "least squares" else ""
+    if row.chooser == "DDLR":
+        return "DDLR" if row.scope == "every layer" else f"DDLR{refit or ', cut'}"
+    if row.chooser == "Net-Trim":
+        return f"Net-Trim{refit}, {'non-zeros' if row.stored_as == 'non-zeros' else 'with indices'}"
+    if row.chooser == "component output":
+        return {"relu-aware": "ReLU-aware", "fisher-weighted": "Fisher-weighted"}.get(row.factors, row.factors)
+    return {"energy": "ARSVD", "both output": "units first"}.get(row.chooser, row.chooser)
+
+
 def programs(table, title="test images"):
     """Return accuracy against parameters kept for notebook 04: what a convex program gives, and what takes its size as given.
 
-    `table`: result rows as for `frontier`, with column seed; rows of the chooser "dense" give the dotted line. What loses more than 15 points is cut off.
+    `table`: result rows of any number of seeds; the dense network gives the dotted line. What loses more than 15 points is cut off.
     """
-    drawn = table[table["target"].str.match("kept|epsilon")]
-    drawn = in_every_seed(drawn, table["seed"].nunique())
-    convex = drawn["chooser"].str.startswith(("DDLR", "Net-Trim"))
-    drawn = drawn.assign(panel=np.where(convex, "from a convex program", "at a given size"))
+    drawn = in_every_seed(named(table), table["seed"].nunique())
+    convex = drawn["chooser"].isin(["DDLR", "Net-Trim"])
+    drawn = drawn.assign(panel=np.where(convex, "from a convex program", "at a given size"), chooser=drawn["method"])
     baseline = table.loc[table["chooser"] == "dense", "accuracy"].mean()
     return frontier(drawn, "accuracy", baseline, title, max(baseline - 0.15, 0), panels="panel")
+
+
+def in_every_seed(table, seeds):
+    """Return the rows of `named` whose method and size stand under all `seeds` of them: others would compare other networks."""
+    keys = ["method", "budget_kind", "budget"]
+    return table[table.groupby(keys, dropna=False)["seed"].transform("nunique") == seeds]
+
+
+def accuracy_at(table, shares=(0.05, 0.1, 0.2)):
+    """Return test accuracy in percent, its range over seeds, and the parameters kept, where all seeds have a network."""
+    some = named(table)
+    some = some[(some["budget_kind"] == "kept") & some["budget"].isin(shares)]
+    cells = {}
+    for (name, kept), part in some.groupby(["method", "budget"]):
+        low, mean, high = (100 * part["accuracy"].agg(how) for how in ("min", "mean", "max"))
+        spread = f" ({low:.1f} to {high:.1f})" if len(part) > 1 else ""
+        if len(part) == table["seed"].nunique():
+            cells[name, f"kept {kept:.2f}"] = f"{mean:.1f}{spread} with {part['parameters_kept'].mean():.1%}"
+    order = [name for name in METHODS if name in set(some["method"])]
+    return pd.Series(cells).unstack().reindex(order).fillna("-")
 
 
 def norm_ball():
@@ -86,13 +458,24 @@ def gap(history, title=""):
     return figure
 
 
+RERUN = f"for p in ddlr-mnist ddlr-fashion-mnist; do {RUN} $p --seeds 0,1,2 --only 04; done"
+CLAIMED = (0.05, 0.1, 0.2, 0.3)
+
+
+def _lenets(table):
+    mine = table[(table["notebook"] == NOTEBOOK) & (table["network"] == "lenet300")]
+    shown = named(mine)
+    return mine, shown[shown["budget_kind"] == "kept"]
+
+
 def ddlr_small(table):
-    mine = table[(table["notebook"] == "04_ddlr") & (table["network"] == "lenet300")]
+    """Return (what was measured, verdict) of DDLR's first claim, or None where nothing was; accuracy in percent."""
+    mine, shown = _lenets(table)
     keys = ["dataset", "seed"]
     dense = dense_accuracy(mine, keys)
     lost = {}
     for name in ("DDLR", "DDLR, cut, refit"):
-        cut = mine[(mine["chooser"] == name) & (mine["target"] == "kept 0.20")].set_index(keys)["accuracy"]
+        cut = shown[(shown["method"] == name) & (shown["budget"] == 0.2)].set_index(keys)["accuracy"]
         lost[name] = (dense.reindex(cut.index) - cut).mean()
     if not len(dense) or any(value != value for value in lost.values()):
         return None
@@ -101,10 +484,11 @@ def ddlr_small(table):
 
 
 def ddlr_ahead(ours, theirs):
+    """Return the function of result rows that measures whether method `ours` is ahead of `theirs` at equal size."""
+
     def measure(table):
-        sizes = ["kept 0.05", "kept 0.10", "kept 0.20", "kept 0.30"]
-        mine = table[(table["notebook"] == "04_ddlr") & (table["network"] == "lenet300") & table["target"].isin(sizes)]
-        by = mine.pivot_table("accuracy", ["dataset", "target"], "chooser")
+        shown = _lenets(table)[1]
+        by = shown[shown["budget"].isin(CLAIMED)].pivot_table("accuracy", ["dataset", "budget"], "method")
         if not {ours, theirs} <= set(by):
             return None
         gain = (by[ours] - by[theirs]).dropna()
@@ -112,43 +496,37 @@ def ddlr_ahead(ours, theirs):
         return f"points ahead of Net-Trim: {span(gain)}; ahead in {ahead.sum()} of {len(gain)}", "yes" if ahead.all() else "no"
 
     return measure
-RERUN = f"for p in ddlr-mnist ddlr-fashion-mnist; do {RUN} $p --seeds 0,1,2 --only 04; done"
 
 
 def tables(table):
     """Return {heading: Markdown table} of the published rows, as the gallery shows them."""
-    table = in_points(table)
-    choosers = ["DDLR", "DDLR, cut", "DDLR, cut, refit", "Net-Trim, non-zeros", "Net-Trim, with indices"]
-    choosers += ["Net-Trim, cut, refit, non-zeros", "Net-Trim, cut, refit, with indices"]
-    choosers += ["ARSVD", "data-aware", "ReLU-aware", "Fisher-weighted", "units first"]
     equal, spread = [], []
-    for key, part in table.groupby(["dataset", "network"]):
-        cells = []
-        for name in choosers:
-            mine = part[part["chooser"] == name]
+    for key, part in in_points(table).groupby(["dataset", "network"]):
+        cells, whole, shown = [], part["seed"].nunique(), named(part)
+        shown = shown[shown["budget_kind"] == "kept"]
+        for name in METHODS:
+            mine = shown[shown["method"] == name]
             # a method that reached the size on some seeds only would be compared on other networks
-            sizes = [mine.loc[mine["target"] == f"kept 0.{kept}", "accuracy"] for kept in ("05", "10", "20")]
-            whole = part["seed"].nunique()
+            sizes = [mine.loc[mine["budget"] == kept, "accuracy"] for kept in CLAIMED[:3]]
             cells.append(" / ".join(f"{v.mean():.1f}" if len(v) == whole else "-" for v in sizes))
             spread.append([*key, name, *(mean_and_spread(v) if len(v) == whole else "-" for v in sizes)])
         equal.append([*key, *cells])
     where = ["data set", "network"]
     return {
-        "DDLR and Net-Trim: accuracy with 5 / 10 / 20 % kept": markdown([*where, *choosers], equal),
+        "DDLR and Net-Trim: accuracy with 5 / 10 / 20 % kept": markdown([*where, *METHODS], equal),
         "DDLR and Net-Trim: accuracy, with spread": markdown([*where, "method", "5 % kept", "10 % kept", "20 % kept"], spread),
     }
+
 
 ONE_EACH = True  # a figure for each data set and network
 
 
 def usable(table):
     """Return which rows (a boolean Series) `figure` can draw: sizes that every seed reached."""
-    sized = table["target"].astype(str).str.match("kept|own|epsilon")
-    return sized & table.index.isin(in_every_seed(table[sized], table["seed"].nunique()).index)
+    return pd.Series(table.index.isin(in_every_seed(named(table), table["seed"].nunique()).index), index=table.index)
 
 
 figure = programs
-
 
 
 CLAIMS = (  # paper, claim, setting, theirs, measure, rerun

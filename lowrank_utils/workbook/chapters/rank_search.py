@@ -1,13 +1,29 @@
 """Chapter 05, rank search: ENC's three searches and the exact one."""
 
 import itertools
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
+import pandas as pd
+import torch
 from matplotlib.ticker import PercentFormatter
+from torch import nn
 
+from lowrank_utils import checks
+from lowrank_utils.factors import replace
+from lowrank_utils.lab import columns, score, training
+from lowrank_utils.lab.data import Dataset
+from lowrank_utils.network.profile import Profile, plan_cost, profile
+from lowrank_utils.ranks import rules, search
+from lowrank_utils.ranks.search import SearchResult
 from lowrank_utils.workbook.plots import COLOURS, canvas, colour_of, in_order, line_style
 from lowrank_utils.workbook.tables import (
     RUN,
     SIZES,
+    at_share,
     at_sizes,
     clearly_ahead,
     dense_accuracy,
@@ -26,6 +42,300 @@ CAPTIONS = {  # of its tables
     "Rank search: accuracy, with spread from the lowest to the highest draw": "With 75 / 50 / 35 / 25 % of the MACs.",
 }
 FIGURE_CAPTION = "Bands run over draws of calibration and measuring images."
+SHOWN = {"exact-Fisher": "exact, Fisher"}  # choosers under another name in figures and tables
+CURVES = ("accuracy", "likelihood")
+
+
+# ---- the experiment --------------------------------------------------------------------------------------------------
+
+
+def check_asked(shares: Sequence[float], curve: str) -> None:
+    """Raise ValueError for a share outside (0, 1] and a curve that is neither accuracy nor likelihood."""
+    for share in shares:
+        checks.check_share(share=share)
+    if curve not in CURVES:
+        raise ValueError(f"curve={curve!r} is neither accuracy nor likelihood")
+
+
+@dataclass(frozen=True)
+class Goodness:
+    """How good a network is on measuring images: its accuracy, or likelihood (exp of minus the loss), as a share of the dense one's.
+
+    Call it with a network, and with ``few`` to see the first so many images only. Raises ValueError for a `curve` that
+    is neither, and where the dense network is never right, so that accuracy has no curve.
+    """
+
+    model: nn.Module
+    images: torch.Tensor
+    labels: torch.Tensor
+    curve: str = "accuracy"
+    _dense: dict = field(default_factory=dict, repr=False)
+
+    def __post_init__(self):
+        check_asked((), self.curve)
+        if self.curve == "accuracy" and self.dense().accuracy == 0:
+            raise ValueError("no measuring image is classified rightly, so accuracy has no curve; take likelihood")
+
+    def scores(self, net, few: int | None = None) -> training.Scores:
+        """Return the scores of a network on the measuring images."""
+        return training.evaluate(net, self.images[:few], self.labels[:few])
+
+    def dense(self, few: int | None = None) -> training.Scores:
+        """Return the scores of the dense network, measured once."""
+        if few not in self._dense:
+            self._dense[few] = self.scores(self.model, few)
+        return self._dense[few]
+
+    def __call__(self, net, few: int | None = None) -> float:
+        mine, dense = self.scores(net, few), self.dense(few)
+        return mine.accuracy / dense.accuracy if self.curve == "accuracy" else float(np.exp(dense.loss - mine.loss))
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """What the networks of this chapter are made from and measured with.
+
+    ``profile`` has the calibration images of this draw, first and last layer dense; ``goodness`` the measuring images;
+    ``fresh`` (images, labels) of the validation split that no curve sees, unless there are too few; ``floor`` as in
+    `search.rank_options`; ``about`` is what every row is about.
+    """
+
+    images: Dataset
+    profile: Profile
+    goodness: Goodness
+    fresh: tuple[torch.Tensor, torch.Tensor]
+    floor: float
+    about: dict
+
+    def row(self, net, **more) -> dict:
+        """Return a result row of a network, on test images; its layers are those that `about` says."""
+        about = self.about | {"scope": "inner layers", "stored_as": "low rank"} | more
+        return score.row(net, self.profile.model, self.images.tensors("test"), **about)
+
+    def network(self, plan: dict, factors: str) -> nn.Module:
+        """Return the network of a plan in one kind of factors."""
+        return replace.apply_plan(self.profile, plan, factors=factors)
+
+
+def laboratory(
+    images: Dataset,
+    model: nn.Module,
+    *,
+    dense: Sequence[str] = (),
+    floor: float = 0.1,
+    curve: str = "accuracy",
+    measure_images: int = 1000,
+    calibration_images: int = 500,
+    draw: int = 0,
+    **about,
+) -> Laboratory:
+    """Return the `Laboratory` of a trained network, whose first and last layer stay dense, and `dense` beside them.
+
+    `draw` says which images measure and calibrate: the first so many, the second, ... `about` says what every row is
+    about: dataset, network, seed. Raises ValueError where `draw` lies beyond the images.
+    """
+    train = images.tensors("train", limit=(draw + 1) * calibration_images)[0][draw * calibration_images :]
+    valid, labels = images.tensors("valid")
+    asked = slice(draw * measure_images, (draw + 1) * measure_images)
+    if not len(valid[asked]) or not len(train):
+        raise ValueError(f"draw={draw} lies beyond the {len(valid)} valid or the {len(images.train)} training images")
+    first, *_, last = [layer.name for layer in profile(model, input_shape=images.input_shape, spectra=False)]
+    fresh = np.ones(len(valid), bool)
+    fresh[asked] = len(valid[asked]) > len(valid) / 2  # unless there are too few
+    about = {"notebook": NOTEBOOK, **about, "draw": draw, "calibration_images": calibration_images}
+    read = profile(model, train, dense=(first, last, *dense))
+    goodness = Goodness(model, valid[asked], labels[asked], curve)
+    return Laboratory(images, read, goodness, (valid[fresh], labels[fresh]), floor, about)
+
+
+@dataclass(frozen=True)
+class Values:
+    """What every option of every layer is worth, and the seconds that it took to find out.
+
+    ``options`` have one scheme a layer, with ENC's curves ``energy`` and ``measured`` ({layer: one number an option});
+    ``mixed`` have every scheme, with ``damage``, minus the predicted loss in nats.
+    """
+
+    options: list
+    energy: dict
+    measured: dict
+    mixed: list
+    damage: dict
+    seconds: dict
+
+    @property
+    def evaluations(self) -> int:
+        """Networks that were measured for the curve ``measured``, each with one layer cut to one rank."""
+        return sum(len(ranks) for own in self.options for ranks in search.measured_ranks(own).values())
+
+
+def layer_values(read: Profile, goodness: Callable, *, floor: float = 0.1, factors: str = "data-aware") -> Values:
+    """Return the `Values` of the layers of a profile: ENC's curves in plain factors, and the loss predicted for `factors`.
+
+    `goodness`, a function of a network; `floor` as in `search.rank_options`.
+    """
+    options, mixed = (search.rank_options(read, mixed=every, floor=floor) for every in (False, True))
+    names, seconds = [own.name for own in options], {}
+
+    def timed(name, call):
+        began = time.perf_counter()
+        found = call()
+        seconds[name] = time.perf_counter() - began
+        return found
+
+    measured = timed("measured", lambda: search.measured(read, options, measure=goodness, factors="svd"))
+    timed("moments", lambda: read.moments_of(names))
+    metric = timed("fisher", lambda: read.fisher_of(names))
+    losses = timed("losses", lambda: search.output_error(read, mixed, factors=factors, metric=metric))
+    damage = {name: -loss for name, loss in losses.items()}
+    return Values(options, search.energy(read, options), measured, mixed, damage, seconds)
+
+
+def plan_goodness(read: Profile, values: Values, goodness: Callable) -> Callable[[dict], float]:
+    """Return the function that ENC-Inf measures by: the goodness of a plan, all layers cut, in plain factors."""
+    bases = replace.decompose_layers(read, {own.name: next(iter(own.full)) for own in values.options}, "svd")
+    return lambda plan: goodness(replace.apply_plan(read, plan, factors=bases))
+
+
+def searches(lab: Laboratory, values: Values, shares: Sequence[float], evaluations: int = 20) -> dict[tuple, SearchResult]:
+    """Return {(share, chooser): SearchResult} of one fixed share of the rank, ENC's three searches and both exact ones.
+
+    `shares` of the MACs are kept; ENC-Inf measures `evaluations` plans at each.
+    """
+    read, tried, found = lab.profile, plan_goodness(lab.profile, values, lab.goodness), {}
+    enc = {"options": values.options, "curves": values.energy}
+    both = search.logarithms(values.energy, values.measured)
+    for share in shares:
+        began = time.perf_counter()
+        fixed = rules.plan_at_size(read, share, rule="fixed")
+        found[share, "fixed"] = SearchResult(fixed, np.nan, seconds=time.perf_counter() - began)
+        found[share, "ENC-Map"] = search.enc_map(read, share, **enc)
+        box = search.enc_model(read, share, **enc, accuracy=values.measured)
+        found[share, "ENC-Model"] = box
+        found[share, "ENC-Inf"] = search.enc_inf(box, measure=tried, count=evaluations)
+        found[share, "exact"] = search.exact_search(read, share, options=values.options, values=both)
+        found[share, "exact-Fisher"] = search.exact_search(read, share, options=values.mixed, values=values.damage)
+    return found
+
+
+def promises(lab: Laboratory, values: Values, found: dict[tuple, SearchResult]) -> pd.DataFrame:
+    """Return what each search promises: one row a plan, with its MACs, its A_c and predicted value, and the proved bound.
+
+    A fixed share may have ranks under the floor, and exact-Fisher other schemes, which ENC's curves do not cover: theirs are NaN.
+    """
+    told, whole = [], plan_cost(lab.profile, {})
+    logs = [search.logarithms(curve) for curve in (values.energy, values.measured)]
+    for (share, chooser), one in found.items():
+        macs = plan_cost(lab.profile, one.plan) / whole
+        compared = "all, by bound" if np.isfinite(one.gap) else one.candidates
+        line = {"kept": share, "chooser": chooser, "MACs": macs, "plans compared": compared}
+        if chooser not in ("fixed", "exact-Fisher"):
+            a_p, a_m = (np.exp(search.worth(values.options, log, one.plan)) for log in logs)
+            predicted, bound = np.log(a_p) + np.log(a_m), found[share, "exact"].bound
+            line |= {"A_c": a_p * macs + a_m, "predicted": predicted, "bound": bound}
+        told.append(line)
+    told = pd.DataFrame(told)
+    return told.assign(**{"left on the table": told["bound"] - told["predicted"]})
+
+
+def dense_row(lab: Laboratory) -> dict:
+    """Return the row of the dense network."""
+    about = {"scope": "none", "budget_kind": "dense", "stored_as": "dense"}
+    return lab.row(lab.profile.model, chooser="dense", **about)
+
+
+def searched_rows(lab: Laboratory, found: dict[tuple, SearchResult], told: pd.DataFrame, methods: Sequence[str]) -> list[dict]:
+    """Return the rows of every plan of `searches` in every kind of factors of `methods`; `told` is what `promises` says."""
+    predicted, rows = told.set_index(["kept", "chooser"])["predicted"], []
+    for ((share, chooser), one), method in itertools.product(found.items(), methods):
+        began = time.perf_counter()
+        net = lab.network(one.plan, method)
+        seconds = one.seconds + time.perf_counter() - began
+        about = {"chooser": chooser, "factors": method, "budget_kind": "macs", "budget": share}
+        about |= {"plan": json.dumps(one.plan), "predicted": predicted[share, chooser], "seconds_to_find": seconds}
+        about |= {"value": one.value, "bound": one.bound, "gap": one.gap, "evaluations": one.evaluations}
+        rows.append(lab.row(net, **about))
+    return rows
+
+
+def without_loss(lab: Laboratory, values: Values, factors: str, low: float) -> dict:
+    """Return the row of the smallest network that loses nothing on the fresh validation images, from a share `low` of the MACs.
+
+    Bisection over sizes to 0.03, exact search on predicted losses at each.
+    """
+    dense = training.evaluate(lab.profile.model, *lab.fresh).accuracy
+
+    def build(share):
+        one = search.exact_search(lab.profile, share, options=values.mixed, values=values.damage)
+        return lab.network(one.plan, factors)
+
+    def good(net):
+        return training.evaluate(net, *lab.fresh).accuracy >= dense
+
+    _, net, tried = score.smallest(build, good, low=low, tolerance=0.03)
+    return lab.row(net, chooser="exact-Fisher", factors=factors, budget_kind="lossless", evaluations=tried)
+
+
+def fine_tuned(lab: Laboratory, rows: pd.DataFrame, recipe: training.Recipe, device: str = "auto") -> list[dict]:
+    """Return a second row for every network that `searched_rows` made, trained on by `recipe`; seconds are not counted."""
+    found = []
+    for _, one in rows[(rows["budget_kind"] == "macs") & (rows["tuned"] == "none")].iterrows():
+        net = lab.network(json.loads(one["plan"]), one["factors"])
+        training.fit(net, lab.images, recipe, int(one["seed"]), device)
+        about = {name: one[name] for name in ("chooser", "factors", "budget_kind", "budget")}
+        found.append(lab.row(net, **about, tuned="fine-tuned", finetuned_epochs=recipe.epochs))
+    return found
+
+
+def experiment(
+    images: Dataset,
+    model: nn.Module,
+    *,
+    shares: Sequence[float] = (0.5, 0.25),
+    methods: Sequence[str] = ("svd", "sequential"),
+    evaluations: int = 20,
+    recipe: training.Recipe | None = None,
+    device: str = "auto",
+    **options,
+) -> pd.DataFrame:
+    """Return all rows of this chapter: the dense network, every search at every share in every kind of factors, the lossless one.
+
+    Parameters
+    ----------
+    images, model : a data set and a network trained on it.
+    shares : shares of the MACs kept, each in (0, 1].
+    methods : kinds of factors; the last one writes the network without loss.
+    evaluations : plans that ENC-Inf measures at each share.
+    recipe : of the fine-tuning that gives every network a second row; None: no such rows.
+    options : those of `laboratory`: dense, floor, curve, measure_images, calibration_images, draw, and dataset, network, seed.
+
+    Raises ValueError for shares and a curve that are none, and a size that no plan reaches.
+    """
+    check_asked(shares, options.get("curve", "accuracy"))
+    lab = laboratory(images, model, **options)
+    values = layer_values(lab.profile, lab.goodness, floor=lab.floor, factors=loss_factors(methods))
+    found = searches(lab, values, shares, evaluations)
+    rows = columns.table([dense_row(lab), *searched_rows(lab, found, promises(lab, values, found), methods)])
+    more = fine_tuned(lab, rows, recipe, device) if recipe else []
+    return joined(rows, *more, without_loss(lab, values, methods[-1], min(shares)))
+
+
+def loss_factors(methods: Sequence[str]) -> str:
+    """Return the factors whose loss is predicted: plain ones where nothing else is asked for, else data-aware.
+
+    >>> loss_factors(["svd"]), loss_factors(["svd", "sequential"])
+    ('svd', 'data-aware')
+    """
+    return "svd" if list(methods) == ["svd"] else "data-aware"
+
+
+def joined(rows: pd.DataFrame, *more: dict) -> pd.DataFrame:
+    """Return a table of rows with more of them below."""
+    return columns.table([*rows.to_dict("records"), *more])
+
+
+# ---- figures, tables and claims --------------------------------------------------------------------------------------
+
 
 def curves(table, least=1e-4, points=None):
     """Return one panel a layer: each column of damages against the share of the layer's own MACs kept.
@@ -63,10 +373,11 @@ def curves(table, least=1e-4, points=None):
 def choosers(table):
     """Return accuracy against the share of MACs kept: a row of panels for each network, a panel for each kind of factors, a line a chooser.
 
-    `table`: result rows with columns dataset, network, chooser, factors, target ("macs 0.50"), macs_kept, accuracy; rows of the
-    chooser "dense" give the dotted line. Lines are means over seeds and draws, bands run from the lowest to the highest.
+    `table`: result rows with columns dataset, network, chooser, factors, budget_kind ("macs"), budget, tuned, macs_kept, accuracy; rows of
+    the chooser "dense" give the dotted line. Lines are means over seeds and draws, bands run from the lowest to the highest.
     """
-    cut = table[table["target"].str.fullmatch(r"macs \d\.\d+")]
+    table = table.assign(chooser=table["chooser"].replace(SHOWN))
+    cut = table[(table["budget_kind"] == "macs") & (table["tuned"] == "none")]
     cases = list(cut[["dataset", "network"]].drop_duplicates().itertuples(index=False, name=None))
     kinds = list(dict.fromkeys(cut["factors"]))
     figure, axes = canvas(len(kinds), len(cases), width=4.2, height=3.2, sharex=True)  # each its own height: what differs is small
@@ -75,7 +386,7 @@ def choosers(table):
         axis.axhline(mine.loc[mine["chooser"] == "dense", "accuracy"].mean(), color="black", linestyle=":", label="dense")
         mine = cut[(cut["dataset"] == dataset) & (cut["network"] == network) & (cut["factors"] == kind)]
         for chooser in in_order(mine["chooser"]):
-            line = mine[mine["chooser"] == chooser].groupby("target", sort=False)
+            line = mine[mine["chooser"] == chooser].groupby("budget", sort=False)
             kept = line["macs_kept"].mean().sort_values()
             value = line["accuracy"].agg(["mean", "min", "max"]).reindex(kept.index)
             axis.plot(kept, value["mean"], label=chooser, **line_style(chooser, alone=len(kept) == 1))
@@ -92,14 +403,14 @@ def choosers(table):
 
 
 def enc_ahead(table):
-    mine = table[(table["notebook"] == "05_rank_search") & (table["factors"] == "svd") & table["target"].isin(SIZES)]
-    keys = ["dataset", "network", "target"]
+    mine = table[(table["notebook"] == "05_rank_search") & (table["factors"] == "svd") & at_share(table, *SIZES)]
+    keys = ["dataset", "network", "budget"]
     by = mine.pivot_table("accuracy", keys, "chooser")
     names = ["ENC-Map", "ENC-Model", "ENC-Inf"]
     if not {*names, "fixed"} <= set(by):
         return None
     dense = dense_accuracy(table[table["notebook"] == "05_rank_search"], keys[:2])
-    whole = dense.reindex(by.index.droplevel("target")).to_numpy()
+    whole = dense.reindex(by.index.droplevel("budget")).to_numpy()
     by = by[by[[*names, "fixed"]].max(axis=1) > whole - 20]
     gain, settings = by[names].mean(axis=1) - by["fixed"], len(whole)
     ahead = clearly_ahead(gain, by["fixed"])
@@ -108,7 +419,7 @@ def enc_ahead(table):
 
 
 def lossless(table):
-    mine = table[(table["notebook"] == "05_rank_search") & (table["target"] == "lossless")]
+    mine = table[(table["notebook"] == "05_rank_search") & (table["budget_kind"] == "lossless")]
     if not len(mine):
         return None
     keys = ["dataset", "network", "seed", "draw"]
@@ -119,6 +430,8 @@ def lossless(table):
     said = ", ".join(f"{network} {' to '.join(ends)} %" for network, ends in spans.items())
     verdict = verdict_of((~clearly_ahead(lost, dense)).mean())
     return f"MACs kept: {said}; at most {max(lost.max(), 0):.1f} points lost on test", f"{verdict}, by our search"
+
+
 RERUN = f"for p in rank-search-vgg-small rank-search-resnet20 rank-search-resnet56; do for d in 0 1 2; do {RUN} $p --set draw=$d --seeds 0 --only 05; done; done"
 
 
@@ -128,7 +441,7 @@ _ENC_TABLE = {("cifar10", "resnet56"): {"ENC-Map": "89.8", "ENC-Model": "89.6", 
 
 def tables(table):
     """Return {heading: Markdown table} of the published rows, as the gallery shows them."""
-    table = table.assign(accuracy=100 * table["accuracy"])
+    table = table.assign(accuracy=100 * table["accuracy"], chooser=table["chooser"].replace(SHOWN))
     choosers = ["fixed", "ENC-Map", "ENC-Model", "ENC-Inf", "exact", "exact, Fisher"]
     equal, spread, left = [], [], []
     for key, part in table[table["chooser"] != "dense"].groupby(["dataset", "network"]):
@@ -145,11 +458,11 @@ def tables(table):
             lines = (_ENC_TABLE[key].get(name) for name in choosers)
             equal.append([*key, "-", "svd, in the paper", "1", *(f"- / {line} / - / -" if line else "-" for line in lines)])
         for size in SIZES:
-            mine = part[(part["target"] == size) & (part["factors"] == "svd")]
+            mine = part[at_share(part, size) & (part["factors"] == "svd")]
             worth = {name: mine.loc[mine["chooser"] == name, "predicted"].mean() for name in choosers[1:5]}
             bound = mine.loc[mine["chooser"] == "exact", "bound"].mean()
             if len(mine):
-                left.append([*key, f"{100 * float(size.split()[1]):.0f} %", *(f"{v:.3f}" for v in worth.values()), f"{bound:.3f}"])
+                left.append([*key, f"{100 * size:.0f} %", *(f"{v:.3f}" for v in worth.values()), f"{bound:.3f}"])
     where = ["data set", "network"]
     return {
         "Rank search: accuracy with 75 / 50 / 35 / 25 % of the MACs": markdown([*where, "dense", "factors", "draws", *choosers], equal),
@@ -162,7 +475,7 @@ ONE_EACH = False  # a figure for each data set and network
 
 def usable(table):
     """Return which rows (a boolean Series) `figure` can draw."""
-    return table["target"].astype(str).str.match("macs")
+    return table["budget_kind"] == "macs"
 
 
 figure = choosers

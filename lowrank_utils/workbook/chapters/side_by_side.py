@@ -15,16 +15,6 @@ CAPTIONS = {  # of its tables
 }
 FIGURE_CAPTION = "What loses more than ten points is counted in the corner."
 
-def scatter(table, y, xs, labels):
-    """Return column `y` against each column of `xs`, one panel each; `labels` maps columns to axis labels."""
-    figure, axes = canvas(len(xs), width=3.8, sharey=True)
-    for axis, x in zip(axes, xs):
-        axis.plot(table[x], table[y], "o", color=COLOURS["energy"], markersize=4, alpha=0.7)
-        axis.set(xlabel=labels[x])
-    axes[0].set_ylabel(labels[y])
-    return figure
-
-
 WAYS = {"dense": (7, "*"), "low rank": (0, "o"), "units": (1, "s"), "zeros": (2, "X"), "8 bit": (3, "D")}
 
 

@@ -1,14 +1,18 @@
 """A convolution as a matrix in three ways: exact over the grid of what a convolution can be, and as good as it gets at each rank."""
 
+import ast
 import itertools
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank_utils.factors import svd
+import lowrank_utils
+from lowrank_utils.factors import replace, svd
+from lowrank_utils.lab import checkpoints
 from lowrank_utils.network import profile, statistics, unfold
 
 KERNELS = (1, 3, (3, 2), (1, 3), (4, 1), 5)
@@ -199,3 +203,133 @@ def test_what_cannot_be_factored_is_said():
         svd.factorize(nn.Conv2d(4, 4, 3), 13, "spatial")
     with pytest.raises(ValueError, match="moments of length 9 do not fit a layer with 36 inputs"):
         svd.decompose_layer(nn.Conv2d(4, 4, 3), "data-aware", seen_by(nn.Conv2d(1, 1, 3), torch.randn(2, 1, 5, 5)))
+
+
+def zero_pair(layer, scheme, rank, bias):
+    count, (rows, columns) = unfold.groups(layer), unfold.rank_costs(layer)[scheme].shape
+    bias = torch.zeros(layer.weight.shape[0]) if bias else None
+    return unfold.thin_layers(layer, scheme, torch.zeros(count, rows, rank), torch.zeros(count, rank, columns), bias)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_recognising_inverts_making_for_every_scheme(bias):
+    assert unfold.recognise(zero_pair(nn.Linear(5, 7), None, 3, bias)) == (None, 3)
+    seen = set()
+    for kernel, stride, padding, dilation, groups in itertools.product(KERNELS, (1, 2), (0, 1, "same"), (1, 2), (1, 2)):
+        if padding == "same" and stride != 1:
+            continue
+        layer = nn.Conv2d(4, 6, kernel, stride, padding, dilation, groups)
+        for scheme in unfold.schemes_of(layer):
+            for rank in (1, 2):
+                assert unfold.recognise(zero_pair(layer, scheme, rank, bias)) == (scheme, rank), (layer, scheme)
+            seen.add((scheme, groups))
+    assert seen == set(itertools.product(unfold.NAMES, (1, 2)))
+
+
+def test_other_pairs_of_layers_are_not_recognised():
+    def pair(first, second, names=("first", "second")):
+        module = nn.Sequential()
+        for name, layer in zip(names, (first, second)):
+            module.add_module(name, layer)
+        return unfold.recognise(module)
+
+    assert pair(nn.Linear(5, 3, bias=False), nn.Linear(3, 7)) == (None, 3)
+    assert pair(nn.Linear(5, 3, bias=False), nn.Linear(3, 7), ("0", "1")) is None
+    assert pair(nn.Linear(5, 3), nn.Linear(3, 7)) is None  # a bias between the two
+    assert pair(nn.Linear(5, 3, bias=False), nn.Linear(4, 7)) is None
+    assert pair(nn.Linear(5, 3, bias=False), nn.Conv2d(3, 7, 1)) is None
+    assert pair(nn.Conv2d(4, 2, 3, bias=False), nn.Conv2d(2, 6, 1)) == ("channel", 2)
+    assert pair(nn.Conv2d(4, 2, 3, bias=False), nn.Conv2d(2, 6, 3)) is None
+    assert pair(nn.Conv2d(4, 2, 3, bias=False), nn.Conv2d(2, 6, 1, stride=2)) is None
+    assert pair(nn.Conv2d(4, 4, 3, groups=4, bias=False), nn.Conv2d(4, 6, 1)) is None  # depthwise separable
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("scheme", unfold.NAMES)
+def test_factors_applied_to_a_patch_are_their_matrix_times_the_patch(scheme, groups):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 6, (3, 2), groups=groups)
+    rows, columns = unfold.rank_costs(layer)[scheme].shape
+    left, right = torch.randn(groups, rows, 3), torch.randn(groups, 3, columns)
+    patch = torch.randn(groups, 4 // groups * 6)
+    whole = unfold.from_matrix(layer, scheme, left @ right)
+    answer = unfold.apply_factors(layer, scheme, left, right, patch)
+    assert torch.allclose(answer, (whole @ patch[:, :, None]).flatten(), atol=1e-5)
+
+
+def test_no_other_file_asks_which_scheme_it_has():
+    package = Path(lowrank_utils.__file__).parent
+    own = package / "network" / "unfold.py"
+    assert asked_schemes(own.read_text())  # the search finds what it looks for
+    found = {
+        f"{path.relative_to(package)}:{line}"
+        for path in package.rglob("*.py")
+        if path != own
+        for line in asked_schemes(path.read_text())
+    }
+    assert not found
+
+
+def asked_schemes(source):
+    # lines where a scheme's name is compared with, matched, or the key of a table; or a scheme is compared with None
+    lines = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare):
+            parts = [part for side in (node.left, *node.comparators) for part in ast.walk(side)]
+        elif isinstance(node, ast.Dict):
+            parts = [key for key in node.keys if key is not None]
+        elif isinstance(node, ast.MatchValue):
+            parts = [node.value]
+        else:
+            continue
+        constants = [part.value for part in parts if isinstance(part, ast.Constant)]
+        names = [getattr(part, "attr", getattr(part, "id", "")) for part in parts]
+        if set(unfold.NAMES) & {value for value in constants if isinstance(value, str)}:
+            lines.add(node.lineno if hasattr(node, "lineno") else parts[0].lineno)
+        if isinstance(node, ast.Compare) and "scheme" in names and None in constants:
+            lines.add(node.lineno)
+    return sorted(lines)
+
+
+class Across(unfold.Convolution):
+    """(O kh) x (I kw): 1 x kw, then kh x 1, the spatial scheme with its axes exchanged."""
+
+    name = "across"
+    first_axes = (1,)
+
+    def takes(self, high, wide):
+        return min(high, wide) > 1
+
+    def positions(self, layer, inputs, outputs, between):
+        return outputs * layer.stride[0] if between is None else inputs * outputs // between
+
+
+@pytest.fixture
+def across(monkeypatch):
+    monkeypatch.setattr(unfold, "SCHEMES", (*unfold.SCHEMES, Across()))
+    monkeypatch.setattr(unfold, "NAMES", (*unfold.NAMES, "across"))
+
+
+@pytest.mark.usefixtures("across")
+def test_one_class_is_all_that_a_new_scheme_needs(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 12, (3, 5), (1, 2), padding=2, groups=2), nn.ReLU(), nn.Conv2d(12, 8, 3)).eval()
+    images = torch.randn(30, 4, 14, 14).cumsum(2)
+    read = lowrank_utils.profile(model, images, scheme="across")
+    assert [layer.scheme for layer in read] == ["across"] * 2
+    plan = {"0": ("across", 3), "2": ("across", 5)}
+    for kind in ("svd", "data-aware", "sequential"):
+        small = replace.apply_plan(read, plan, factors=kind, resource=None)
+        assert {name: unfold.recognise(small.get_submodule(name)) for name in plan} == plan
+        assert [tuple(layer.kernel_size) for layer in small[0]] == [(1, 5), (3, 1)]
+    counter = FlopCounterMode(display=False)
+    with counter, torch.inference_mode():
+        small(images[:1])
+    assert profile.plan_cost(read, plan, "macs") == counter.get_total_flops() // 2
+    full = {name: ("across", read[name].full_rank) for name in plan}
+    whole = replace.apply_plan(read, full, factors="data-aware", resource=None)
+    assert torch.allclose(whole(images), model(images), atol=1e-3)
+    path = tmp_path / "small.safetensors"
+    checkpoints.save_compressed(small, path, plan, original=model)
+    again, metadata = checkpoints.load_compressed(path, model)
+    assert metadata["plan"] == plan and torch.equal(again(images), small(images))

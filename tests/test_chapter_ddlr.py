@@ -1,0 +1,87 @@
+"""Chapter 04: the experiment's rows, and what figures and tables read from them."""
+
+import logging
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from lowrank_utils.lab import columns, data
+from lowrank_utils.workbook.chapters import ddlr
+
+ABOUT = {"dataset": "digits", "network": "toy", "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return data.load("digits", seed=0)
+
+
+@pytest.fixture(scope="module")
+def rows(images):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 10))
+    x, y = images.tensors("train")
+    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(60):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimiser.step()
+    options = {"tolerance": 0.05, "max_seconds": 5}
+    return ddlr.experiment(
+        images, model.eval(), epsilon=0.3, epsilons=[0.3, 0.5], samples=60, calibration_images=200, options=options, shares=(0.3, 0.6), **ABOUT
+    )  # fmt: skip
+
+
+def test_each_row_is_one_network_in_columns(rows):
+    columns.check(rows)
+    keys = [*columns.RUN, *columns.KEY]
+    assert not rows.duplicated([key for key in keys if key in rows]).any()
+    assert (rows["chooser"] == "dense").sum() == 1 and set(rows["notebook"]) == {"04_ddlr"}
+    assert rows["accuracy"].between(0, 1).all() and rows["valid_accuracy"].notna().all()
+
+
+def test_sizes_are_met_and_the_rest_is_said(rows):
+    sized = rows[rows["budget_kind"] == "kept"]
+    assert (sized["parameters_kept"] <= sized["budget"]).all()
+    assert {"energy", "component output", "DDLR"} <= set(sized["chooser"])
+    sparse = sized[sized["chooser"] == "Net-Trim"]
+    assert (sparse["parameters_kept"] == sparse["stored"]).all() and len(sparse)
+    steps = rows[(rows["budget_kind"] == "epsilon") & (rows["scope"] == "hidden layers")]
+    assert len(steps) == 7 and set(steps["program"]) == {"as posed", "cascade", "reweighted"}
+    assert steps.loc[steps["cut"] == "fixed", "cut_below"].tolist() == [0.05] * 4
+    whole = rows[(rows["budget_kind"] == "epsilon") & (rows["scope"] == "every layer")]
+    assert whole["budget"].tolist() == [0.3, 0.5]
+
+
+def test_a_refit_helps_the_answer_that_it_refits(rows):
+    steps = rows[(rows["scope"] == "hidden layers") & (rows["budget_kind"] == "epsilon") & (rows["program"] == "as posed")]
+    by = steps.set_index("refit")
+    assert by.loc["least squares", "valid_accuracy"] >= by.loc[by["cut"] == "fixed"].loc["none", "valid_accuracy"]
+
+
+def test_names_in_words_are_those_of_tables_and_figure(rows):
+    shown = ddlr.named(rows)
+    assert set(shown["method"]) <= set(ddlr.METHODS) and "dense" not in set(shown["chooser"])
+    assert len(shown) == len(rows) - 8  # the dense network and the steps
+    assert ddlr.usable(rows).sum() == len(shown)
+    table = ddlr.accuracy_at(rows, (0.3,))
+    assert list(table) == ["kept 0.30"] and "%" in table.loc["ARSVD", "kept 0.30"]
+    labels = {text for axis in ddlr.figure(rows).axes for text in axis.get_legend_handles_labels()[1]}
+    assert {"DDLR", "ARSVD", "dense"} <= labels
+    assert list(ddlr.tables(rows)) == list(ddlr.CAPTIONS)
+
+
+def test_a_size_that_one_seed_did_not_reach_is_left_out(rows):
+    more = pd.concat([rows, rows[rows["budget"] != 0.3].assign(seed=1)], ignore_index=True)
+    assert not ddlr.usable(more)[more["budget"] == 0.3].any()
+    assert ddlr.usable(more)[(more["budget"] == 0.6) & (more["chooser"] == "energy")].all()
+
+
+def test_a_budget_out_of_reach_has_no_row_and_says_why(images, caplog):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10)).eval()
+    lab = ddlr.laboratory(images, model, samples=40, calibration_images=50, options={"tolerance": 0.2}, **ABOUT)
+    with caplog.at_level(logging.WARNING):
+        found, tried, note = ddlr.at_budget(lab, 0.001, 0.5)
+    assert found == [] and len(tried) == 0 and "are not good" in note

@@ -1,0 +1,160 @@
+"""The profile of a network: what it reads, that it reads once, and what it refuses."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import lowrank_utils
+from lowrank_utils.factors import replace, sequential
+from lowrank_utils.network import graph, profile, statistics
+from lowrank_utils.ranks import components, rules, search
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 64, 20), nn.ReLU(), nn.Linear(20, 5)
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture
+def x():
+    return torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def test_it_holds_what_is_read_one_by_one(x):
+    model = net()
+    read = lowrank_utils.profile(model, x, dense=["6"])
+    assert isinstance(read, profile.Profile) and read.input_shape == (1, 8, 8)
+    apart = profile.read_layers(model, (1, 8, 8), dense=["6"])
+    assert [layer.name for layer in read] == [layer.name for layer in apart] == ["0", "4", "6"]
+    for mine, theirs in zip(read, apart, strict=True):
+        assert (mine.macs, mine.parameters, mine.reason, mine.costs) == (theirs.macs, theirs.parameters, theirs.reason, theirs.costs)
+        assert (mine.singular_values == theirs.singular_values).all()
+    assert read.factorable == ["0", "4"] and read["4"] is read[1] and len(read) == 3
+    assert read.order == ["0", "4", "6"]
+    assert read.followers == graph.followed_by(model, None, x) and read.followers["0"].norm == "1"
+    assert [read.takes_mean(name) for name in ("0", "4")] == [True, True]  # by the batch norm, by its own bias
+    moments, fisher = statistics.collect_moments(model, ["0", "4"], x), statistics.fisher(model, ["0", "4"], x)
+    for name in ("0", "4"):
+        assert torch.equal(read.moments[name].covariance, moments[name].covariance)
+        assert torch.equal(read.fisher[name], fisher[name])
+    assert torch.equal(read.fisher_of(["4"], images=7)["4"], statistics.fisher(model, ["4"], x[:7])["4"])
+
+
+def test_statistics_are_collected_once(x, monkeypatch):
+    calls = []
+    for name in ("collect_moments", "fisher"):
+        original = getattr(statistics, name)
+        monkeypatch.setattr(statistics, name, lambda model, names, *a, f=original, n=name: calls.append((n, tuple(names))) or f(model, names, *a))
+    read = lowrank_utils.profile(net(), x)
+    assert calls == []
+    first = read.moments_of(["0"])["0"]
+    assert read.moments_of(["0", "4"])["0"] is first and calls == [("collect_moments", ("0",)), ("collect_moments", ("4",))]
+    other = read.but(dense=["4"])
+    assert other.moments_of(["0"])["0"] is first and len(calls) == 2 and other.factorable == ["0", "6"]
+    read.fisher_of(["4"])
+    read.fisher_of(["4"], images=1000)  # all there are
+    assert calls[2:] == [("fisher", ("4",))]
+    assert read.but(calibration=x[:9]).moments_of(["0"])["0"].count == 9 * 64
+
+
+def test_spectra_are_computed_when_they_are_read(monkeypatch):
+    calls, original = [], profile._singular_values
+    monkeypatch.setattr(profile, "_singular_values", lambda layer, scheme: calls.append(scheme) or original(layer, scheme))
+    read = lowrank_utils.profile(net(), input_shape=(1, 8, 8))
+    assert calls == []
+    read["4"].singular_values, read["4"].singular_values
+    assert calls == [None]
+    assert lowrank_utils.profile(net(), input_shape=(1, 8, 8), spectra=False)["4"].singular_values is None
+
+
+def test_every_chooser_and_factoriser_takes_it_and_leaves_the_model_alone(x):
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+    read = lowrank_utils.profile(model, x)
+    plans = [
+        rules.plan_at_size(read, 0.5),
+        rules.threshold_plan(read, threshold=0.6),
+        components.components_plan(read, 0.5),
+        search.enc_map(read, 0.5).plan,
+        search.enc_model(read, 0.5).plan,
+        search.exact_search(read, 0.5).plan,
+    ]
+    whole = profile.plan_cost(read, {})
+    assert all(plan for plan in plans)
+    assert all(profile.plan_cost(read, plan) <= 0.5 * whole for plan in [plans[0], *plans[2:]])
+    for method in (*replace.SWEEPS, "svd", "data-aware"):
+        small = replace.apply_plan(read, plans[-1], factors=method)
+        assert small(x).shape == (40, 5) and small is not model
+    assert type(sequential.sweep(read, {"4": 3})[4]) is nn.Sequential
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("resource", ["macs", "parameters"])
+def test_a_plan_of_compress_is_applied_again_as_it_stands(resource):
+    torch.manual_seed(0)
+    # of a strided convolution a rank can pay in one resource and not in the other
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)).eval()
+    x = torch.randn(60, 8, 8, 8)
+    found = lowrank_utils.compress(model, x, kept=0.6, resource=resource, dense=[])
+    again = replace.apply_plan(lowrank_utils.profile(model, x), found.plan)
+    assert [tuple(p.shape) for p in again.parameters()] == [tuple(p.shape) for p in found.model.parameters()]
+
+
+def test_a_model_that_has_changed_is_not_served(x):
+    model = net()
+    read = lowrank_utils.profile(model, x)
+    read.moments_of(["0"])
+    model[4].weight.data[0, 0] += 1e-3  # past autograd's version counter
+    for use in (
+        lambda: read.moments,
+        lambda: read.fisher,
+        lambda: read["4"].singular_values,
+        lambda: replace.apply_plan(read, {"4": 2}),
+        lambda: replace.decompose_layers(read, ["4"]),
+        lambda: sequential.sweep(read, {"4": 2}),
+        lambda: read.but(dense=["4"]),
+    ):
+        with pytest.raises(ValueError, match="the model has changed since its profile was made; make a new one"):
+            use()
+
+
+def half(change):
+    model = net()
+    change(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "words"),
+    [
+        (nn.Sequential(nn.ReLU()), {"input_shape": (3,)}, "no parameters, so it has no layer to read"),
+        (net().to("meta"), {"input_shape": (1, 8, 8)}, "meta"),
+        (half(lambda m: m[4].weight.data.fill_(torch.nan)), {"input_shape": (1, 8, 8)}, "layer '4' holds NaN or infinite weights"),
+        (half(lambda m: m[4].weight.data.fill_(torch.nan)), {}, "NaN"),
+        (net(), {"input_shape": (3, 8, 8)}, r"the network cannot take one input of shape \(3, 8, 8\)"),
+        (net(), {"calibration": torch.zeros(4, 1, 9, 9)}, r"the network cannot take calibration images of shape \(1, 9, 9\)"),
+        (net(), {"input_shape": (1, 8, 8), "dense": ["fc"]}, "dense= names a layer that the model does not have: fc"),
+        (net(), {"input_shape": (1, 8, 8), "scheme": "diagonal"}, "unknown scheme 'diagonal'"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_one_sentence(model, given, words):
+    with pytest.raises(ValueError, match=words) as told:
+        lowrank_utils.profile(model, **given)
+    assert "\n" not in str(told.value)
+
+
+def test_what_was_not_given_is_asked_for():
+    read = lowrank_utils.profile(net(), input_shape=(1, 8, 8))
+    for use, what in ((lambda: read.moments, "moments of layer inputs"), (lambda: read.fisher, "Fisher information")):
+        with pytest.raises(ValueError, match=f"{what} need calibration inputs: make the profile with calibration="):
+            use()
+    with pytest.raises(ValueError, match="make the profile with input_shape= or calibration="):
+        _ = lowrank_utils.profile(net()).layers
+    with pytest.raises(ValueError, match="a profile has no device to change; it has calibration, input_shape, dense, scheme"):
+        read.but(device="cpu")
+    with pytest.raises(KeyError, match="there is no layer 'fc' in this profile; it has 0, 4, 6"):
+        read["fc"]
