@@ -22,7 +22,7 @@ check: $(STAMP)  ## look at a change in a minute and a half: style, floors, type
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/lint-imports
-	@$(BIN)/python -m basedpyright
+	@$(BIN)/python -m basedpyright --pythonpath $(BIN)/python
 	@$(BIN)/python -m pytest -m "not slow and not notebook and not browser" tests lowrank_utils $(ARGS)
 
 test: $(STAMP)  ## check everything: units, docstrings, every notebook against its stored outputs, pages in a browser

@@ -106,6 +106,7 @@ def test_several_budgets_beside_one_very_low_value(far):
         assert found.value == max(fitting) and found.value <= found.bound <= found.value + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resources", [1, 2])
 @pytest.mark.parametrize("kind", ["smooth", "random", "almost proportional"])
 def test_equal_to_highs(resources, kind):

@@ -304,6 +304,7 @@ def failures(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_nbval_compares_within_the_tolerance(failures, case):
     expected = CASES[case][3]

@@ -72,6 +72,7 @@ def test_a_failing_notebook_is_exit_code_1(project):
     assert "Traceback" not in result.err
 
 
+@pytest.mark.slow
 def test_resume_says_what_has_changed(project):
     assert project.call("run", "--quiet", "--only", "02", "--set", "word=boom").code == 1
     project.second.write_text(project.second.read_text().replace("went wrong", "still wrong"))
@@ -94,6 +95,7 @@ def test_data_shows_shape_classes_and_fingerprint(toy):
     assert "1433 x 8 x 8" in shown.out and "fingerprint" in shown.out
 
 
+@pytest.mark.slow
 def test_presets_run_from_any_folder(project, tmp_path):
     presets = paths.NOTEBOOKS / "presets"
     presets.mkdir()

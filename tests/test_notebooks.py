@@ -10,6 +10,8 @@ import sys
 import nbformat
 import pytest
 import yaml
+from click.testing import CliRunner
+from papermill import cli
 
 from conftest import write_notebook
 from lowrank_utils import paths
@@ -159,6 +161,7 @@ def code_position(notebook, position):
     return sum(cell.cell_type == "code" for cell in notebook.cells[:position])
 
 
+@pytest.mark.slow
 @each(NOTEBOOKS)
 def test_nbval_fails_on_a_wrong_number(path, tmp_path):
     notebook = read(path)
@@ -188,11 +191,13 @@ def toy(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_nbval_passes_over_stderr_and_what_is_ignored(toy, tmp_path):
     code, output = nbval(shutil.copy(toy, tmp_path / "toy.ipynb"))
     assert code == 0 and "5 passed" in output, output
 
 
+@pytest.mark.slow
 def test_nbval_compares_text_and_tables(toy, tmp_path):
     notebook = read(toy)
     for position in (2, 3):
@@ -213,8 +218,9 @@ def papermill(*words, folder):
 
 
 @each(NOTEBOOKS)
-def test_papermill_explains_every_parameter(path, tmp_path):
-    shown = papermill("--help-notebook", path, folder=tmp_path).stdout
+def test_papermill_explains_every_parameter(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = CliRunner().invoke(cli.papermill, ["--help-notebook", str(path)]).stdout
     for name, (kind, _, text) in jobs.inspect(path).items():
         assert f"{name}: {kind} (default" in shown and text in shown
 
@@ -223,6 +229,7 @@ def test_papermill_explains_every_parameter(path, tmp_path):
 LESS = {"epochs": 2, "networks": ["lenet300"], "evaluations": 2, "measure_images": 100, "big": "torchvision/alexnet"}
 
 
+@pytest.mark.slow
 @each(NOTEBOOKS)
 def test_papermill_runs_it_from_another_folder(path, tmp_path):
     words = ["-p", "dataset", "digits", "-p", "output_folder", tmp_path / "out", "--no-progress-bar"]

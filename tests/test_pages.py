@@ -287,7 +287,11 @@ def without_sphinx(folder):
 # ---- in a browser ------------------------------------------------------------------------------------------
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)")
+
+
+def in_browser(test):
+    wanted = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)")
+    return pytest.mark.browser(wanted(test))
 
 
 @pytest.fixture(scope="module")

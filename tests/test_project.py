@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from importlib import metadata
 
@@ -97,6 +98,120 @@ def test_presets_are_flat_and_fit_the_notebooks():
         assert jobs.plan_jobs(preset=name), name
 
 
+# ---- the floors: who may import whom
+
+
+def lint(folder):
+    """Run import-linter on the project in `folder`; return (exit code, output)."""
+    command = [sys.executable, "-c", "import importlinter.cli as cli; cli.lint_imports_command()", "--no-cache"]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A copy of the package and its contract, to be broken."""
+    shutil.copy(paths.ROOT / "pyproject.toml", tmp_path)
+    shutil.copytree(paths.ROOT / "lowrank_utils", tmp_path / "lowrank_utils")
+    return tmp_path
+
+
+def test_no_import_points_upwards(copied):
+    code, output = lint(copied)
+    assert code == 0 and "1 kept, 0 broken" in output, output
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper"),
+    [
+        ("paths", "network.modules"),
+        ("checks", "paths"),
+        ("network.unfold", "factors.svd"),
+        ("factors.svd", "ranks.rules"),
+        ("ranks.rules", "lab.score"),
+        ("lab.score", "ranks.rules"),
+        ("lab.data", "workbook.jobs"),
+        ("compression", "workbook.results"),
+        ("workbook.jobs", "__main__"),
+    ],
+)
+def test_an_import_that_points_upwards_is_found(copied, lower, upper):
+    file = copied / "lowrank_utils" / f"{lower.replace('.', '/')}.py"
+    file.write_text(file.read_text() + f"\n\ndef _late():\n    import lowrank_utils.{upper}\n")
+    code, output = lint(copied)
+    assert code == 1 and "0 kept, 1 broken" in output, output
+    assert f"lowrank_utils.{lower} -> lowrank_utils.{upper}" in output, output
+
+
+def test_a_new_floor_needs_a_place(copied):
+    (copied / "lowrank_utils" / "attic").mkdir()
+    (copied / "lowrank_utils" / "attic" / "__init__.py").touch()
+    code, output = lint(copied)
+    assert code == 1 and "lowrank_utils.attic" in output, output
+
+
+# Files whose types are not checked yet. Nothing is ever added here.
+UNTYPED = set(
+    """
+    lowrank_utils/compression.py
+    lowrank_utils/factors/admm.py
+    lowrank_utils/factors/ddlr.py
+    lowrank_utils/factors/ddlr_network.py
+    lowrank_utils/factors/svd.py
+    lowrank_utils/lab/checkpoints.py
+    lowrank_utils/lab/data.py
+    lowrank_utils/lab/models.py
+    lowrank_utils/lab/training.py
+    lowrank_utils/network/graph.py
+    lowrank_utils/network/profile.py
+    lowrank_utils/network/statistics.py
+    lowrank_utils/network/unfold.py
+    lowrank_utils/network/walk.py
+    lowrank_utils/ranks/allocation.py
+    lowrank_utils/ranks/components.py
+    lowrank_utils/ranks/search.py
+    lowrank_utils/ranks/units.py
+    lowrank_utils/workbook/chapters/ddlr.py
+    lowrank_utils/workbook/chapters/entropy_pruning.py
+    lowrank_utils/workbook/chapters/rank_search.py
+    lowrank_utils/workbook/chapters/side_by_side.py
+    lowrank_utils/workbook/gallery.py
+    lowrank_utils/workbook/site.py
+    lowrank_utils/workbook/sweeps.py
+    """.split()
+)
+
+
+def test_the_list_of_untyped_files_only_grows_shorter():
+    config = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["tool"]["basedpyright"]
+    listed = set(config["ignore"])
+    assert listed <= UNTYPED and config["include"] == ["lowrank_utils"]
+    assert [name for name in listed if not (paths.ROOT / name).is_file()] == []
+
+
+# ---- what others run: hooks and workflows
+
+
+def test_hooks_are_local():
+    config = yaml.safe_load((paths.ROOT / ".pre-commit-config.yaml").read_text())
+    assert [repo["repo"] for repo in config["repos"]] == ["local"]
+    hooks = {hook["id"]: hook for hook in config["repos"][0]["hooks"]}
+    assert set(hooks) == {"ruff", "ruff-format", "import-linter", "notebooks"}
+    assert all(hook["language"] == "system" for hook in hooks.values())
+
+
+def test_workflows_run_the_two_commands_with_pinned_actions():
+    text = (paths.ROOT / ".github" / "workflows" / "check.yml").read_text()
+    used = re.findall(r"uses: (.*)", text)
+    assert used and all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}  # v[\d.]+", line) for line in used)
+    jobs_of = yaml.safe_load(text)["jobs"]
+    assert {"pinned", "newest", "oldest"} == set(jobs_of)
+    for job in jobs_of.values():
+        commands = [step.get("run", "") for step in job["steps"]]
+        assert [c.split(" ARGS")[0] for c in commands if c.startswith("make")] == ["make check", "make test"]
+
+
 # ---- the Makefile, with a Python that only writes down what it is asked
 
 FAKE = """\
@@ -145,7 +260,7 @@ def test_make_sets_up_once(clone):
         "-m ruff check .",
         "-m ruff format --check .",
         "lint-imports",
-        "-m basedpyright",
+        "-m basedpyright --pythonpath .venv/bin/python",
         "-m pytest -m not slow and not notebook and not browser tests lowrank_utils -x",
     ]
     assert clone("lab")[1] == ["-m jupyterlab notebooks"]

@@ -300,6 +300,7 @@ def partial_of_second(project):
     return list(project.runs.glob("*/02_second-*/.partial.ipynb"))
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_where_it_stopped(project):
     process = project.start("run", "--quiet", "--set", "word=hold")
     wait_for(lambda: partial_of_second(project))
@@ -320,6 +321,7 @@ def test_a_killed_run_resumes_where_it_stopped(project):
     assert len(pd.read_csv(place / "results.csv")) == 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_in_a_sentence_and_resumes(project):
     process = project.start("run", "--quiet", "--set", "word=hold")
     # within a cell: before, an import may be cut off in exec, for which Python dies by the signal instead of by 130
@@ -366,6 +368,7 @@ def test_a_folder_without_room_is_refused_before_any_work(project, tmp_path, opt
         assert list(folder.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_folder_that_fills_up_is_named(project, tmp_path):
     write_notebook(project.second, WORK, SAVE % (8 * 2**20))
     with mounted(tmp_path / "small", "size=7m") as folder:
@@ -385,6 +388,7 @@ def test_a_file_in_the_place_of_the_folder_is_named(project):
 # ---- report: runs put together, and the gallery
 
 
+@pytest.mark.slow
 def test_gallery_takes_the_place_of_older_rows(project):
     assert (
         list(gallery.published_rows().columns[:3]) == ["notebook", "dataset", "network"]

@@ -85,6 +85,7 @@ def test_what_is_saved_is_what_is_loaded(networks, name, tmp_path):
     assert score.macs(again, SHAPES[name]) == score.macs(net.small, SHAPES[name])
 
 
+@pytest.mark.slow
 def test_a_new_process_gives_the_same_outputs(networks, tmp_path):
     for name, net in networks.items():
         checkpoints.save_compressed(net.small, tmp_path / f"{name}.safetensors", net.plan, **net.about)

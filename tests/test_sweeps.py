@@ -108,6 +108,7 @@ def swept(tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_every_cell_once_at_its_address(swept):
     assert swept.result.code == 0, swept.result.err
     assert swept.result.out == "4 of 4 cells are done: outputs/sweeps/02_second\n"
@@ -121,6 +122,7 @@ def test_a_sweep_runs_every_cell_once_at_its_address(swept):
     assert runs.is_complete(swept.sweep) and not list(swept.sweep.rglob(".*"))
 
 
+@pytest.mark.slow
 def test_the_rows_carry_parameters_seeds_and_provenance(swept):
     table = pd.read_parquet(swept.sweep / "results.parquet")
     read = pd.read_csv(swept.sweep / "results.csv")
@@ -131,6 +133,7 @@ def test_the_rows_carry_parameters_seeds_and_provenance(swept):
     assert set(table["threads"]) == {1}
 
 
+@pytest.mark.slow
 def test_the_summary_holds_mean_and_spread_over_seeds(swept):
     means = pd.read_csv(swept.sweep / "summary.csv").set_index(["run_threshold", "chooser"])
     assert len(means) == 4 and set(means["seeds"]) == {2} and "note" not in means
@@ -140,6 +143,7 @@ def test_the_summary_holds_mean_and_spread_over_seeds(swept):
     assert means.loc[(0.6, "fixed"), "accuracy_std"] == pytest.approx(0.5**0.5)
 
 
+@pytest.mark.slow
 def test_a_wider_sweep_does_only_what_is_missing_and_other_threads_are_no_other_cell(swept, tmp_path):
     before, count = states(swept.sweep), len(logged(swept, "begin"))
     grid = tmp_path / "grid.yaml"
@@ -187,6 +191,7 @@ def test_a_finished_sweep_of_100_cells_is_checked_at_once(toy, monkeypatch):
     assert pd.read_csv(toy.sweep / "summary.csv")["seeds"].tolist() == [100]
 
 
+@pytest.mark.slow
 def test_results_go_to_any_fsspec_address_and_a_failed_cell_waits_for_retry(toy):
     to = f"dir://all::file://{toy.root}/bucket"
     words = ["sweep", "02", "--to", to, "--workers", "1", "--grid", "word=boom,plain"]
@@ -217,6 +222,7 @@ def held(made, seed, tries=1):
     return wait_for(lambda: [line for line in logged(made, "begin") if line[0] == seed][tries - 1 :])[0]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_a_cell_that_goes_on_without_its_sweep_is_not_done_twice(toy):
     with cluster(toy, workers=2) as (address, workers):
         words = ["--grid", "seed=0,1,2", "word=hold", "--scheduler", address, "--quiet"]
@@ -263,6 +269,7 @@ def beside_another():
         yield
 
 
+@pytest.mark.slow
 def test_whatever_ends_a_sweep_it_goes_on_where_it_stopped(toy, beside_another):
     words = ["sweep", "02", "--workers", "1", "--grid", "seed=0,1,2", "word=hold", "--quiet"]
     sweep = toy.start(*words)
@@ -291,6 +298,7 @@ def test_whatever_ends_a_sweep_it_goes_on_where_it_stopped(toy, beside_another):
     assert [line[0] for line in logged(toy, "end")] == [0]
 
 
+@pytest.mark.slow
 def test_a_folder_that_fills_up_ends_the_sweep_and_leaves_only_whole_cells(project, tmp_path):
     made = equip(project, 5 * 2**20)
     with mounted(tmp_path / "small", "size=8m") as folder:
@@ -354,6 +362,7 @@ def test_something_else_that_listens_is_no_scheduler(monkeypatch):
             pass
 
 
+@pytest.mark.slow
 def test_a_scheduler_without_workers_is_refused(toy, monkeypatch):
     monkeypatch.setattr(sweeps, "ANSWER", 5)
     with cluster(toy, workers=0) as (address, _):

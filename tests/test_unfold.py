@@ -31,6 +31,7 @@ def grid():
             yield nn.Conv2d(4, 6, kernel, stride, padding, dilation, groups, bias, mode).double()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 def test_every_scheme_is_exact_at_full_rank_whatever_the_convolution():
     torch.manual_seed(0)

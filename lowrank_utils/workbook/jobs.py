@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from lowrank_utils import paths
 
@@ -132,7 +132,7 @@ def _kinds():
     whole = BeforeValidator(lambda v: int(v) if isinstance(v, str) else v)
     number = BeforeValidator(_as_float)
     finite = Field(allow_inf_nan=False)
-    kinds = {
+    kinds: dict[str, Any] = {
         "str": Annotated[str, Strict()],
         "bool": Annotated[bool, Strict()],
         "int": Annotated[int, Strict(), whole],

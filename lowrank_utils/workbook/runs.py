@@ -19,6 +19,7 @@ import time
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from lowrank_utils import paths
 from lowrank_utils.workbook import results
@@ -64,7 +65,7 @@ def execute(job, run, progress=True):
     partial = folder / ".partial.ipynb"
     started = time.time()
     # below the bar over notebooks, which only a terminal can show; elsewhere each line stays, as a record
-    bar = {"desc": job.label, "leave": not sys.stderr.isatty()} if progress else False
+    bar: Any = {"desc": job.label, "leave": not sys.stderr.isatty()} if progress else False
     try:
         papermill.execute_notebook(
             escaped(job.path),
@@ -152,6 +153,7 @@ def refresh(path):
     """
     import nbclient
     import nbformat
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
 
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(paths.ROOT)}}
@@ -159,9 +161,9 @@ def refresh(path):
     client = nbclient.NotebookClient(notebook, resources=resources, **options)
     try:
         client.execute()
-    except nbclient.exceptions.CellExecutionError as error:
+    except CellExecutionError as error:
         raise NotebookFailed(f"{Path(path).name} failed: {error.ename}: {error.evalue}") from None
-    except (nbclient.exceptions.DeadKernelError, AssertionError):  # the second from nbclient's clearing up after the first
+    except (DeadKernelError, AssertionError):  # the second from nbclient's clearing up after the first
         raise NotebookFailed(f"{Path(path).name} {DIED}") from None
     for cell in notebook.cells:
         if cell.cell_type == "code":
