@@ -1,7 +1,10 @@
 """The solver behind `ddlr.solve`: ADMM with Anderson acceleration, and the certificate of its answer."""
 
+from __future__ import annotations
+
 import math
 import time
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -22,12 +25,12 @@ class Infeasible(ValueError):
     an error of 1), and ``bound`` one below which none is (0 where none was proved).
     """
 
-    def __init__(self, message, smallest, bound=0.0, weights=None):
+    def __init__(self, message: str, smallest: float, bound: float = 0.0, weights: torch.Tensor | None = None) -> None:
         super().__init__(message)
         self.smallest, self.bound, self.weights = smallest, bound, weights
 
 
-def power_of_two(values):
+def power_of_two(values: torch.Tensor) -> float:
     """The power of two below the largest entry, 1 where all are zero."""
     size = float(values.abs().max())
     return 2.0 ** math.floor(math.log2(size)) if size else 1.0
@@ -41,7 +44,7 @@ class Problem:
     invariant, its weights stay d_in x d_out.
     """
 
-    def __init__(self, x, y, epsilon, relu, penalty):
+    def __init__(self, x: torch.Tensor, y: torch.Tensor, epsilon: float, relu: bool, penalty: str) -> None:
         self.x, self.y, self.epsilon, self.relu, self.nuclear = x, y, epsilon, relu, penalty == "nuclear"
         self.penalty = penalty
         self.active = y > 0 if relu else torch.ones_like(y, dtype=torch.bool)
@@ -81,20 +84,20 @@ class Problem:
             self.lift, self.height = lift, torch.where(rows, height, torch.inf)
 
     @property
-    def liftable(self):
+    def liftable(self) -> bool:
         """Whether wrong signs can be mended by lowering biases (or there are none to mend)."""
         return self.lift is not None or not self.relu
 
-    def inside(self, weights):
+    def inside(self, weights: torch.Tensor) -> torch.Tensor:
         return self.basis.T @ weights if self.nuclear else weights
 
-    def outside(self, u):
+    def outside(self, u: torch.Tensor) -> torch.Tensor:
         return self.basis @ u if self.nuclear else u
 
-    def norm(self, u):
+    def norm(self, u: torch.Tensor) -> float:
         return float(torch.linalg.svdvals(u).sum() if self.nuclear else u.abs().sum())
 
-    def shrink(self, s, threshold):
+    def shrink(self, s: torch.Tensor, threshold: float) -> tuple[torch.Tensor, float]:
         """The proximal map of the norm, and the norm of what it returns."""
         if self.nuclear:
             # By the smaller Gram matrix, in float64: half the time of an SVD, and what it blurs (1e-8 of the
@@ -114,10 +117,10 @@ class Problem:
         z = torch.nn.functional.softshrink(s, threshold)
         return z, float(z.abs().sum())
 
-    def error(self, reached):
+    def error(self, reached: torch.Tensor) -> torch.Tensor:
         return torch.where(self.active, reached - self.y, 0)
 
-    def lower(self, u, reached):
+    def lower(self, u: torch.Tensor, reached: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Lower each unit's bias by its worst positive output off O."""
         if self.lift is None or not self.relu:
             return u, reached
@@ -127,7 +130,7 @@ class Problem:
         u = u - torch.outer(self.lift, worst)
         return u, self.operator @ u
 
-    def scale(self, u, reached):
+    def scale(self, u: torch.Tensor, reached: torch.Tensor) -> torch.Tensor | None:
         """Scale `u` up by the least factor that reaches the ball; None where no factor does."""
         inner = torch.where(self.active, reached, 0)
         error = self.error(reached)
@@ -139,7 +142,9 @@ class Problem:
             return None
         return u * (1 + c / (-b + math.sqrt(b * b - a * c)))
 
-    def blend(self, u, reached, anchor, signs_only=False):
+    def blend(
+        self, u: torch.Tensor, reached: torch.Tensor, anchor: torch.Tensor, signs_only: bool = False
+    ) -> torch.Tensor:
         """Step from `u` towards the feasible `anchor` until all constraints hold."""
         target = self.operator @ anchor
         over = torch.where(self.active, 0, reached).clamp(min=0)
@@ -153,7 +158,7 @@ class Problem:
             share = max(share, 1 - (-b + math.sqrt(max(b * b - a * c, 0.0))) / a)
         return u + min(share, 1.0) * (anchor - u)
 
-    def holds(self, u):
+    def holds(self, u: torch.Tensor) -> bool:
         """Whether the constraints hold, signs exactly up to rounding."""
         reached = self.operator @ u
         sign = float(torch.where(self.active, 0, reached).max())
@@ -161,7 +166,7 @@ class Problem:
             self.y.abs().max()
         )
 
-    def repair(self, u, anchor):
+    def repair(self, u: torch.Tensor, anchor: torch.Tensor) -> tuple[float, torch.Tensor | None, bool]:
         """Return the best feasible point near `u`, its norm, and whether it had to be moved to the anchor.
 
         A point is lowered and scaled where that is enough, which keeps its rank (but one) and zeros; moved to the
@@ -175,7 +180,7 @@ class Problem:
             scaled = self.blend(u, reached, anchor)
         return (self.norm(scaled), scaled, moved) if self.holds(scaled) else (math.inf, None, moved)
 
-    def bound(self, multiplier):
+    def bound(self, multiplier: torch.Tensor) -> float:
         """The lower bound that `multiplier` (N x d_out, not positive off O) proves."""
         on = torch.where(self.active, multiplier, 0)
         value = float((on * self.y).sum()) - self.radius * float(on.norm())
@@ -204,7 +209,7 @@ class Problem:
             u, previous = new + (momentum - 1) / following * (new - previous), new
             momentum = following
 
-    def anchor(self, original, ends=math.inf):
+    def anchor(self, original: torch.Tensor | None, ends: float = math.inf) -> torch.Tensor:
         """Return feasible weights that leave room in every constraint where that is possible.
 
         `original`, or ridge regression; where that is not feasible, steps towards the constraints; where they lead
@@ -260,7 +265,7 @@ class Problem:
     def _typical(self):
         return float(self.y.norm()) / math.sqrt(self.active.sum())
 
-    def inward(self, ends=math.inf):
+    def inward(self, ends: float = math.inf) -> tuple[torch.Tensor, torch.Tensor]:
         """Return weights whose outputs off O are negative, zero for units where none were found, and which were."""
         if self._inward is None:
             units = self.y.shape[1]
@@ -284,7 +289,9 @@ class Problem:
             self._inward = u, done
         return self._inward
 
-    def closest(self, ends=math.inf, tolerance=2e-3, steps=10000):
+    def closest(
+        self, ends: float = math.inf, tolerance: float = 2e-3, steps: int = 10000
+    ) -> tuple[torch.Tensor, float]:
         """Return (weights, bound): those of the least error under the signs, and what the error cannot go below.
 
         min ||(V - Y) on O||^2 with V off O <= 0 and V = X U, by Douglas-Rachford with Anderson acceleration, unit by
@@ -379,7 +386,17 @@ class _Anderson:
         return value - mix @ self.values[:kept] if torch.isfinite(mix).all() else value
 
 
-def iterate(problem, anchor, state, tolerance, max_iterations, max_seconds, dtype, progress, start):
+def iterate(
+    problem: Problem,
+    anchor: torch.Tensor,
+    state: dict[str, Any] | None,
+    tolerance: float,
+    max_iterations: int,
+    max_seconds: float | None,
+    dtype: torch.dtype,
+    progress: bool,
+    start: float,
+) -> tuple[torch.Tensor, float, list[dict[str, float]], int, bool, dict[str, Any]]:
     """Run ADMM (as Douglas-Rachford on s = (Z + A, V + B), A and B the scaled multipliers) between certificates."""
     units, samples = problem.y.shape[1], len(problem.y)
     n = problem.size * units

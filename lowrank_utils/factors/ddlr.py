@@ -13,10 +13,13 @@ Every answer is a point that truly satisfies the constraints together with a low
 reach, both in float64 whatever the iterations were computed in.
 """
 
+from __future__ import annotations
+
 import math
 import time
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from typing import Any, TypeAlias
 
 import cvxpy
 import numpy as np
@@ -26,6 +29,7 @@ import torch
 from lowrank_utils.checks import check_number
 from lowrank_utils.factors.admm import FEASIBLE, RANK_TOLERANCE, Infeasible, Problem, iterate, power_of_two
 
+Array: TypeAlias = np.ndarray | torch.Tensor
 PENALTIES = ("nuclear", "l1")
 
 
@@ -42,12 +46,12 @@ class Check:
     epsilon: float
 
     @property
-    def violation(self):
+    def violation(self) -> float:
         """The larger of error - epsilon and sign, 0 where both constraints hold."""
         return max(self.error - self.epsilon, self.sign, 0.0)
 
     @property
-    def feasible(self):
+    def feasible(self) -> bool:
         """Whether the violation is rounding: at most 1e-9."""
         return self.violation <= FEASIBLE
 
@@ -76,15 +80,15 @@ class Solution:
     penalty: str
     epsilon: float
     note: str = ""
-    state: dict | None = field(default=None, repr=False)  # where a warm start goes on
+    state: dict[str, Any] | None = field(default=None, repr=False)  # where a warm start goes on
 
     @property
-    def gap(self):
+    def gap(self) -> float:
         """The objective less the bound, at least 0: the optimum lies between the two."""
         return max(self.objective - self.bound, 0.0)
 
     @property
-    def relative_gap(self):
+    def relative_gap(self) -> float:
         """The gap over the objective, from 0 to 1."""
         return self.gap / self.objective if self.objective else 0.0
 
@@ -100,7 +104,7 @@ class Reference:
     solver: str
 
 
-def check(weights, inputs, outputs, epsilon, relu=True):
+def check(weights: Array, inputs: Array, outputs: Array, epsilon: float, relu: bool = True) -> Check:
     """Return the `Check` of any weights (d_in x d_out), computed in float64; asked again after every cut or refit.
 
     Parameters: `inputs` N x d_in, `outputs` N x d_out, `epsilon` the relative error allowed, at least 0, `relu` as in
@@ -122,7 +126,15 @@ def check(weights, inputs, outputs, epsilon, relu=True):
     return Check(error, sign / (float(y.abs().max()) or 1.0), float(epsilon))
 
 
-def reference(inputs, outputs, epsilon, relu=True, penalty="nuclear", solver="SCS", **options):
+def reference(
+    inputs: Array,
+    outputs: Array,
+    epsilon: float,
+    relu: bool = True,
+    penalty: str = "nuclear",
+    solver: str = "SCS",
+    **options: Any,
+) -> Reference:
     """Return the `Reference` of the same program as `solve`, written in CVXPY and given to the named solver.
 
     Parameters as in `solve`; `options` go to the solver (``eps=1e-6`` for SCS). Its weights are feasible only to
@@ -150,21 +162,21 @@ def reference(inputs, outputs, epsilon, relu=True, penalty="nuclear", solver="SC
 
 
 def solve(
-    inputs,
-    outputs,
-    epsilon,
-    relu=True,
-    penalty="nuclear",
-    original=None,
+    inputs: Array,
+    outputs: Array,
+    epsilon: float,
+    relu: bool = True,
+    penalty: str = "nuclear",
+    original: Array | None = None,
     *,
-    tolerance=1e-3,
-    max_iterations=5000,
-    max_seconds=None,
-    warm_start=None,
-    dtype=torch.float64,
-    device=None,
-    progress=False,
-):
+    tolerance: float = 1e-3,
+    max_iterations: int = 5000,
+    max_seconds: float | None = None,
+    warm_start: Solution | None = None,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> Solution:
     """Return the `Solution` of a layer: weights of the least norm that keep its outputs, and a bound that proves it.
 
     min ||U||_* (or the sum of |U|) such that ||(X U - Y) on O||_F <= epsilon ||Y||_F and (X U) off O <= 0, O = {Y > 0};

@@ -5,10 +5,14 @@ networks of the answers, with the steps after the convex one (cut, refit; `cut_f
 `constraints` asks again what those did to the constraints.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
 
 import pandas as pd
 import torch
@@ -20,7 +24,11 @@ from lowrank_utils.factors.sequential import sweep
 from lowrank_utils.network.graph import before_relu
 from lowrank_utils.network.hooks import hooked
 from lowrank_utils.network.modules import evaluating, linear, replaced
-from lowrank_utils.network.unfold import call_input
+from lowrank_utils.network.profile import Profile
+from lowrank_utils.network.unfold import Entry, call_input
+
+Epsilon: TypeAlias = float | dict[str, float]  # one for all layers, or {layer: number}
+Solutions: TypeAlias = Mapping[str, ddlr.Solution]
 
 
 def _linear_layers(model):
@@ -84,7 +92,9 @@ def _batches(model, name, images, outputs_of=None, batch_size=1000):
             raise ValueError(f"the network cannot take calibration images of shape {shape}: {error}") from error
 
 
-def layer_data(profile, name, *, inputs_of=None, batch_size=1000):
+def layer_data(
+    profile: Profile, name: str, *, inputs_of: nn.Module | None = None, batch_size: int = 1000
+) -> tuple[torch.Tensor, torch.Tensor, bool]:
     """Return (inputs, outputs, relu) of one linear layer over the calibration inputs, in float64, as `ddlr.solve` takes them.
 
     Shapes: inputs N x d_in, with a last column of ones for a layer with a bias; outputs N x d_out, after the ReLU
@@ -103,13 +113,22 @@ def layer_data(profile, name, *, inputs_of=None, batch_size=1000):
     return x, y.clamp(min=0) if relu else y, relu
 
 
-def matrix(layer):
+def matrix(layer: nn.Linear) -> torch.Tensor:
     """Return the weights of a linear layer as the solver takes them: d_in x d_out, the bias as a last row (float64)."""
     weight = layer.weight.detach().double().T
     return weight if layer.bias is None else torch.cat([weight, layer.bias.detach().double()[None]])
 
 
-def solve_network(profile, epsilon, *, penalty="nuclear", cascade=False, warm_start=None, workers=1, **options):
+def solve_network(
+    profile: Profile,
+    epsilon: Epsilon,
+    *,
+    penalty: str = "nuclear",
+    cascade: bool = False,
+    warm_start: dict[str, ddlr.Solution] | None = None,
+    workers: int = 1,
+    **options: Any,
+) -> dict[str, ddlr.Solution]:
     """Return ``{layer: ddlr.Solution}`` for every linear layer of the profile's network, in its order.
 
     Each layer on its own, from the activations of the original network (independent programs: `workers` threads at
@@ -173,7 +192,17 @@ def _epsilons(model, epsilon):
     return names, wanted
 
 
-def search_epsilon(profile, *, good, low=0.02, high=0.8, steps=6, penalty="nuclear", largest=True, **options):
+def search_epsilon(
+    profile: Profile,
+    *,
+    good: Callable[[dict[str, ddlr.Solution]], bool],
+    low: float = 0.02,
+    high: float = 0.8,
+    steps: int = 6,
+    penalty: str = "nuclear",
+    largest: bool = True,
+    **options: Any,
+) -> tuple[float, dict[str, ddlr.Solution], pd.DataFrame]:
     """Return (epsilon, its solutions, DataFrame of all evaluations) for the epsilon that a condition asks for.
 
     ``largest=True``: the largest epsilon whose answers are good, for conditions that hold while epsilon is small
@@ -217,13 +246,23 @@ def search_epsilon(profile, *, good, low=0.02, high=0.8, steps=6, penalty="nucle
     return inner, answers[inner], pd.DataFrame(rows)
 
 
-def dense(layer, weights):
+def dense(layer: nn.Linear, weights: torch.Tensor) -> nn.Linear:
     """Return a linear layer like `layer` with solver weights (d_in x d_out, the bias as a last row)."""
     bias = None if layer.bias is None else weights[-1]
     return linear(weights[: layer.in_features].T, bias, layer)
 
 
-def reweighted(inputs, outputs, epsilon, relu=True, original=None, rounds=2, damping=0.05, start=None, **options):
+def reweighted(
+    inputs: ddlr.Array,
+    outputs: ddlr.Array,
+    epsilon: float,
+    relu: bool = True,
+    original: ddlr.Array | None = None,
+    rounds: int = 2,
+    damping: float = 0.05,
+    start: ddlr.Solution | None = None,
+    **options: Any,
+) -> ddlr.Solution:
     """Return a `ddlr.Solution` of lower rank: the program solved again with a norm that charges large directions less.
 
     After each answer U the next one minimises ||L U'||_* with L = (U U^T + (damping s_1)^2)^(-1/2), a step of the
@@ -292,7 +331,7 @@ def reweighted(inputs, outputs, epsilon, relu=True, original=None, rounds=2, dam
     )
 
 
-def ranks(profile, solutions, *, cut=admm.RANK_TOLERANCE):
+def ranks(profile: Profile, solutions: Solutions, *, cut: float = admm.RANK_TOLERANCE) -> dict[str, Entry]:
     """Return the plan ``{layer: rank}`` of DDLR answers: singular values of the weights above `cut` of the largest.
 
     The bias, a row of U, is kept whole and does not count. Layers whose factors would not pay are absent: they stay
@@ -323,7 +362,7 @@ def _plan(model, spectra, cut):
     return found
 
 
-def cut_for(profile, solutions, kept, *, kind, index_bits=16):
+def cut_for(profile: Profile, solutions: Solutions, kept: float, *, kind: str, index_bits: int = 16) -> float:
     """Return the smallest cut at which the network of these answers keeps at most a share `kept` of the parameters.
 
     Bisection on the cut, no data. `kept`: share of all parameters of the network, 0 < kept <= 1. `kind`: "low_rank", thin
@@ -370,7 +409,15 @@ def cut_for(profile, solutions, kept, *, kind, index_bits=16):
     return high
 
 
-def low_rank(profile, solutions, *, cut=admm.RANK_TOLERANCE, refit=False, relu=False, iterations=10):
+def low_rank(
+    profile: Profile,
+    solutions: Solutions,
+    *,
+    cut: float = admm.RANK_TOLERANCE,
+    refit: bool = False,
+    relu: bool = False,
+    iterations: int = 10,
+) -> tuple[nn.Module, dict[str, Entry]]:
     """Return a new model with the layers of DDLR answers as stock thin layers, and the plan that it has.
 
     `cut`: singular values below this share of the largest go. `refit`: the factors are fitted again to the original network's outputs, in the output subspace that DDLR chose (the nuclear norm shrinks
@@ -400,7 +447,14 @@ def _cut(weight, cut):
     return torch.where(weight.abs() <= cut * weight.abs().max(), 0, weight)
 
 
-def sparse(profile, solutions, *, cut=admm.RANK_TOLERANCE, refit=False, ridge=1e-6):
+def sparse(
+    profile: Profile,
+    solutions: Solutions,
+    *,
+    cut: float = admm.RANK_TOLERANCE,
+    refit: bool = False,
+    ridge: float = 1e-6,
+) -> nn.Module:
     """Return a new model with the layers of Net-Trim answers, weights below `cut` of the largest zero; stored densely.
 
     `refit`: the weights that are left are fitted again on the calibration inputs by least squares, w_S = (C_SS +
@@ -452,7 +506,7 @@ def _least_squares(small, model, name, images, support, ridge):
     return linear(weight, None if layer.bias is None else t_mean - weight @ x_mean, layer)
 
 
-def stored(model, index_bits=16):
+def stored(model: nn.Module, index_bits: int = 16) -> dict[str, int]:
     """Return {"non-zeros": n, "with indices": m}: the size of a sparse network in parameters of 32 bits.
 
     Non-zero weights and all biases; with indices, each linear layer in compressed sparse rows: one column index of
@@ -479,7 +533,14 @@ def _counted(model, counts, index_bits):
 ROUNDING = {torch.float64: admm.FEASIBLE, torch.float32: 1e-6}  # relative violation that the stored dtype explains
 
 
-def constraints(profile, compressed, epsilon, *, inputs_of=None, tolerance=None):
+def constraints(
+    profile: Profile,
+    compressed: nn.Module,
+    epsilon: Epsilon,
+    *,
+    inputs_of: nn.Module | None = None,
+    tolerance: float | None = None,
+) -> pd.DataFrame:
     """Return a DataFrame with one row a layer: do the weights of `compressed` keep the original layer's constraints?
 
     Columns: layer, error, epsilon, sign, feasible (`ddlr.check`); a thin layer counts as the product of its factors.

@@ -1,6 +1,12 @@
 """A plan and factors become a new network: layers replaced by stock thin ones."""
 
+from __future__ import annotations
+
 import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
 
 from lowrank_utils.checks import is_whole
 from lowrank_utils.factors import svd
@@ -8,7 +14,7 @@ from lowrank_utils.factors.sequential import sweep
 from lowrank_utils.network import unfold
 from lowrank_utils.network.graph import owners
 from lowrank_utils.network.modules import fold_bias_into_norm, replaced
-from lowrank_utils.network.profile import check_resource
+from lowrank_utils.network.profile import Plan, Profile, check_resource
 from lowrank_utils.network.unfold import parse_entry
 
 log = logging.getLogger(__name__)
@@ -19,7 +25,14 @@ SWEEPS = (
 )  # factors that depend on the whole plan: see `sequential.sweep`
 
 
-def apply_plan(profile, plan, *, factors="svd", resource="macs", **options):
+def apply_plan(
+    profile: Profile,
+    plan: Plan,
+    *,
+    factors: str | Mapping[str, svd.Factors] = "svd",
+    resource: str | None = "macs",
+    **options: Any,
+) -> nn.Module:
     """Return a new model with the planned layers replaced by stock thin ones; the profile and its model stay as they were.
 
     Parameters: `profile` of the network; `plan`, ``{layer name: rank}``, or ``(scheme, rank)`` for a convolution; `factors`, a method of
@@ -120,7 +133,9 @@ def _thin(model, name, scheme, rank, found):
     return found.layers(rank)
 
 
-def decompose_layers(profile, names, method="svd"):
+def decompose_layers(
+    profile: Profile, names: Iterable[str] | Mapping[str, str | None], method: str = "svd"
+) -> dict[str, svd.Factors]:
     """Return ``{name: svd.Factors}`` for the named layers, good for every rank.
 
     `names` is a list, or ``{name: scheme}``. One decomposition serves a whole sweep of plans. Methods that need data take

@@ -5,9 +5,12 @@ so far, T its outputs in the original network; the layer becomes the best one of
 is added to a shortcut, T is what the sum was, less what the shortcut now gives: the error so far is repaired along.
 """
 
+from __future__ import annotations
+
 import copy
 import logging
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -18,6 +21,7 @@ from lowrank_utils.factors.svd import reduced_rank
 from lowrank_utils.network import unfold
 from lowrank_utils.network.graph import Followers, execution_order, followed_by, owners, trace, weight_layers
 from lowrank_utils.network.modules import evaluating, fold_bias_into_norm, replaced
+from lowrank_utils.network.profile import Plan, Profile
 from lowrank_utils.network.statistics import CrossMoments
 from lowrank_utils.network.unfold import output_rows
 from lowrank_utils.network.walk import Walk
@@ -40,7 +44,9 @@ RIDGE = 1e-6  # share of the mean variance, so that a singular covariance is nor
 FEW = 20  # samples for an input, under which the ridge is cross-validated
 
 
-def cross_validated_ridge(covariance, cross, energy, count):
+def cross_validated_ridge(
+    covariance: torch.Tensor, cross: torch.Tensor, energy: torch.Tensor | float, count: int
+) -> float:
     """Return the ridge, as a share of the mean variance, that predicts unseen samples best (generalised cross-validation).
 
     For the regression of errors e (o) on inputs x (d): `covariance` of x (d x d), `cross` covariance of e and x (o x d),
@@ -74,18 +80,18 @@ def cross_validated_ridge(covariance, cross, energy, count):
 
 
 def sweep(
-    profile,
-    plan,
+    profile: Profile,
+    plan: Plan,
     *,
-    relu=False,
-    refit_dense=True,
-    within=None,
-    weighted=False,
-    iterations=None,
-    ridge=None,
-    batch_size=100,
-    memory=2.5e8,
-):
+    relu: bool = False,
+    refit_dense: bool = True,
+    within: Mapping[str, torch.Tensor] | None = None,
+    weighted: bool = False,
+    iterations: int | None = None,
+    ridge: float | None = None,
+    batch_size: int = 100,
+    memory: float = 2.5e8,
+) -> nn.Module:
     """Return a new model with the planned layers replaced by thin ones, found layer after layer on calibration images.
 
     Each planned layer becomes the rank-r answer to min E|T - W X - b|^2 (`reduced_rank`; `svd.alternating_low_rank` for a

@@ -10,16 +10,31 @@ decomposition serves every rank:
   alternates.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import nn
 
 from lowrank_utils.checks import is_whole
 from lowrank_utils.network import unfold
+from lowrank_utils.network.statistics import Moments
+
+Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # left, right
 
 
-def alternating_low_rank(target, covariance, offsets, rank, metric=None, start=None, rounds=40, tolerance=1e-3):
+def alternating_low_rank(
+    target: torch.Tensor,
+    covariance: torch.Tensor,
+    offsets: int,
+    rank: int,
+    metric: torch.Tensor | None = None,
+    start: Pair | None = None,
+    rounds: int = 40,
+    tolerance: float = 1e-3,
+) -> Pair:
     """Return (left, right) of the rank-r matrix of a scheme that minimises E|(T - W) x|^2 over patches x, for one group.
 
     Shapes: `target` T (O x offsets n) and `covariance` C (offsets n square) with columns in the order of `in_order`;
@@ -127,11 +142,11 @@ class Factors:
     spread: torch.Tensor | None = None
 
     @property
-    def full_rank(self):
+    def full_rank(self) -> int:
         """The largest rank these factors hold: min(rows, columns) of the matrix."""
         return self.left.shape[-1]
 
-    def truncate(self, rank):
+    def truncate(self, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Return (left, right, bias) of `rank`, 1 <= rank <= full_rank, in float64.
 
         A zero matrix also takes rank 0, which is written as one component of zeros: a stock layer needs one.
@@ -156,7 +171,7 @@ class Factors:
         left, right = (torch.stack(parts) for parts in zip(*pairs))
         return (left[0], right[0]) if count == 1 else (left, right)
 
-    def layers(self, rank):
+    def layers(self, rank: int) -> nn.Sequential:
         """Return ``nn.Sequential(first, second)`` of stock layers: d_in -> rank -> d_out, or the two convolutions of the scheme.
 
         >>> small = factorize(nn.Linear(8, 5), rank=2)
@@ -171,7 +186,13 @@ class Factors:
         return unfold.thin_layers(layer, self.scheme, left, right, bias)
 
 
-def decompose_layer(layer, method="svd", moments=None, scheme=None, centred=None):
+def decompose_layer(
+    layer: nn.Module,
+    method: str = "svd",
+    moments: Moments | None = None,
+    scheme: str | None = None,
+    centred: bool | None = None,
+) -> Factors:
     """Return the `Factors` of a linear layer or convolution, good for every rank.
 
     ``"svd"`` (Eckart & Young 1936): W_r = U_r diag(s_r) V_r^T minimises ||W - W_r||_F.
@@ -236,7 +257,9 @@ def decompose_layer(layer, method="svd", moments=None, scheme=None, centred=None
     return Factors(*ungrouped(basis @ vectors, vectors.mT @ reduced), bias, **about, **kind)
 
 
-def factorize(layer, rank, scheme=None, method="svd", moments=None):
+def factorize(
+    layer: nn.Module, rank: int, scheme: str | None = None, method: str = "svd", moments: Moments | None = None
+) -> nn.Sequential:
     """Return `layer` as stock thin layers of `rank`: ``nn.Sequential(first, second)``.
 
     Shapes: a linear layer d_in -> d_out becomes d_in -> rank (no bias), rank -> d_out, at a cost of
@@ -253,7 +276,14 @@ def factorize(layer, rank, scheme=None, method="svd", moments=None):
     return decompose_layer(layer, method, moments, scheme).layers(rank)
 
 
-def reduced_rank(covariance, cross, rank=None, ridge=1e-6, metric=None, start=None):
+def reduced_rank(
+    covariance: torch.Tensor,
+    cross: torch.Tensor,
+    rank: int | None = None,
+    ridge: float = 1e-6,
+    metric: torch.Tensor | None = None,
+    start: torch.Tensor | None = None,
+) -> tuple[torch.Tensor | None, torch.Tensor]:
     """Return (left, right) of the rank-r matrix W that minimises E|t - W x|^2, or (None, W) for `rank` None.
 
     With a `metric` M (o x o, positive definite) it minimises E (t - W x)^T M (t - W x): the same for M^(1/2) t, and

@@ -6,11 +6,15 @@ for each option how much value taking it must cost; what costs more than the dis
 plan known can be left out for good, and the few options that stay are searched completely.
 """
 
+from __future__ import annotations
+
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import csr_array
 
@@ -31,15 +35,21 @@ class Allocation:
     ``cost``: what the plan costs, one number a budget; ``note``: what the reader should know, or empty.
     """
 
-    choice: tuple
+    choice: tuple[int, ...]
     value: float
     bound: float
     gap: float
-    cost: tuple
+    cost: tuple[float, ...]
     note: str = ""
 
 
-def allocate(values, costs, budgets, exact=True, max_seconds=60.0):
+def allocate(
+    values: Sequence[ArrayLike],
+    costs: Sequence[ArrayLike],
+    budgets: ArrayLike,
+    exact: bool = True,
+    max_seconds: float = 60.0,
+) -> Allocation:
     """Return the `Allocation` of most value: max sum_l values[l][j_l] with sum_l costs[l][j_l] <= budgets.
 
     ``exact=True``: one budget by dynamic programming over the options that the bound leaves, so that the gap is 0 to
@@ -131,7 +141,7 @@ def _checked(values, costs, budgets):
     return values, costs, budgets
 
 
-def falling(values, costs):
+def falling(values: Sequence[np.ndarray], costs: Sequence[np.ndarray]) -> str:
     """Return in words how many layers have an option that costs more of everything and is worth less; empty where none has.
 
     `values` and `costs` are lists of float arrays, options and options x budgets.

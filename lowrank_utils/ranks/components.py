@@ -1,12 +1,20 @@
 """Entropy pruning of singular components: one list over the whole network, dropped from the bottom."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pandas as pd
 import torch
 from scipy.special import entr
 
 from lowrank_utils import checks
+from lowrank_utils.factors import svd
 from lowrank_utils.network import unfold
+from lowrank_utils.network.profile import LayerProfile
+from lowrank_utils.network.statistics import Moments
+from lowrank_utils.network.unfold import Entry
 from lowrank_utils.ranks import rules
 from lowrank_utils.ranks.rules import energy_shares
 
@@ -16,7 +24,7 @@ COMPONENT_RULES = ("entropy", "energy", "output", "magnitude", "random")
 # Components -----------------------------------------------------------------------------------------------------------
 
 
-def output_shares(factors, moments):
+def output_shares(factors: svd.Factors, moments: Moments) -> np.ndarray:
     """Return each component's share of the layer's output energy on data (length k, sums to 1; zeros for no output).
 
     Component i of W = left @ right gives outputs of mean square |left_i|^2 right_i C right_i^T, with C the covariance
@@ -48,7 +56,13 @@ def output_shares(factors, moments):
     return energy / energy.sum() if energy.sum() else energy
 
 
-def rank_components(profile, rule="entropy", factors=None, moments=None, seed=0):
+def rank_components(
+    profile: Sequence[LayerProfile],
+    rule: str = "entropy",
+    factors: Mapping[str, svd.Factors] | None = None,
+    moments: Mapping[str, Moments] | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Return a DataFrame of all components of the layers that can be factored, the first to be dropped first.
 
     Columns: layer, component (1 is the largest), share (of the layer's energy, p_i), score (what `rule` gives it) and
@@ -118,7 +132,16 @@ def _zero(s, shape):
     return s <= s[0] * max(shape) * torch.finfo(torch.float32).eps if s[0] else np.ones(len(s), bool)
 
 
-def components_plan(profile, kept, *, rule="entropy", resource="macs", factors=None, moments=None, seed=0):
+def components_plan(
+    profile: Sequence[LayerProfile],
+    kept: float,
+    *,
+    rule: str = "entropy",
+    resource: str = "macs",
+    factors: Mapping[str, svd.Factors] | None = None,
+    moments: Mapping[str, Moments] | None = None,
+    seed: int = 0,
+) -> dict[str, Entry]:
     """Return the plan ``{layer: rank}`` left when components are dropped over the whole network until the budget is met.
 
     Components go in the order of `rank_components`; each layer keeps at least one. Above a layer's break-even

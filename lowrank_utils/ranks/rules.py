@@ -5,25 +5,32 @@ or of the full rank that the first r components hold. The rank at threshold t is
 reaches t; one threshold serves all layers.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import entr
+from torch import nn
 
 from lowrank_utils.checks import check_share, is_number
-from lowrank_utils.network.profile import if_cheaper, plan_cost, read_layers
-from lowrank_utils.network.unfold import parse_entry
+from lowrank_utils.network.profile import LayerProfile, if_cheaper, plan_cost, read_layers
+from lowrank_utils.network.unfold import Entry, parse_entry
 
 
-def least_plan(profile, resource="macs"):
+def least_plan(profile: Sequence[LayerProfile], resource: str = "macs") -> dict[str, Entry]:
     """Return the smallest plan: rank 1 wherever it pays, rank 0 for a layer of zeros."""
     ones = {card.name: int(np.any(card.singular_values)) for card in profile if not card.reason}
     return {c.name: c.entry(ones[c.name]) for c in profile if if_cheaper(c, ones.get(c.name), resource) is not None}
 
 
-def greedy_plan(profile, steps, kept, resource="macs"):
+def greedy_plan(
+    profile: Sequence[LayerProfile], steps: Iterable[tuple[str, int]], kept: float, resource: str = "macs"
+) -> dict[str, Entry]:
     """Return the plan with at most a share `kept` of the carded layers' cost, grown from rank 1 everywhere.
 
     `steps` is a list of (layer name, rank), for each layer with rising ranks: components enter in this order, until
@@ -73,7 +80,7 @@ def _spectrum(singular_values):
     return np.sort(s)[::-1]
 
 
-def energy_shares(singular_values):
+def energy_shares(singular_values: ArrayLike) -> np.ndarray:
     """Return p_i = s_i^2 / sum s^2 (length n, falling, sums to 1; all zero for a zero matrix).
 
     >>> energy_shares([2.0, 1.0, 1.0]).round(3).tolist()
@@ -86,7 +93,7 @@ def energy_shares(singular_values):
     return p / p.sum()
 
 
-def spectral_entropy(singular_values):
+def spectral_entropy(singular_values: ArrayLike) -> float:
     """Return H = -sum p_i log p_i in nats, p the energy shares; from 0 (one component) to log n (all equal).
 
     >>> round(float(spectral_entropy([1.0, 1.0])), 4)
@@ -95,7 +102,7 @@ def spectral_entropy(singular_values):
     return entr(energy_shares(singular_values)).sum()
 
 
-def effective_rank(singular_values):
+def effective_rank(singular_values: ArrayLike) -> float:
     """Return exp(H), a real number from 1 to n (Roy & Vetterli 2007, on energy shares); 0 for a zero matrix.
 
     >>> round(float(effective_rank([3.0, 3.0, 3.0])), 6)
@@ -104,7 +111,7 @@ def effective_rank(singular_values):
     return np.exp(spectral_entropy(singular_values)) if np.any(singular_values) else 0.0
 
 
-def levels(singular_values, rule):
+def levels(singular_values: ArrayLike, rule: str) -> np.ndarray:
     """Return the level of every rank 1..n (length n, not falling, last entry 1); zeros for a zero matrix.
 
     ``"energy"``: sum of the first r energy shares p. ``"entropy"``: sum of the first r terms -p log p, over H.
@@ -126,7 +133,7 @@ def levels(singular_values, rule):
     return terms / terms[-1]
 
 
-def rank(singular_values, threshold, rule="energy"):
+def rank(singular_values: ArrayLike, threshold: float, rule: str = "energy") -> int:
     """Return the smallest rank whose level reaches `threshold`, an int from 1 to n; 0 for a zero matrix.
 
     energy: min r with sum_{i<=r} p_i >= t;  entropy: min r with -sum_{i<=r} p_i log p_i >= t H;  fixed: ceil(t n).
@@ -146,7 +153,7 @@ def rank(singular_values, threshold, rule="energy"):
     return int(np.argmax(reached >= threshold - 1e-12)) + 1
 
 
-def evbmf_rank(singular_values, shape):
+def evbmf_rank(singular_values: ArrayLike, shape: tuple[int, int]) -> int:
     """Return the rank of empirical variational Bayesian matrix factorization (Nakajima et al. 2013), an int >= 0.
 
     Components above sqrt(M sigma^2 x_bar) are kept, with L <= M the sides of `shape`, alpha = L / M,
@@ -195,7 +202,9 @@ def evbmf_rank(singular_values, shape):
     return int((squares > large * np.exp(best) * x_bar).sum())
 
 
-def threshold_plan(profile, *, threshold=None, rule="energy", resource="macs"):
+def threshold_plan(
+    profile: Sequence[LayerProfile], *, threshold: float | None = None, rule: str = "energy", resource: str = "macs"
+) -> dict[str, Entry]:
     """Return ``{layer name: rank}`` at one threshold for all layers; layers whose factors do not pay are absent.
 
     Parameters: `profile`, of `lowrank_utils.profile`; `threshold` in (0, 1], None for ``rule="evbmf"``; `rule`, one of `RULES`
@@ -207,7 +216,9 @@ def threshold_plan(profile, *, threshold=None, rule="energy", resource="macs"):
     return {name: named[name].entry(int(value)) for name, value in zip(paying["layer"], paying["rank"])}
 
 
-def rank_table(profile, *, threshold=None, rule="energy", resource="macs"):
+def rank_table(
+    profile: Sequence[LayerProfile], *, threshold: float | None = None, rule: str = "energy", resource: str = "macs"
+) -> pd.DataFrame:
     """Return a DataFrame with one row a layer: layer, shape, full_rank, break_even, rank, kept_as, why."""
     rows = []
     for card in profile:
@@ -251,7 +262,7 @@ def _events(profile, rule, resource):
     return sorted(steps)
 
 
-def least_kept(profile, resource="macs"):
+def least_kept(profile: Sequence[LayerProfile], resource: str = "macs") -> float:
     """Return the smallest share of the carded layers' cost that a plan can reach: rank 1 wherever it pays."""
     total = plan_cost(profile, {}, resource)
     if not total:
@@ -259,7 +270,9 @@ def least_kept(profile, resource="macs"):
     return plan_cost(profile, least_plan(profile, resource), resource) / total
 
 
-def plan_at_size(profile, kept, *, rule="energy", resource="macs"):
+def plan_at_size(
+    profile: Sequence[LayerProfile], kept: float, *, rule: str = "energy", resource: str = "macs"
+) -> dict[str, Entry]:
     """Return the plan with at most a share `kept` of the carded layers' cost: the rule's threshold turned into a size.
 
     Components enter in the order of the threshold at which `rule` would take them (see `rules.greedy_plan`). So plans of
@@ -279,13 +292,20 @@ class AdaptiveSearch:
     """
 
     threshold: float
-    plan: dict
+    plan: dict[str, Entry]
     accuracy: float
     dense_accuracy: float
     evaluations: pd.DataFrame
 
 
-def adaptive_threshold(profile, *, measure, drop=0.01, rule="energy", resource="macs"):
+def adaptive_threshold(
+    profile: Sequence[LayerProfile],
+    *,
+    measure: Callable[[dict[str, Entry]], float],
+    drop: float = 0.01,
+    rule: str = "energy",
+    resource: str = "macs",
+) -> AdaptiveSearch:
     """Return the `AdaptiveSearch` for the smallest threshold whose accuracy stays within `drop` of the dense network.
 
     Bisection over the distinct levels of all layers, about log2(levels) evaluations. Accuracy is nearly but not
@@ -325,7 +345,12 @@ def adaptive_threshold(profile, *, measure, drop=0.01, rule="energy", resource="
     return AdaptiveSearch(*best, dense, pd.DataFrame(rows, columns=["threshold", "accuracy", "cost", "within"]))
 
 
-def same_ranks(model, other, input_shape, thresholds=tuple(t / 100 for t in range(50, 100, 5)) + (0.99,)):
+def same_ranks(
+    model: nn.Module,
+    other: nn.Module,
+    input_shape: Sequence[int],
+    thresholds: Sequence[float] = tuple(t / 100 for t in range(50, 100, 5)) + (0.99,),
+) -> bool:
     """Return whether two networks of one shape get the same rank in every layer, by every rule at every threshold.
 
     Used before weights are stored in half precision: `model` as trained, `other` as rounded.

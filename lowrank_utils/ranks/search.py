@@ -6,21 +6,29 @@ all curves at one level; as the logarithms of the curves add up over layers, the
 (`allocate`).
 """
 
+from __future__ import annotations
+
 import math
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from scipy.interpolate import PchipInterpolator
+from torch import nn
 
 from lowrank_utils.checks import check_count, check_share
 from lowrank_utils.factors import svd
 from lowrank_utils.factors.replace import apply_plan, decompose_layers
 from lowrank_utils.network import unfold
-from lowrank_utils.network.profile import RESOURCES, plan_cost
-from lowrank_utils.network.unfold import parse_entry
+from lowrank_utils.network.profile import RESOURCES, LayerProfile, Plan, Profile, plan_cost
+from lowrank_utils.network.unfold import Entry, parse_entry
 from lowrank_utils.ranks.allocation import allocate, falling
+
+Values: TypeAlias = Mapping[str, np.ndarray]  # {layer: one number an option}
+Tables: TypeAlias = Mapping[str, Mapping[str, Mapping[Entry | None, float]]]  # {resource: {layer: {entry: cost}}}
 
 
 @dataclass(frozen=True)
@@ -29,10 +37,10 @@ class Options:
     first resource, and their ``costs`` (options x ``resources``). ``full``: break-even rank of each scheme."""
 
     name: str
-    entries: tuple
+    entries: tuple[Entry | None, ...]
     costs: np.ndarray
-    full: dict
-    resources: tuple
+    full: dict[str | None, int]
+    resources: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class SearchResult:
     more; NaN where the search proves none), ``gap``, ``seconds`` of the search, ``evaluations`` (networks measured by the
     search itself), ``candidates`` (plans compared) and a ``note``."""
 
-    plan: dict
+    plan: dict[str, Entry]
     value: float
     bound: float = np.nan
     gap: float = np.nan
@@ -49,10 +57,18 @@ class SearchResult:
     evaluations: int = 0
     candidates: int = 1
     note: str = ""
-    ranked: tuple = field(default=(), repr=False)
+    ranked: tuple[dict[str, Entry], ...] = field(default=(), repr=False)
 
 
-def rank_options(profile, resources=("macs",), *, mixed=False, floor=0.1, multiple=1, tables=None):
+def rank_options(
+    profile: Sequence[LayerProfile],
+    resources: str | Sequence[str] = ("macs",),
+    *,
+    mixed: bool = False,
+    floor: float = 0.1,
+    multiple: int = 1,
+    tables: Tables | None = None,
+) -> list[Options]:
     """Return a list of `Options`, one for each layer that can be factored at less than its dense cost.
 
     Parameters: `profile`, of `lowrank_utils.profile`; `resources`, those that will have a budget, of ``"parameters"``, ``"macs"``
@@ -117,7 +133,7 @@ def _reasons(profile):
 # Curves ---------------------------------------------------------------------------------------------------------------
 
 
-def energy(profile, options):
+def energy(profile: Sequence[LayerProfile], options: Sequence[Options]) -> dict[str, np.ndarray]:
     """Return ``{layer: y}``, ENC's energy curve of each option: y(r) = (S(r) - S(1)) / (S(r_max) - S(1)).
 
     S(r) is the sum of the first r singular values (not squared), r_max the break-even rank: y is 0 at rank 1 and 1 at
@@ -142,7 +158,7 @@ def energy(profile, options):
     return found
 
 
-def measured_ranks(own, points=6):
+def measured_ranks(own: Options, points: int = 6) -> dict[str | None, list[int]]:
     """Return ``{scheme: ranks}`` at which the curve of `Options` is measured: `points` of them, evenly in log rank."""
     check_count(2, points=points)
     held = {}
@@ -169,7 +185,14 @@ def _between(own, found):
     return np.array([float(curves[scheme](rank)) for scheme, rank in parsed])
 
 
-def measured(profile, options, *, measure, factors="data-aware", points=6):
+def measured(
+    profile: Profile,
+    options: Sequence[Options],
+    *,
+    measure: Callable[[nn.Module], float],
+    factors: str = "data-aware",
+    points: int = 6,
+) -> dict[str, np.ndarray]:
     """Return ``{layer: numbers}``: what `measure` says of the network with only this layer cut, for each option.
 
     `measure` is a function of a network, such as its accuracy or its loss on images that it was not trained on; it is
@@ -193,7 +216,14 @@ def measured(profile, options, *, measure, factors="data-aware", points=6):
     return found
 
 
-def output_error(profile, options, *, factors="data-aware", points=6, metric=None):
+def output_error(
+    profile: Profile,
+    options: Sequence[Options],
+    *,
+    factors: str = "data-aware",
+    points: int = 6,
+    metric: Mapping[str, torch.Tensor] | None = None,
+) -> dict[str, np.ndarray]:
     """Return ``{layer: e}``: each option's relative squared error of the layer's outputs on data, dense 0.
 
     e(r) = E|(W - W_r)(x - mean)|^2 / E|W (x - mean)|^2 over the layer's inputs x (patches of a convolution) while the
@@ -237,7 +267,7 @@ def _output_energy(weight, spread, metric=None):
     return 0.5 * sum(float((m @ (w @ c @ w.T)).trace()) for m, w, c in zip(blocks, weight, spread))
 
 
-def from_error(errors):
+def from_error(errors: Values) -> dict[str, np.ndarray]:
     """Return ``{layer: log(1 - e)}``, the values of relative errors e; -inf where nothing of the output is left.
 
     >>> from_error({"a": np.array([1.0, 0.5, 0.0])})["a"].round(3).tolist()
@@ -247,7 +277,7 @@ def from_error(errors):
         return {name: np.log(np.clip(1 - np.asarray(e), 0.0, 1.0)) for name, e in errors.items()}
 
 
-def logarithms(*curves):
+def logarithms(*curves: Values) -> dict[str, np.ndarray]:
     """Return ``{layer: sum of log y}`` over the given curves, the values that add up to log A_p, log A_m or both.
 
     >>> logarithms({"a": np.array([0.5, 1.0])}, {"a": np.array([0.8, 1.0])})["a"].round(3).tolist()
@@ -257,7 +287,7 @@ def logarithms(*curves):
         return {name: sum(np.log(np.maximum(curve[name], 0.0)) for curve in curves) for name in curves[0]}
 
 
-def predicted_values(profile, options):
+def predicted_values(profile: Profile, options: Sequence[Options]) -> dict[str, np.ndarray]:
     """Return ``{layer: values}`` for `exact_search`: minus the predicted rise of the loss of each option (nats).
 
     Data-aware factors, errors weighted by Fisher information (`output_error`). Needs calibration inputs.
@@ -281,7 +311,7 @@ def _budget(profile, options, kept, resource):
     return kept * total - _fixed(profile, options, resource), total
 
 
-def rounded_up(share):
+def rounded_up(share: float) -> str:
     """Return `share` in words, four digits, rounded up, so that what is named can be asked for.
 
     >>> rounded_up(0.112038)
@@ -290,7 +320,16 @@ def rounded_up(share):
     return f"{math.ceil(1e4 * share) / 1e4:.4f}"
 
 
-def exact_search(profile, kept, *, resource="macs", options=None, values=None, exact=True, max_seconds=60.0):
+def exact_search(
+    profile: Profile,
+    kept: float | Sequence[float],
+    *,
+    resource: str | Sequence[str] = "macs",
+    options: Sequence[Options] | None = None,
+    values: Values | None = None,
+    exact: bool = True,
+    max_seconds: float = 60.0,
+) -> SearchResult:
     """Return the `SearchResult` plan of greatest total value within a share `kept` of each resource, with its certificate.
 
     Parameters: `resource`, one or a tuple of them; `options` of `rank_options` for the same resources (default: every scheme);
@@ -333,7 +372,7 @@ def _plan(options, choice):
     return {name: entry for name, entry in chosen.items() if entry is not None}
 
 
-def worth(options, values, plan):
+def worth(options: Sequence[Options], values: Values, plan: Plan) -> float:
     """Return the total value of `plan`, so that plans of any origin can be compared under one set of curves.
 
     Raises ValueError for an entry that is none of the layer's options, such as a rank under the floor.
@@ -406,7 +445,14 @@ def _enc_defaults(profile, resource, options, curves):
     return options, energy(profile, options) if curves is None else curves
 
 
-def enc_map(profile, kept, *, resource="macs", options=None, curves=None):
+def enc_map(
+    profile: Sequence[LayerProfile],
+    kept: float,
+    *,
+    resource: str = "macs",
+    options: Sequence[Options] | None = None,
+    curves: Values | None = None,
+) -> SearchResult:
     """Return ENC-Map's `SearchResult`: every layer at the lowest rank whose curve reaches one common level, the highest level
     that fits into a share `kept` of `resource`.
 
@@ -428,18 +474,18 @@ def enc_map(profile, kept, *, resource="macs", options=None, curves=None):
 
 
 def enc_model(
-    profile,
-    kept,
+    profile: Sequence[LayerProfile],
+    kept: float,
     *,
-    resource="macs",
-    options=None,
-    curves=None,
-    accuracy=None,
-    space=0.1,
-    margin=0.005,
-    density=1_000_000,
-    top=30,
-):
+    resource: str = "macs",
+    options: Sequence[Options] | None = None,
+    curves: Values | None = None,
+    accuracy: Values | None = None,
+    space: float = 0.1,
+    margin: float = 0.005,
+    density: int = 1_000_000,
+    top: int = 30,
+) -> SearchResult:
     """Return ENC-Model's `SearchResult`: the best predicted plan of a box of plans around ENC-Map, and the best `top` in ``ranked``.
 
     The box lies between the maps of (1 - `space`) and (1 + `space`) times the budget. Layers of equal costs form a group that
@@ -553,7 +599,7 @@ def _thinned(axis, middle, step):
     return chosen if middle in chosen else sorted([*chosen, middle], key=sum)
 
 
-def enc_inf(found, *, measure, count=30):
+def enc_inf(found: SearchResult, *, measure: Callable[[Plan], float], count: int = 30) -> SearchResult:
     """Return ENC-Inf's `SearchResult`: the best of the `count` plans that `enc_model` ranked first, by `measure` of each plan.
 
     `measure` is a function of a plan, such as the accuracy on valid images of the network that it makes.

@@ -1,6 +1,9 @@
 """Entropy pruning of hidden units: neurons of linear layers and channels of convolutions, removed with all that reads them."""
 
+from __future__ import annotations
+
 import logging
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -13,14 +16,16 @@ from lowrank_utils.factors import replace
 from lowrank_utils.network.graph import NORMS, hidden_layers
 from lowrank_utils.network.modules import conv2d, linear, replaced
 from lowrank_utils.network.profile import Profile, plan_cost
-from lowrank_utils.network.statistics import collect_activations, removable_layers
+from lowrank_utils.network.statistics import Activations, Moments, collect_activations, removable_layers
 from lowrank_utils.ranks.components import components_plan
 
 log = logging.getLogger(__name__)
 UNIT_RULES = ("entropy", "output", "magnitude", "random")
 
 
-def rank_units(profile, activations, rule="entropy", seed=0):
+def rank_units(
+    profile: Profile, activations: Mapping[str, Activations], rule: str = "entropy", seed: int = 0
+) -> pd.DataFrame:
     """Return a DataFrame of all hidden units that can go, the first to be dropped first: layer, unit (from 0), score.
 
     `rule`: ``"entropy"`` of the activation histogram; ``"output"`` the variance that the unit gives the next layer,
@@ -55,7 +60,9 @@ def rank_units(profile, activations, rule="entropy", seed=0):
     return table.sort_values("score", kind="stable").reset_index(drop=True)
 
 
-def units_that_stay(profile, order, kept, *, resource="macs", floor=1):
+def units_that_stay(
+    profile: Profile, order: pd.DataFrame, kept: float, *, resource: str = "macs", floor: int = 1
+) -> dict[str, list[int]]:
     """Return ``{layer: sorted list of the units that stay}``: units are dropped in `order` until the budget is met.
 
     Each unit takes its row of one layer and its columns of the next along (kh kw of a convolution, one a position of a
@@ -119,7 +126,13 @@ def _dense_cost(card, shape, resource):
     return rows * columns * card.positions if resource == "macs" else rows * columns + (rows if card.bias else 0)
 
 
-def remove_units(profile, staying, *, activations=None, moments=None):
+def remove_units(
+    profile: Profile,
+    staying: Mapping[str, Iterable[int]],
+    *,
+    activations: Mapping[str, Activations] | None = None,
+    moments: Mapping[str, Moments] | None = None,
+) -> nn.Module:
     """Return a new model with only the `staying` units of each hidden layer; the profile's model is left as it was.
 
     A removed unit takes its row of the layer and its columns of the next one along, and its entries of the batch norms
@@ -240,7 +253,14 @@ def _batch_norm(like, stay, rise):
     return layer
 
 
-def units_then_components(profile, kept, *, units, rules=("output", "output"), factors="data-aware"):
+def units_then_components(
+    profile: Profile,
+    kept: float,
+    *,
+    units: float,
+    rules: tuple[str, str] = ("output", "output"),
+    factors: str = "data-aware",
+) -> nn.Module:
     """Return a new model with at most a share `kept` of the layers' parameters: units first, components of the rest second.
 
     `units` is the share of parameters, from `kept` to 1, that the removal of units leaves (the next layer refitted);
