@@ -38,7 +38,7 @@ def run(
         str | None, typer.Option(metavar="FOLDER", help="Instead of outputs/runs.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
-):
+) -> None:
     """Execute the notebooks in their order into a folder of their own below outputs/runs.
 
     Parameters come from the notebooks' defaults, then the preset, then --set.
@@ -103,7 +103,7 @@ def sweep(
     ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Run the failed cells again.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
-):
+) -> None:
     """Run a notebook over a grid of parameters, as in: sweep 02 --grid threshold=0.8,0.9 seed=0,1,2
 
     Each cell of the grid is a run at an address made from its parameters, so the same command again, or one
@@ -135,7 +135,7 @@ def sweep(
 @app.command()
 def parameters(
     notebooks: Annotated[list[str] | None, typer.Argument(help="Such as 02 or 02_arsvd.")] = None,
-):
+) -> None:
     """Show the parameters of the notebooks: name, type, default and meaning."""
     from lowrank_utils.workbook import jobs
 
@@ -150,7 +150,7 @@ def refresh(
     files: Annotated[
         list[str] | None, typer.Argument(metavar="FILE", help="None: all, with solutions.")
     ] = None,
-):
+) -> None:
     """Execute notebooks in place at their defaults, before they are committed."""
     from lowrank_utils import paths
     from lowrank_utils.workbook import runs
@@ -165,7 +165,7 @@ def data(
     name: Annotated[
         str, typer.Argument(help="fashion-mnist, mnist, cifar10, cifar100, digits or folder:PATH.")
     ],
-):
+) -> None:
     """Fetch a data set, check it and show its shape, classes and fingerprint."""
     from lowrank_utils.lab.data import describe
 
@@ -182,7 +182,7 @@ def report(
         bool, typer.Option("--site", help="Build the pages of notebooks and gallery; the notebooks of RUN, if one is named, stand in their place.")
     ] = False,
     to: Annotated[str | None, typer.Option(metavar="FOLDER", help="With --site: instead of outputs/site.")] = None,
-):
+) -> None:
     """Show the results of runs (or sweeps) as a table; with --gallery publish them; with --site build the pages."""
     from lowrank_utils.lab.columns import RESULT_COLUMNS
     from lowrank_utils.workbook import gallery as published
@@ -212,7 +212,7 @@ def report(
 
 
 @app.command()
-def publish_checkpoint(dataset: str, network: str, seed: Annotated[int, typer.Option(min=0)] = 0):
+def publish_checkpoint(dataset: str, network: str, seed: Annotated[int, typer.Option(min=0)] = 0) -> None:
     """Train a network by the published recipe and write its checkpoint to data/checkpoints.
 
     It is stored in half precision where that changes no rank.
@@ -239,7 +239,7 @@ def _short(path):
     return path.relative_to(paths.ROOT) if path.is_relative_to(paths.ROOT) else path
 
 
-def main():
+def main() -> None:
     """Run the command line; an expected failure becomes one sentence on stderr and exit code 1, 2 or 130."""
     from lowrank_utils.workbook.runs import NotebookFailed, RunError
 

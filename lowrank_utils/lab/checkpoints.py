@@ -1,5 +1,7 @@
 """Networks on disk: dense and compressed safetensors files, and weights that others published."""
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import http.client
@@ -7,6 +9,7 @@ import json
 import socket
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,13 +22,16 @@ from lowrank_utils.lab.models import NAMES, NETWORKS, CifarResNet, Rescale, buil
 from lowrank_utils.network import unfold
 from lowrank_utils.network.modules import check_finite, check_there, replaced
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
-def published_path(dataset, network, seed=0):
+
+def published_path(dataset: str, network: str, seed: int = 0) -> Path:
     """Return where the published checkpoint of this network lies, whether or not there is one."""
     return paths.CHECKPOINTS / f"{dataset}-{network.replace('/', '-')}-seed{seed}.safetensors"
 
 
-def save(model, path, metadata, dtype=None):
+def save(model: nn.Module, path: str | Path, metadata: Mapping[str, Any], dtype: str | None = None) -> None:
     """Write `model` to `path` as safetensors, whole or not at all, `metadata` (JSON values) in its header.
 
     `metadata` must name the network, input_shape and classes, from which `load` builds it again;
@@ -50,7 +56,9 @@ def save(model, path, metadata, dtype=None):
         save_file(tensors, temporary, header)
 
 
-def load(checkpoint, input_shape=None, classes=None):
+def load(
+    checkpoint: str | Path, input_shape: Sequence[int] | None = None, classes: int | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
     """Return (network in eval mode, float32, on the CPU; its metadata) from a file that `save` wrote.
 
     `input_shape` and `classes`, where given, must be those of the checkpoint. Raises FileNotFoundError for a
@@ -120,7 +128,7 @@ PUBLIC_ADDRESS = (
 )
 
 
-def fetch_public(network, folder=None):
+def fetch_public(network: str, folder: str | Path | None = None) -> Path:
     """Return the path of the public CIFAR-10 weights of `network`, downloaded first where they are not on disk.
 
     ``"resnet20"``, 32, 44 and 56 by Idelbayev (2018, github.com/akamaster/pytorch_resnet_cifar10), 1 to 3.5 MB.
@@ -167,7 +175,13 @@ def _check_digest(content, network, source):
         )
 
 
-def load_public(path, mean=None, std=None, input_shape=None, classes=None):
+def load_public(
+    path: str | Path,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    input_shape: Sequence[int] | None = None,
+    classes: int | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
     """Return (CIFAR ResNet in eval mode, its metadata) from a ``.th`` file of akamaster/pytorch_resnet_cifar10.
 
     The file says how deep the network is. Its weights know images with `IMAGENET`'s mean and standard deviation; where
@@ -218,7 +232,13 @@ def load_public(path, mean=None, std=None, input_shape=None, classes=None):
 NEEDED = ("network", "input_shape", "classes")  # what `models.build` makes a network from
 
 
-def save_compressed(model, path, plan, original=None, **metadata):
+def save_compressed(
+    model: nn.Module,
+    path: str | Path,
+    plan: Mapping[str, int | tuple[str, int]],
+    original: nn.Module | None = None,
+    **metadata: Any,
+) -> None:
     """Write the compressed `model` to `path` as safetensors, whole or not at all, plan and `metadata` in its header.
 
     What is written is what `model` holds: the rank and scheme of each planned layer that is a pair of thin layers; one
@@ -276,7 +296,7 @@ def save_compressed(model, path, plan, original=None, **metadata):
         save_file(tensors, temporary, header)
 
 
-def load_compressed(path, model=None):
+def load_compressed(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """Return (compressed network in eval mode, on the CPU; its metadata with ``plan``) from a file that `save_compressed` wrote.
 
     The architecture is what the metadata name, or `model`, the reader's own original network, whose weights do not

@@ -118,7 +118,7 @@ KEY = (
 )
 
 
-def table(rows: pd.DataFrame | list[dict]) -> pd.DataFrame:
+def table(rows: pd.DataFrame | list[dict[str, Any]]) -> pd.DataFrame:
     """Return rows as a DataFrame in the order and dtypes of `COLUMNS`, with defaults where a value is missing.
 
     Parameters: `rows`, a DataFrame or a list of dicts; numbers may be text, an empty text is a missing value. Columns
@@ -145,7 +145,7 @@ def table(rows: pd.DataFrame | list[dict]) -> pd.DataFrame:
     return found
 
 
-def check(rows: pd.DataFrame | list[dict]) -> None:
+def check(rows: pd.DataFrame | list[dict[str, Any]]) -> None:
     """Raise ValueError, in one sentence, where rows have an unknown column, lack one, or hold a value not allowed."""
     table(rows)
 

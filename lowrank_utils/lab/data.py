@@ -4,6 +4,8 @@
 in torchvision's ImageFolder layout). Selection and calibration use train and valid, never test.
 """
 
+from __future__ import annotations
+
 import contextlib
 import gzip
 import hashlib
@@ -17,11 +19,15 @@ import textwrap
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lowrank_utils import paths
 from lowrank_utils.checks import is_whole
+
+if TYPE_CHECKING:
+    import torch
 
 NAMES = ("fashion-mnist", "mnist", "cifar10", "cifar100", "digits")
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -100,22 +106,22 @@ class Dataset:
     """
 
     name: str
-    classes: tuple
+    classes: tuple[str, ...]
     fingerprint: str
     seed: int
     train: Split
     valid: Split
     test: Split
-    mean: tuple
-    std: tuple
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     @property
-    def input_shape(self):
+    def input_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image."""
         height, width = self.train.images.shape[1:3]
         return (len(self.mean), height, width)
 
-    def tensors(self, split, limit=None):
+    def tensors(self, split: str, limit: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the images, standardised, float32 N x C x H x W, and the labels, int64 N.
 
         x = (pixel / 255 - mean) / std for each channel. `split` is "train", "valid" or "test"; `limit` takes
@@ -140,7 +146,13 @@ class Dataset:
         return images, torch.from_numpy(part.labels[:limit].copy())
 
 
-def load(name="fashion-mnist", seed=0, valid_share=0.1, folder=None, size=None):
+def load(
+    name: str = "fashion-mnist",
+    seed: int = 0,
+    valid_share: float = 0.1,
+    folder: str | Path | None = None,
+    size: int | None = None,
+) -> Dataset:
     """Return the data set `name` as a Dataset, fetched first where it is not on disk.
 
     The official training images are sorted by content digest, permuted by `seed`, and the first `valid_share`
@@ -178,7 +190,7 @@ def load(name="fashion-mnist", seed=0, valid_share=0.1, folder=None, size=None):
     )
 
 
-def fetch(name, folder=None):
+def fetch(name: str, folder: str | Path | None = None) -> Path:
     """Return the path of data/NAME.npz, made from the first source that answers if it is missing.
 
     Sources: torchvision's download; for fashion-mnist the Debian package dataset-fashion-mnist; for digits
@@ -195,7 +207,7 @@ def fetch(name, folder=None):
     return path
 
 
-def fingerprint(images, labels):
+def fingerprint(images: np.ndarray, labels: np.ndarray) -> str:
     """Return the SHA-256 (64 hex digits) of the sorted SHA-256 digests of (image bytes + label byte).
 
     It does not depend on the order of the images. `images`: uint8, N x H x W or N x H x W x 3; `labels`: N
@@ -210,7 +222,7 @@ def fingerprint(images, labels):
     return _combine(_digests(images, labels))
 
 
-def dataset_fingerprint(name, folder=None, size=None):
+def dataset_fingerprint(name: str, folder: str | Path | None = None, size: int | None = None) -> str:
     """Return what `load(name).fingerprint` is: the SHA-256 of the fingerprints of train and test, as text.
 
     For the named sets it is on record, so no file is read and `folder` plays no part; for folder:PATH the
@@ -223,7 +235,7 @@ def dataset_fingerprint(name, folder=None, size=None):
     return _join(FINGERPRINTS[name]) if name in NAMES else _from_folder(name, size).fingerprint
 
 
-def describe(name, folder=None, size=None):
+def describe(name: str, folder: str | Path | None = None, size: int | None = None) -> str:
     """Return a few aligned lines about a data set, fetched if need be: source, shapes, classes, fingerprints.
 
     >>> print(describe("digits", folder=tempfile.mkdtemp()))  # doctest: +ELLIPSIS
@@ -260,9 +272,9 @@ def describe(name, folder=None, size=None):
 class _Official:
     """Train and test as they were delivered (`arrays`, by KEYS), with one digest an image for each part."""
 
-    arrays: dict
-    digests: dict
-    classes: tuple
+    arrays: dict[str, np.ndarray]
+    digests: dict[str, np.ndarray]
+    classes: tuple[str, ...]
 
     @property
     def fingerprints(self):
@@ -497,8 +509,9 @@ def _from_sklearn():
     from sklearn.datasets import load_digits
 
     held = load_digits()
-    images = ((held.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)  # 0..16 onto 0..255
-    labels = held.target.astype(np.uint8)
+    # 0..16 onto 0..255; the stubs take the bunch for a tuple
+    images = ((held.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)  # pyright: ignore[reportAttributeAccessIssue]
+    labels = held.target.astype(np.uint8)  # pyright: ignore[reportAttributeAccessIssue]
     by_digest = np.argsort(_digests(images, labels))
     fifths = [by_digest[labels[by_digest] == label][::5] for label in range(10)]
     is_test = np.isin(np.arange(len(labels)), np.concatenate(fifths))
@@ -568,6 +581,7 @@ def _common_form(files, size):
                 f"images must be of one size, but {first[0]} is {first[1][0]} x {first[1][1]} and {path} is "
                 f"{form[0]} x {form[1]}: give a size to resize and crop them to"
             )
+    assert first is not None  # `_image_files` refuses a class without images
     return modes <= {"1", "L", "LA"}, first[1] if size is None else (size, size)
 
 
@@ -588,5 +602,6 @@ def _pixels(path, mode, size):
     with _opened(path) as image:
         image = image.convert(mode)
         if size is not None:
-            image = functional.center_crop(functional.resize(image, size), size)
+            # the stubs know tensors alone
+            image = functional.center_crop(functional.resize(image, size), size)  # pyright: ignore[reportArgumentType]
         return np.asarray(image)

@@ -1,11 +1,14 @@
 """A compressed network on its way out: an ONNX file, 8-bit weights, a program of `torch.export`."""
 
+from __future__ import annotations
+
 import contextlib
 import io
 import logging
 import math
 import re
 import warnings
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,8 +19,12 @@ from lowrank_utils.lab import score
 from lowrank_utils.lab.checkpoints import _state
 from lowrank_utils.network import modules
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
 
-def to_onnx(model, path, example, tolerance=1e-5):
+
+def to_onnx(model: nn.Module, path: str | Path, example: torch.Tensor, tolerance: float = 1e-5) -> float:
     """Write `model` as an ONNX file for any number of inputs; return how far onnxruntime's outputs are from torch's.
 
     That is |y' - y| / |y|, the larger one of two batches: `example`, and another size. The file holds the weights
@@ -43,7 +50,7 @@ def to_onnx(model, path, example, tolerance=1e-5):
         try:
             with _quietly():
                 batch = ({0: torch.export.Dim("batch")},)
-                names = {"input_names": ["input"], "output_names": ["output"], "dynamic_shapes": batch}
+                names: dict[str, Any] = {"input_names": ["input"], "output_names": ["output"], "dynamic_shapes": batch}
                 torch.onnx.export(program, (), temporary, external_data=False, dynamo=True, verbose=False, **names)
         except OSError:
             raise
@@ -64,7 +71,7 @@ class Session(nn.Module):
     `session` is the ``onnxruntime.InferenceSession``. `onnx_session` says in words why a file cannot be read.
     """
 
-    def __init__(self, path, threads=1):
+    def __init__(self, path: str | Path, threads: int = 1) -> None:
         import onnxruntime
 
         super().__init__()
@@ -78,7 +85,7 @@ class Session(nn.Module):
         kinds = {"tensor(float)": torch.float32, "tensor(double)": torch.float64, "tensor(int64)": torch.int64}
         self.dtype = kinds.get(taken.type)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         try:
             return torch.from_numpy(self.session.run(None, {self.input: x.detach().to("cpu", self.dtype).numpy()})[0])
         except Exception as error:  # of onnxruntime's own kinds
@@ -87,7 +94,7 @@ class Session(nn.Module):
             ) from error
 
 
-def onnx_session(path, threads=1):
+def onnx_session(path: str | Path, threads: int = 1) -> Session:
     """Return the ONNX file `path` as a `Session`, which `score.latency` and `score.latencies` time like any network.
 
     Raises FileNotFoundError for a missing file, ValueError for one that onnxruntime cannot run and for `threads` that
@@ -110,7 +117,15 @@ def onnx_session(path, threads=1):
         raise ValueError(f"onnxruntime cannot run {path}: {_said(error)}") from error
 
 
-def onnx_latency_ratio(path, model, input_shape, batch=1, threads=1, repeats=30, warmup=5):
+def onnx_latency_ratio(
+    path: str | Path,
+    model: nn.Module,
+    input_shape: Sequence[int],
+    batch: int = 1,
+    threads: int = 1,
+    repeats: int = 30,
+    warmup: int = 5,
+) -> tuple[float, float, float]:
     """Return (median, lower quartile, upper quartile) of latency(`model`) / latency(ONNX file), timed alternately.
 
     2.0 says that the file in onnxruntime takes half the time. Both run `batch` inputs on `threads` CPU threads; see
@@ -126,7 +141,7 @@ def onnx_latency_ratio(path, model, input_shape, batch=1, threads=1, repeats=30,
     return score.latency_ratio(onnx_session(path, threads), model, input_shape, batch, threads, repeats, warmup)
 
 
-def to_int8(path, target):
+def to_int8(path: str | Path, target: str | Path) -> None:
     """Write the ONNX network at `path` to `target` with weights in 8-bit integers, whole or not at all.
 
     Dynamic quantization by onnxruntime: weights are rounded now, one scale a matrix, and activations as they come, so no
@@ -160,7 +175,9 @@ def to_int8(path, target):
             raise ValueError(f"{path} cannot be quantized: {_said(error)}") from error
 
 
-def exported(model, example, path=None, tolerance=1e-5):
+def exported(
+    model: nn.Module, example: torch.Tensor, path: str | Path | None = None, tolerance: float = 1e-5
+) -> torch.export.ExportedProgram:
     """Return `model` as a ``torch.export.ExportedProgram`` that takes any number of inputs and gives the same outputs.
 
     With `path` it is written there, whole or not at all, and what comes back was read from the file (``.pt2``), as

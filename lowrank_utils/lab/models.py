@@ -1,9 +1,12 @@
 """Networks by name: multilayer perceptrons, LeNet-5, VGG and CIFAR ResNets, and torchvision's."""
 
+from __future__ import annotations
+
 import math
 from collections import OrderedDict
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -11,10 +14,13 @@ from torch.nn import functional as F
 
 from lowrank_utils.checks import check_count
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 def _dense(input_shape, classes, hidden):
     sizes = (math.prod(input_shape), *hidden, classes)
-    steps = OrderedDict(flatten=nn.Flatten())
+    steps: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     for i, (d_in, d_out) in enumerate(zip(sizes, sizes[1:]), start=1):
         steps[f"fc{i}"] = nn.Linear(d_in, d_out)
         if i < len(sizes) - 1:
@@ -32,7 +38,9 @@ def _lenet5(input_shape, classes):
     channels, *sides = input_shape
     # two rounds of a 5 x 5 convolution and pooling by 2; the first is padded so that 28 x 28 stays 28 x 28
     after = [((side // 2) - 4) // 2 for side in sides]
-    steps = OrderedDict(conv1=nn.Conv2d(channels, 6, 5, padding=2), relu1=nn.ReLU(), pool1=nn.MaxPool2d(2))
+    steps: OrderedDict[str, nn.Module] = OrderedDict(
+        conv1=nn.Conv2d(channels, 6, 5, padding=2), relu1=nn.ReLU(), pool1=nn.MaxPool2d(2)
+    )
     steps |= OrderedDict(conv2=nn.Conv2d(6, 16, 5), relu2=nn.ReLU(), pool2=nn.MaxPool2d(2), flatten=nn.Flatten())
     steps |= OrderedDict(fc1=nn.Linear(16 * math.prod(after), 120), relu3=nn.ReLU())
     steps |= OrderedDict(fc2=nn.Linear(120, 84), relu4=nn.ReLU(), fc3=nn.Linear(84, classes))
@@ -101,22 +109,25 @@ class _Block(nn.Module):
 class Rescale(nn.Module):
     """scale x + shift, one fixed number a channel; not a layer, so that no survey, count or training meets it."""
 
-    def __init__(self, scale, shift):
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, scale: Sequence[float], shift: Sequence[float]) -> None:
         super().__init__()
         for name, values in (("scale", scale), ("shift", shift)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.scale * x + self.shift
 
 
 class CifarResNet(nn.Module):
     """Residual network for small images: three stages of `blocks` blocks of 16, 32, 64 filters (He et al. 2016)."""
 
-    def __init__(self, input_shape, classes, blocks):
+    def __init__(self, input_shape: Sequence[int], classes: int, blocks: int) -> None:
         _check_sides(f"resnet{6 * blocks + 2}", input_shape, 4)
         super().__init__()
-        self.normalise = nn.Identity()  # `load_public` puts the scale here that its weights know
+        self.normalise: nn.Module = nn.Identity()  # `load_public` puts the scale here that its weights know
         self.conv1, self.bn1, self.relu1 = _conv(input_shape[0], 16), nn.BatchNorm2d(16), nn.ReLU()
         sizes = ((16, 16), (16, 32), (32, 64))
         self.layer1, self.layer2, self.layer3 = (
@@ -126,7 +137,7 @@ class CifarResNet(nn.Module):
         self.pool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
         self.linear = nn.Linear(64, classes)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.relu1(self.bn1(self.conv1(self.normalise(x))))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(self.flatten(self.pool(x)))
@@ -163,7 +174,7 @@ NETWORKS = {
 NAMES = tuple(NETWORKS)
 
 
-def check_name(name):
+def check_name(name: str) -> None:
     """Raise ValueError for a name that is no network's.
 
     >>> check_name("resnet20")
@@ -184,7 +195,7 @@ def _builder(name):
     raise ValueError(f"unknown network {name!r}; known: {', '.join(NAMES)}, and others of torchvision")
 
 
-def build(name, input_shape, classes, seed=0):
+def build(name: str, input_shape: Sequence[int], classes: int, seed: int = 0) -> nn.Module:
     """Return the untrained network `name` (float32, CPU), its first weights drawn from `seed`.
 
     `input_shape` is (channels, height, width), `classes` the number of outputs.
@@ -216,7 +227,7 @@ def build(name, input_shape, classes, seed=0):
         return builder(input_shape, classes)
 
 
-def pretrained(name, weights="DEFAULT"):
+def pretrained(name: str, weights: str = "DEFAULT") -> tuple[nn.Module, dict[str, Any]]:
     """Return (torchvision's network in eval mode with published weights, its metadata).
 
     `name` as in `build`, e.g. ``"torchvision/resnet18"``; `weights` is one of torchvision's names, such as

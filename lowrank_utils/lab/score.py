@@ -1,9 +1,12 @@
 """The one ledger for every method: parameters, MACs, bytes on disk, measured latency, accuracy and F1."""
 
+from __future__ import annotations
+
 import contextlib
 import math
 import statistics
 import time
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors.torch import save as to_safetensors
@@ -15,8 +18,15 @@ from lowrank_utils.lab import training
 from lowrank_utils.lab.columns import RESULT_COLUMNS
 from lowrank_utils.network.modules import check_finite, evaluating
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
-def parameters(model):
+    from torch import nn
+
+Built = TypeVar("Built")
+
+
+def parameters(model: nn.Module) -> int:
     """Return the number of parameters, biases counted, shared ones once.
 
     >>> parameters(torch.nn.Linear(4, 3))
@@ -30,7 +40,7 @@ def _input(model, input_shape, batch):
     return torch.zeros(batch, *input_shape, device=first.device, dtype=first.dtype)
 
 
-def macs(model, input_shape):
+def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
     """Return the multiply-accumulates for one input of `input_shape`, by torch's own operation counter.
 
     It counts matrix products and convolutions (two operations a multiply-accumulate); activations are free.
@@ -44,7 +54,7 @@ def macs(model, input_shape):
     return counter.get_total_flops() // 2
 
 
-def bytes_on_disk(model):
+def bytes_on_disk(model: nn.Module) -> int:
     """Return the size in bytes of the model's safetensors file, shared tensors written once.
 
     >>> bytes_on_disk(torch.nn.Linear(4, 3)) - 4 * 15 < 200  # 4 bytes a parameter, and a header
@@ -73,7 +83,14 @@ def _seconds(model, inputs, runs):
     return (time.perf_counter() - began) / runs
 
 
-def latencies(models, input_shape, batch=1, threads=1, repeats=30, warmup=5):
+def latencies(
+    models: Sequence[nn.Module],
+    input_shape: Sequence[int],
+    batch: int = 1,
+    threads: int = 1,
+    repeats: int = 30,
+    warmup: int = 5,
+) -> list[list[float]]:
     """Return, for each of `models`, a list of milliseconds a forward pass.
 
     The models are timed in turn, so that drift of the machine hits all alike. Each of `repeats` readings is
@@ -94,12 +111,22 @@ def latencies(models, input_shape, batch=1, threads=1, repeats=30, warmup=5):
     return readings
 
 
-def latency(model, input_shape, batch=1, threads=1, repeats=30, warmup=5):
+def latency(
+    model: nn.Module, input_shape: Sequence[int], batch: int = 1, threads: int = 1, repeats: int = 30, warmup: int = 5
+) -> float:
     """Return the median milliseconds of one forward pass of `batch` inputs on `threads` CPU threads."""
     return statistics.median(latencies([model], input_shape, batch, threads, repeats, warmup)[0])
 
 
-def latency_ratio(model, other, input_shape, batch=1, threads=1, repeats=30, warmup=5):
+def latency_ratio(
+    model: nn.Module,
+    other: nn.Module,
+    input_shape: Sequence[int],
+    batch: int = 1,
+    threads: int = 1,
+    repeats: int = 30,
+    warmup: int = 5,
+) -> tuple[float, float, float]:
     """Return (median, lower quartile, upper quartile) of latency(other) / latency(model), timed alternately.
 
     2.0 says that `model` takes half the time of `other`.
@@ -111,7 +138,13 @@ def latency_ratio(model, other, input_shape, batch=1, threads=1, repeats=30, war
     return middle, low, high
 
 
-def smallest(build, good, low, high=1.0, tolerance=0.005):
+def smallest(
+    build: Callable[[float], Built],
+    good: Callable[[Built], bool],
+    low: float,
+    high: float = 1.0,
+    tolerance: float = 0.005,
+) -> tuple[float, Built, int]:
     """Return (share kept, what `build` made of it, evaluations) for the smallest share that was measured to be good.
 
     Bisection between `low` and `high` until they are within `tolerance`: the answer was measured to be good, and a share
@@ -136,7 +169,15 @@ def smallest(build, good, low, high=1.0, tolerance=0.005):
     return high, build(high) if best is None else best, evaluations
 
 
-def row(model, original, test, threads=1, timed=False, counted=None, **columns):
+def row(
+    model: nn.Module,
+    original: nn.Module,
+    test: tuple[torch.Tensor, torch.Tensor],
+    threads: int = 1,
+    timed: bool = False,
+    counted: nn.Module | None = None,
+    **columns: Any,
+) -> dict[str, Any]:
     """Return one row of the results table (dict): `model` beside the `original` network it came from.
 
     `test` is (images, labels); `columns` are what the caller knows (notebook, dataset, chooser, ...), added
@@ -156,5 +197,5 @@ def row(model, original, test, threads=1, timed=False, counted=None, **columns):
     if timed:
         found |= {f"latency_ms_{batch}": latency(model, shape, batch, threads) for batch in (1, 64)}
     found |= {"accuracy": scores.accuracy, "f1": scores.f1, "loss": scores.loss}
-    threads = threads if timed else math.nan
-    return found | columns | {"torch": torch.__version__, "lowrank_utils": __version__, "threads": threads}
+    used = threads if timed else math.nan
+    return found | columns | {"torch": torch.__version__, "lowrank_utils": __version__, "threads": used}

@@ -1,5 +1,7 @@
 """Fit, fine-tune and evaluate; trained networks by name: published, kept from before, or trained now."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import json
@@ -8,6 +10,7 @@ import sys
 import time
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -20,6 +23,12 @@ from lowrank_utils import __version__, paths
 from lowrank_utils.checks import check_count, is_whole
 from lowrank_utils.lab import checkpoints, models
 from lowrank_utils.network import modules
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from lowrank_utils.lab.data import Dataset
 
 LOCAL = paths.CHECKPOINTS / "local"
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -69,7 +78,7 @@ SMALL = Recipe(epochs=60, batch_size=32)
 OTHERS = Recipe(epochs=60, batch_size=128, learning_rate=5e-4, weight_decay=5e-2, augment=True)
 
 
-def recipe_for(network, dataset=""):
+def recipe_for(network: str, dataset: str = "") -> Recipe:
     """Return the published `Recipe` of a network; `digits`, a small set, takes more and smaller batches.
 
     >>> recipe_for("mlp").epochs
@@ -79,7 +88,7 @@ def recipe_for(network, dataset=""):
     return SMALL if dataset == "digits" else RECIPES.get(network, OTHERS)
 
 
-def device_for(device="auto"):
+def device_for(device: str | torch.device = "auto") -> torch.device:
     """Return the torch.device for "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1" ...
 
     >>> device_for("cpu")
@@ -103,7 +112,7 @@ class Scores:
     loss: float
 
 
-def evaluate(model, images, labels, batch_size=50):
+def evaluate(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch_size: int = 50) -> Scores:
     """Return the `Scores` of `model` on `images` (float32, N first) and `labels` (int64, N).
 
     The model runs where its parameters are, in eval mode, and is put back as it was. Macro F1 is
@@ -122,12 +131,19 @@ def evaluate(model, images, labels, batch_size=50):
     predicted = outputs.argmax(1)
     return Scores(
         accuracy=float((predicted == labels).double().mean()),
-        f1=float(f1_score(labels.numpy(), predicted.numpy(), average="macro", zero_division=0)),
+        f1=float(
+            f1_score(labels.numpy(), predicted.numpy(), average="macro", zero_division=0)  # pyright: ignore[reportArgumentType]
+        ),
         loss=float(F.cross_entropy(outputs.double(), labels)),
     )
 
 
-def crop_flip(images, generator, padding=4, border=0.0):
+def crop_flip(
+    images: torch.Tensor,
+    generator: torch.Generator,
+    padding: int = 4,
+    border: float | Sequence[float] | torch.Tensor = 0.0,
+) -> torch.Tensor:
     """Return `images` (N x C x H x W), each moved by up to `padding` pixels and mirrored left to right half the time.
 
     What comes into view at the sides has the value `border`, a number or one a channel. `generator`, a
@@ -149,13 +165,20 @@ def crop_flip(images, generator, padding=4, border=0.0):
     return padded[n, c, rows[:, None, :, None].to(images.device), columns[:, None, None, :].to(images.device)]
 
 
-def augmentation(data):
+def augmentation(data: Dataset) -> Callable[[torch.Tensor, torch.Generator], torch.Tensor]:
     """Return the function of (images, generator) that `fit` applies to each batch: `crop_flip` with black borders."""
     black = [-mean / std for mean, std in zip(data.mean, data.std)]
     return partial(crop_flip, border=black)
 
 
-def fit(model, data, recipe, seed=0, device="auto", progress=True):
+def fit(
+    model: nn.Module,
+    data: Dataset,
+    recipe: Recipe,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    progress: bool = True,
+) -> pd.DataFrame:
     """Train `model` in place and return a DataFrame with one row an epoch.
 
     Columns: epoch, train_loss (mean over the epoch's batches), valid_loss, valid_accuracy, valid_f1, seconds.
@@ -208,7 +231,13 @@ def fit(model, data, recipe, seed=0, device="auto", progress=True):
     return pd.DataFrame(rows)
 
 
-def recalibrate(model, images, augment=None, batch_size=256, seed=0):
+def recalibrate(
+    model: nn.Module,
+    images: torch.Tensor,
+    augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> nn.Module:
     """Return a new model whose batch norms hold the means and variances of `images`; all else is as it was.
 
     After weights have changed (thin layers, removed units), the statistics of each batch norm are those of a network
@@ -245,12 +274,12 @@ def recalibrate(model, images, augment=None, batch_size=256, seed=0):
     for mine, theirs in zip(new.modules(), model.modules(), strict=True):
         mine.training = theirs.training
         if isinstance(mine, BATCH_NORMS):
-            mine.momentum = theirs.momentum
+            mine.momentum = theirs.momentum  # pyright: ignore[reportAttributeAccessIssue]
     modules.check_finite(new)
     return new
 
 
-def story(data, network, seed, recipe, model):
+def story(data: Dataset, network: str, seed: int, recipe: Recipe, model: nn.Module) -> dict[str, Any]:
     """Return the metadata of a trained network: what made it (data, seed, recipe, versions), what it scores.
 
     `model` is evaluated on valid and test images as it is, so pass it as it will be stored.
@@ -276,7 +305,7 @@ def _split(data):
     return {"seed": data.seed, "train": len(data.train), "valid": len(data.valid), "test": len(data.test)}
 
 
-def local_path(data, network, seed, recipe):
+def local_path(data: Dataset, network: str, seed: int, recipe: Recipe) -> Path:
     """Return where a network trained here is kept, by data, split, network, seed and recipe."""
     steps = dataclasses.asdict(recipe)
     if not recipe.augment:
@@ -286,7 +315,14 @@ def local_path(data, network, seed, recipe):
     return LOCAL / f"{data.name.split(':')[0]}-{network.replace('/', '-')}-seed{seed}-{digest}.safetensors"
 
 
-def trained(data, network, seed=0, recipe=None, checkpoint="", device="auto"):
+def trained(
+    data: Dataset,
+    network: str,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    checkpoint: str | Path = "",
+    device: str | torch.device = "auto",
+) -> tuple[nn.Module, dict[str, Any]]:
     """Return (trained network in eval mode on `device`, its metadata).
 
     It comes from the file `checkpoint` where one is named: one of ours, or a ``.th`` file of a public CIFAR ResNet
@@ -328,7 +364,13 @@ def trained(data, network, seed=0, recipe=None, checkpoint="", device="auto"):
     return model.to(device), told
 
 
-def publish(data, network, seed=0, same=None, device="auto"):
+def publish(
+    data: Dataset,
+    network: str,
+    seed: int = 0,
+    same: Callable[[nn.Module, nn.Module], bool] | None = None,
+    device: str | torch.device = "auto",
+) -> Path:
     """Train by the published recipe, write the published checkpoint, and return its path.
 
     `same(a, b)`, a function of two networks, says whether the one rounded to float16 is as good as the other;

@@ -1,14 +1,24 @@
 """Gathers results over runs, and keeps the gallery: the rows behind the published numbers, and the pages made from them."""
 
+from __future__ import annotations
+
 import json
 import re
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lowrank_utils import paths
 from lowrank_utils.lab.columns import KEY, RUN
 from lowrank_utils.workbook import chapters, results, runs
 from lowrank_utils.workbook.tables import markdown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pandas as pd
+    from matplotlib.figure import Figure
+    from nbformat import NotebookNode
 
 # Where programs keep what belongs to one machine; not matched inside a web address, where a word goes before.
 MACHINE = re.compile(
@@ -18,7 +28,7 @@ MACHINE = re.compile(
 )
 
 
-def gather(*run_folders):
+def gather(*run_folders: str | Path) -> pd.DataFrame:
     """Return the rows of all finished jobs of the given runs, with provenance columns, as a DataFrame.
 
     Columns: those of `columns.RESULT_COLUMNS`, what the notebooks add, then `columns.PROVENANCE_COLUMNS`.
@@ -28,7 +38,12 @@ def gather(*run_folders):
     return results.joined([results.job_rows(folder) for place in places for folder in runs.finished(place)])
 
 
-def published_rows(dataset=None, notebook=None, network=None, folder=None):
+def published_rows(
+    dataset: str | None = None,
+    notebook: str | None = None,
+    network: str | None = None,
+    folder: str | Path | None = None,
+) -> pd.DataFrame:
     """Return the published rows as a DataFrame, of one data set, notebook or network if asked for.
 
     Where nothing is published the table is empty and has its columns. `folder` defaults to outputs/gallery.
@@ -47,7 +62,7 @@ def _published(folder):
     return results.joined([pd.read_parquet(path)] if path.is_file() else [])
 
 
-def publish(*run_folders, folder=None):
+def publish(*run_folders: str | Path, folder: str | Path | None = None) -> list[Path]:
     """Put the rows of the given runs into the gallery; return the paths of the files written.
 
     They take the place of the rows of the same notebook, data set, network, seed and draw in results.parquet; the page and the
@@ -71,7 +86,7 @@ def publish(*run_folders, folder=None):
     return [folder / "results.parquet", *renew(folder)]
 
 
-def renew(folder=None):
+def renew(folder: str | Path | None = None) -> list[Path]:
     """Write the page and the pictures of the gallery again from its rows; return their paths.
 
     Where `folder` is outputs/gallery, its default, the tables of the README are renewed too.
@@ -106,7 +121,7 @@ def _fit_to_publish(job, label):
     return rows
 
 
-def drawn_figures(table):
+def drawn_figures(table: pd.DataFrame) -> dict[str, Figure]:
     """Return {name: matplotlib Figure} of all that notebooks 02 to 06 draw from result rows: accuracy against size.
 
     `table`: rows of any number of notebooks, data sets, networks and seeds, as `gather` and `published_rows` return them or a
@@ -139,7 +154,7 @@ def drawn_figures(table):
     return drawn
 
 
-def settings(table):
+def settings(table: pd.DataFrame) -> pd.Series:
     """Return a Series: for each row, in words, the parameters in which runs of one notebook, data set and network differ.
 
     Read from the column run_parameters; seed, draw and device do not count. "" where they do not differ.
@@ -191,7 +206,7 @@ Each row names the commit of the code that made it; where this history does not 
 """
 
 
-def quote(text, tables):
+def quote(text: str, tables: Mapping[str, str]) -> str:
     """Return the Markdown `text` with the tables under its headings renewed from `tables`, {heading: Markdown table}.
 
     >>> quote("# A\\nWords, #1.\\n\\n| x |\\n| old |\\n\\n# B\\n| y |\\n", {"A": "| new |", "C": "| z |"})
@@ -212,7 +227,7 @@ def _merged(old, new):
     return table.sort_values([name for name in RUN if name in table], kind="stable")
 
 
-def published_tables(folder=None):
+def published_tables(folder: str | Path | None = None) -> dict[str, str]:
     """Return {heading: Markdown table} of the published results: what the README and the gallery's page quote.
 
     Every number is a mean over seeds (and draws of calibration images) with its standard deviation, in percent: of the
@@ -230,7 +245,7 @@ def published_tables(folder=None):
     return tables
 
 
-def claims(folder=None):
+def claims(folder: str | Path | None = None) -> pd.DataFrame:
     """Return a DataFrame with one row a claim of the three abstracts: paper, claim, setting, theirs, ours, holds, rerun.
 
     *Ours* and *holds* are computed from the published rows; a claim for which they hold nothing is "not measured". `theirs`
@@ -251,14 +266,14 @@ def claims(folder=None):
     return pd.DataFrame(rows)
 
 
-def errors(notebook):
+def errors(notebook: NotebookNode) -> list[int]:
     """Return the positions (from 0) of the cells of a notebook that ended in an error."""
     return [
         i for i, c in enumerate(notebook.cells) if any(o.output_type == "error" for o in c.get("outputs", []))
     ]
 
 
-def machine_paths(notebook):
+def machine_paths(notebook: dict[str, Any]) -> list[str]:
     """Return the absolute paths of a machine that a notebook holds, images left out; sorted, each once.
 
     >>> import nbformat

@@ -4,6 +4,8 @@ A *job* is one notebook with all its parameters. Its *address* is made from the 
 parameters and the data fingerprint, so the same work has the same name everywhere.
 """
 
+from __future__ import annotations
+
 import ast
 import difflib
 import hashlib
@@ -13,9 +15,12 @@ import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from lowrank_utils import paths
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 GIVEN = "output_folder"  # the one parameter that the executor gives; a place, so no part of an address
 
@@ -47,12 +52,12 @@ class Job:
 
     notebook: str
     path: str
-    parameters: dict = field(hash=False)
+    parameters: dict[str, Any] = field(hash=False)
     fingerprint: str  # of the data
     source: str  # sha256 of the notebook's code cells
 
     @property
-    def label(self):
+    def label(self) -> str:
         """The address without its digest: what this job is called in the gallery."""
         known = self.parameters
         dataset = str(known.get("dataset", ""))
@@ -64,18 +69,18 @@ class Job:
         return "-".join(re.sub(r"[^\w.-]+", "_", word) for word in words if word)
 
     @property
-    def address(self):
+    def address(self) -> str:
         """Return notebook-dataset-network-seedN-digest8, the name of this job's folder in any run."""
         content = json.dumps([self.source, self.parameters, self.fingerprint], sort_keys=True)
         return f"{self.label}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
-def notebooks(folder=None):
+def notebooks(folder: str | Path | None = None) -> dict[str, Path]:
     """Return {name: path} of the numbered notebooks in `folder` (default notebooks/), in their order."""
     return {p.stem: p for p in sorted(Path(folder or paths.NOTEBOOKS).glob("[0-9][0-9]*_*.ipynb"))}
 
 
-def select(only, folder=None):
+def select(only: Collection[str], folder: str | Path | None = None) -> dict[str, Path]:
     """Return {name: path} of the notebooks that the words in `only` name (02, 02b, 02_arsvd); of all for none.
 
     Raises ValueError for a word that names none.
@@ -98,7 +103,7 @@ def _closest(word, known):
     return f" (did you mean {' or '.join(hits)}?)" if hits else ""
 
 
-def inspect(path):
+def inspect(path: str | Path) -> dict[str, tuple[str, Any, str]]:
     """Return {name: (annotation, default, help)} of a notebook's parameters cell, as papermill reads it.
 
     Raises ValueError for a parameter whose default is not a plain literal.
@@ -141,7 +146,7 @@ def _kinds():
     return {kind: TypeAdapter(annotation) for kind, annotation in kinds.items()}
 
 
-def typed(name, kind, value):
+def typed(name: str, kind: str, value: Any) -> Any:
     """Return `value` as the annotation `kind` has it, a number also from text; raises ValueError if unfit."""
     if match := re.fullmatch(r"list\[(\w+)\]", kind):
         if not isinstance(value, (list, tuple)):
@@ -160,7 +165,7 @@ def typed(name, kind, value):
     return value
 
 
-def read_preset(name, folder=None):
+def read_preset(name: str | Path, folder: str | Path | None = None) -> dict[str, Any]:
     """Return the parameters in a preset, by name (notebooks/presets/NAME.yaml) or by a YAML file's path."""
     presets = Path(folder or paths.NOTEBOOKS) / "presets"
     path = Path(name) if Path(name).suffix in (".yaml", ".yml") else presets / f"{name}.yaml"
@@ -172,7 +177,7 @@ def read_preset(name, folder=None):
     return read_yaml(path, "preset")
 
 
-def read_yaml(path, what):
+def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
     """Return the mapping in a YAML file; raises ValueError, which calls the file a `what`, for anything else."""
     import yaml
 
@@ -187,7 +192,7 @@ def read_yaml(path, what):
     return values or {}
 
 
-def read_settings(settings):
+def read_settings(settings: Iterable[str]) -> dict[str, str]:
     """Return the dict of `--set` texts, the values still text.
 
     >>> read_settings(["threshold=0.8", "dataset=mnist"])
@@ -204,7 +209,14 @@ def read_settings(settings):
     return values
 
 
-def plan_jobs(only=(), preset=None, settings=None, seeds=(), folder=None, grid=None):
+def plan_jobs(
+    only: Collection[str] = (),
+    preset: str | Path | dict[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seeds: Sequence[int] = (),
+    folder: str | Path | None = None,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+) -> list[Job]:
     """Return the list of jobs: the chosen notebooks for the first seed, then the next, parameters resolved.
 
     Defaults of the notebook give way to the preset, this to `settings`, this to `seeds` and `grid`.
@@ -271,7 +283,7 @@ def _fingerprint(dataset):
     return data.dataset_fingerprint(dataset)
 
 
-def code_digest(path):
+def code_digest(path: str | Path) -> str:
     import nbformat
 
     cells = nbformat.read(path, as_version=4).cells
@@ -279,5 +291,5 @@ def code_digest(path):
     return hashlib.sha256(json.dumps(code).encode()).hexdigest()
 
 
-def escaped(path):
+def escaped(path: str | Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")  # papermill formats paths

@@ -3,11 +3,20 @@
 Every function returns a closed matplotlib Figure, which a notebook shows once when it is the last line of a cell.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from matplotlib.figure import Figure
 
 # One colour and one marker for a chooser, the same in every notebook; what rank by the same score share a colour.
 _LOOKS = {
@@ -54,17 +63,19 @@ MARKERS = {name: marker for name, (_, marker) in _LOOKS.items()}
 _STYLE = {"axes.grid": True, "grid.alpha": 0.4, "figure.dpi": 100, "savefig.dpi": 100, "savefig.bbox": "tight"}
 
 
-def colour_of(chooser):
+def colour_of(chooser: str) -> tuple[float, float, float] | str:
     return COLOURS.get(chooser, "dimgray")  # of one that is not ours
 
 
-def in_order(choosers):
+def in_order(choosers: Iterable[str]) -> list[str]:
     # ours in our order, then any others; the dense network is a line of its own
     there = set(choosers) - {"dense"}
     return [c for c in CHOOSERS if c in there] + sorted(there - set(CHOOSERS))
 
 
-def canvas(columns=1, rows=1, width=4.6, height=3.4, **options):
+def canvas(
+    columns: int = 1, rows: int = 1, width: float = 4.6, height: float = 3.4, **options: Any
+) -> tuple[Figure, np.ndarray]:
     with sns.axes_style("whitegrid", rc=_STYLE), sns.plotting_context("notebook", font_scale=0.85):
         figure, axes = plt.subplots(
             rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False, **options
@@ -73,7 +84,7 @@ def canvas(columns=1, rows=1, width=4.6, height=3.4, **options):
     return figure, axes.ravel()
 
 
-def image_grid(images, labels, classes, columns=10):
+def image_grid(images: np.ndarray, labels: Iterable[int], classes: Sequence[str], columns: int = 10) -> Figure:
     """Return a grid of uint8 `images` (n x H x W or n x H x W x 3) under their class names."""
     rows = int(np.ceil(len(images) / columns))
     with sns.axes_style("white"):
@@ -87,7 +98,15 @@ def image_grid(images, labels, classes, columns=10):
     return figure
 
 
-def frontier(table, metric="accuracy", baseline=None, title="test images", floor=None, panels="factors", columns=None):
+def frontier(
+    table: pd.DataFrame,
+    metric: str = "accuracy",
+    baseline: float | None = None,
+    title: str = "test images",
+    floor: float | None = None,
+    panels: str = "factors",
+    columns: int | None = None,
+) -> Figure:
     """Return `metric` against the share of parameters kept: one panel for each value of a column, one line a chooser.
 
     `table` has the result columns chooser, parameters_kept, budget_kind, budget, `metric` and `panels` ("factors", "scope" ...). Rows
@@ -128,7 +147,7 @@ def frontier(table, metric="accuracy", baseline=None, title="test images", floor
     return figure
 
 
-def described(figure):
+def described(figure: Figure) -> str:
     """Return a figure in words: what its panels show against what, and which lines or points they hold.
 
     >>> from lowrank_utils.workbook.chapters.ddlr import gap
@@ -145,7 +164,7 @@ def described(figure):
     return f"{said}. Lines: {'; '.join(dict.fromkeys(lines))}." if lines else f"{said}."
 
 
-def line_style(chooser, alone):
+def line_style(chooser: str, alone: bool) -> dict[str, Any]:
     # energy and entropy often coincide: the one is drawn wide, the other dashed on top of it
     style = {"color": colour_of(chooser), "marker": MARKERS.get(chooser, "."), "markersize": 5}
     if chooser.endswith("energy"):
@@ -153,7 +172,7 @@ def line_style(chooser, alone):
     return style | {"linestyle": "none" if alone else {"entropy": "--", "component entropy": "--"}.get(chooser, "-")}
 
 
-def scatter(table, y, xs, labels):
+def scatter(table: pd.DataFrame, y: str, xs: Sequence[str], labels: Mapping[str, str]) -> Figure:
     """Return column `y` against each column of `xs`, one panel each; `labels` maps columns to axis labels."""
     figure, axes = canvas(len(xs), width=3.8, sharey=True)
     for axis, x in zip(axes, xs):

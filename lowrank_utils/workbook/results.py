@@ -4,14 +4,28 @@ Rows are kept in Parquet, in the types of `lab.columns`, so that every number su
 the same table as CSV, for readers alone: nothing reads it back.
 """
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lowrank_utils import paths
 from lowrank_utils.lab.columns import COLUMNS, PROVENANCE_COLUMNS, RESULT_COLUMNS
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
-def save(output_folder, rows, figures=None, files=None):
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+def save(
+    output_folder: str | Path,
+    rows: pd.DataFrame | list[dict[str, Any]],
+    figures: Mapping[str, Figure] | None = None,
+    files: Mapping[str, str | bytes | pd.DataFrame] | None = None,
+) -> None:
     """Write a notebook's results below `output_folder`, each file whole or not at all; "" writes nothing.
 
     Parameters: `output_folder`, relative to the project root or absolute; `rows`, a DataFrame or a list of
@@ -45,12 +59,12 @@ def save(output_folder, rows, figures=None, files=None):
             figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
 
 
-def read_done(folder):
+def read_done(folder: str | Path) -> dict[str, Any]:
     """Return the content of a finished job's done.json."""
     return json.loads((Path(folder) / "done.json").read_text())
 
 
-def write(table, path):
+def write(table: pd.DataFrame, path: str | Path) -> None:
     """Write a table as `path`.parquet and, for readers, `path`.csv, each whole or not at all."""
     with paths.atomic_write(Path(f"{path}.parquet")) as temporary:
         table.to_parquet(temporary, index=False)
@@ -58,7 +72,7 @@ def write(table, path):
         table.to_csv(temporary, index=False)
 
 
-def job_rows(folder):
+def job_rows(folder: str | Path) -> pd.DataFrame:
     """Return the rows of one finished job with its provenance columns, typed."""
     import pandas as pd
 
@@ -78,7 +92,7 @@ def job_rows(folder):
     return typed(table.assign(commit=done.get("commit", ""), finished=done.get("finished", "")))
 
 
-def joined(tables):
+def joined(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
     """Return tables one under the other, the result columns first and provenance last; what a table lacks is missing."""
     import pandas as pd
 
@@ -88,7 +102,7 @@ def joined(tables):
     return typed(pd.concat(tables, ignore_index=True))
 
 
-def typed(table):
+def typed(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table in the types of `lab.columns`, its columns in their order; columns of another name keep their own type.
 
     >>> import pandas as pd

@@ -7,6 +7,8 @@ A *run* is a folder of jobs:
     RUN/ADDRESS/notebook.ipynb, results.parquet and .csv, figures, done.json (written last: only now the job counts)
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -19,11 +21,16 @@ import time
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lowrank_utils import paths
 from lowrank_utils.workbook import results
 from lowrank_utils.workbook.jobs import GIVEN, code_digest, escaped, plan_jobs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from lowrank_utils.workbook.jobs import Job
 
 LIBRARIES = ("lowrank-workbook", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "papermill")
 QUIET = ["--log-level=CRITICAL"]  # the kernel's own remarks would cut the progress bar in two
@@ -42,12 +49,12 @@ class NotebookFailed(RunError):
 # ---- one job -----------------------------------------------------------------------------------------------
 
 
-def is_done(job, run):
+def is_done(job: Job, run: str | Path) -> bool:
     """Return whether `job` is finished in the run folder `run`: whether its done.json is there."""
     return (Path(run) / job.address / "done.json").is_file()
 
 
-def execute(job, run, progress=True):
+def execute(job: Job, run: str | Path, progress: bool = True) -> Path:
     """Execute `job` in the folder `run`/ADDRESS, emptied of what an earlier try left; return that folder.
 
     Raises NotebookFailed where a cell raises or the kernel dies (the notebook as far as it came is kept as
@@ -95,7 +102,7 @@ def execute(job, run, progress=True):
     return folder
 
 
-def check_kernel():
+def check_kernel() -> str:
     """Return "python3", the kernel that notebooks run in, after a check that it is this very Python."""
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
@@ -146,12 +153,12 @@ def _finish_notebook(partial, path, job):
         nbformat.write(notebook, temporary)
 
 
-def refresh(path):
+def refresh(path: str | Path) -> None:
     """Execute a notebook in place with its defaults, and drop timings and what it wrote to stderr.
 
     Raises NotebookFailed where a cell raises or the kernel dies; the file stays as it was.
     """
-    import nbclient
+    import nbclient.exceptions
     import nbformat
     from nbclient.exceptions import CellExecutionError, DeadKernelError
 
@@ -176,7 +183,7 @@ def refresh(path):
 # ---- a run of jobs -----------------------------------------------------------------------------------------
 
 
-def new_run(folder=None):
+def new_run(folder: str | Path | None = None) -> Path:
     """Make and return a new run folder below `folder` (default outputs/runs), named by the time.
 
     Two runs that start at once get two folders. Raises RunError where `folder` is full or cannot be written.
@@ -198,7 +205,7 @@ def new_run(folder=None):
     return run
 
 
-def check_writable(folder):
+def check_writable(folder: str | Path) -> None:
     """Write and remove a few MB in `folder`; raises OSError where it is full or cannot be written."""
     probe = Path(folder) / ".probe"
     try:
@@ -215,7 +222,13 @@ def _no_room(folder, error):
     return f"{folder} cannot take the results ({reason}): make room there, or choose another --output-folder"
 
 
-def run(jobs, request, folder=None, progress=True, into=None):
+def run(
+    jobs: Sequence[Job],
+    request: dict[str, Any],
+    folder: str | Path | None = None,
+    progress: bool = True,
+    into: str | Path | None = None,
+) -> Path:
     """Execute `jobs` one after the other and return the run folder: a new one, or `into`, of a broken run.
 
     Jobs that are finished there are skipped. `request` is kept in run.json for a later resume. Raises
@@ -270,7 +283,7 @@ def run(jobs, request, folder=None, progress=True, into=None):
     return place
 
 
-def fetch(datasets):
+def fetch(datasets: set[str]) -> None:
     from lowrank_utils.lab import data
 
     for name in sorted(datasets & (set(data.NAMES) - {"digits"})):  # scikit-learn holds digits
@@ -287,7 +300,7 @@ def _entry(job, done):
 
 
 @contextlib.contextmanager
-def locked(place):
+def locked(place: Path) -> Iterator[None]:
     """Hold the folder `place`, made if it is missing, for this process alone; raises RunError where another has it."""
     from filelock import FileLock, Timeout
 
@@ -311,7 +324,9 @@ def locked(place):
         lock.release()
 
 
-def resume(name=None, folder=None, notebooks_folder=None):
+def resume(
+    name: str | Path | None = None, folder: str | Path | None = None, notebooks_folder: str | Path | None = None
+) -> tuple[Path, dict[str, Any], list[Job], list[str]]:
     """Return (run folder, request, jobs, changed) of a broken run; `changed` lists notebooks edited since.
 
     Without a name the newest run that is not complete. The jobs are planned anew from the recorded request,
@@ -332,13 +347,13 @@ def resume(name=None, folder=None, notebooks_folder=None):
     return place, record["request"], jobs, sorted({j.notebook for j in jobs if j.address not in before})
 
 
-def all_runs(folder=None):
+def all_runs(folder: str | Path | None = None) -> list[Path]:
     """Return the run folders below `folder` (default outputs/runs), oldest first."""
     found = [p.parent for p in Path(folder or paths.RUNS).glob("*/run.json")]
     return sorted(found, key=lambda p: [int(part) if part.isdigit() else 0 for part in p.name.split("-")])
 
 
-def find_run(name, folder=None):
+def find_run(name: str | Path, folder: str | Path | None = None) -> Path:
     """Return the folder of the run `name` (a name below `folder`, or a path); raises RunError for none."""
     for place in (Path(folder or paths.RUNS) / name, Path(name)):
         if (place / "run.json").is_file():
@@ -347,7 +362,7 @@ def find_run(name, folder=None):
     raise RunError(f"there is no run {str(name)!r}; the latest are: {', '.join(known) or 'none yet'}")
 
 
-def read_run(place):
+def read_run(place: str | Path) -> dict[str, Any]:
     """Return the content of a run's run.json; raises RunError where it is damaged."""
     try:
         record = json.loads((Path(place) / "run.json").read_text())
@@ -358,25 +373,25 @@ def read_run(place):
         raise RunError(f"{Path(place) / 'run.json'} is damaged; remove the run folder") from None
 
 
-def is_complete(place):
+def is_complete(place: str | Path) -> bool:
     """Return whether the run came to its end and every job still has its done.json."""
     record = read_run(place)
     return record["status"] == "done" and len(finished(place)) == len(record["jobs"])
 
 
-def finished(place):
+def finished(place: str | Path) -> list[Path]:
     """Return the folders of a run's finished jobs, in the order of its jobs."""
     folders = [Path(place) / entry["address"] for entry in read_run(place)["jobs"]]
     return [folder for folder in folders if (folder / "done.json").is_file()]
 
 
-def write_results(place):
+def write_results(place: str | Path) -> None:
     """Write the run's results (.parquet and .csv) from all its finished jobs."""
     results.write(results.joined([results.job_rows(folder) for folder in finished(place)]), Path(place) / "results")
 
 
 @lru_cache(maxsize=1)
-def provenance():
+def provenance() -> dict[str, Any]:
     """Return what computes here: versions of Python and libraries, system, cores, commit ("" for none)."""
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
@@ -400,10 +415,10 @@ def _commit():
     return commit.stdout.strip() + ("+changes" if edits.stdout.strip() else "")
 
 
-def write_json(path, content):
+def write_json(path: str | Path, content: Any) -> None:
     with paths.atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def now():
+def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,5 +1,7 @@
 """The static site: executed notebooks, gallery tables and figures as pages that need no network to be read."""
 
+from __future__ import annotations
+
 import contextlib
 import html
 import os
@@ -21,7 +23,7 @@ MARK = ".lowrank-site"  # names the files of a site, so that nobody else's are r
 _NEEDED = "make site, or python -m pip install -e '.[site]'"
 
 
-def build(run=None, folder=None, gallery=None):
+def build(run: str | Path | None = None, folder: str | Path | None = None, gallery: str | Path | None = None) -> Path:
     """Build the site and return the path of its first page.
 
     Pages: the README; notebooks, in the order of the workbook, and solutions, as committed, or what `run` executed

@@ -12,6 +12,8 @@ A worker executes a cell in a scratch folder of its own and then puts it in its 
 killed leaves either a finished cell or none.
 """
 
+from __future__ import annotations
+
 import asyncio
 import concurrent.futures
 import contextlib
@@ -23,10 +25,16 @@ import os
 import re
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lowrank_utils import paths
 from lowrank_utils.lab.columns import PROVENANCE_COLUMNS, RESULT_COLUMNS
 from lowrank_utils.workbook import gallery, jobs, results, runs
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+    import pandas as pd
 
 ANSWER = 10  # seconds that a scheduler has to answer, and to name a worker
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no cell could be stored any more: the sweep stops
@@ -39,7 +47,7 @@ RECORDS = ("done.json", "failed.json")
 # ---- what to run -------------------------------------------------------------------------------------------
 
 
-def read_grid(words):
+def read_grid(words: Iterable[str]) -> dict[str, list[Any]]:
     """Return {parameter: list of values} of texts such as `seed=0,1,2`, or of YAML files that hold the same.
 
     Values stay text, to be read as the parameter needs them; a comma in brackets does not part two values.
@@ -64,7 +72,9 @@ def read_grid(words):
     return grid
 
 
-def plan_sweep(notebook, grid, preset=None, folder=None):
+def plan_sweep(
+    notebook: str, grid: Mapping[str, list[Any]], preset: str | Path | None = None, folder: str | Path | None = None
+) -> tuple[list[jobs.Job], dict[str, Any]]:
     """Return (jobs, request): one job for each combination of values, and what `jobs.plan_jobs` makes them of again.
 
     Parameters: `notebook`, a name, number or file; `grid`, {parameter: list of values}; `preset`, for the
@@ -87,7 +97,16 @@ def plan_sweep(notebook, grid, preset=None, folder=None):
 # ---- running it --------------------------------------------------------------------------------------------
 
 
-def run(planned, request, to=None, workers=None, threads=1, scheduler=None, retry=False, progress=True):
+def run(
+    planned: Sequence[jobs.Job],
+    request: dict[str, Any],
+    to: str | Path | None = None,
+    workers: int | None = None,
+    threads: int = 1,
+    scheduler: str | None = None,
+    retry: bool = False,
+    progress: bool = True,
+) -> tuple[str, set[str], dict[str, str]]:
     """Execute the cells missing at `to`, gather the tables; return (place, done addresses, {failed address: error}).
 
     A cell that fails is recorded with its error and stops no other; it runs again with `retry` only.
@@ -332,7 +351,7 @@ def _record(fs, root, record, planned, done, failed):
 # ---- its tables --------------------------------------------------------------------------------------------
 
 
-def gather(finished, to):
+def gather(finished: Collection[jobs.Job], to: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write results and summary (.csv and .parquet) of the `finished` jobs at `to`; return both as DataFrames.
 
     Rows are joined by the names of their columns: what an older version did not write is empty. Raises OSError
@@ -376,7 +395,7 @@ def _here(fs, root, finished):
         yield Path(folder)
 
 
-def over_seeds(table):
+def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     """Return the means and standard deviations over seeds of all numbers in `table`, results as `gather` has them.
 
     Rows belong together that agree in every parameter but the seed and in what they name: `chooser`, `factors`
