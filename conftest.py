@@ -13,7 +13,9 @@ def pytest_collectstart(collector):
 
 
 def pytest_itemcollected(item):
-    """Let nbval compare the numbers of a cell within the tolerance that its metadata states, all other cells exactly."""
+    """Mark the cells of notebooks; let nbval compare numbers within the tolerance that a cell's metadata states."""
+    if hasattr(item, "cell"):
+        item.add_marker("notebook")
     if "tolerance" in getattr(getattr(item, "cell", None), "metadata", {}):
         from lowrank_utils.workbook import checked  # not above: the setting of threads must come first
 

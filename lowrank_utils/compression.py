@@ -30,14 +30,14 @@ class Compressed:
     """
 
     model: nn.Module = field(repr=False)
-    plan: dict
-    kept: dict
+    plan: dict[str, unfold.Entry]
+    kept: dict[str, float]
     found: search.SearchResult = field(repr=False)
     layers: pd.DataFrame = field(repr=False)
     seconds: float
     note: str = ""
 
-    def __str__(self):
+    def __str__(self) -> str:
         cut = int((self.layers["planned"] != "dense").sum())
         lines = [
             f"{cut} of {len(self.layers)} layers are cut; {self.kept['macs']:.1%} of the MACs and "

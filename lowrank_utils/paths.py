@@ -1,11 +1,15 @@
 """Where things are: the project root and the folders that hang off it, never the working directory."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(os.environ.get("LOWRANK_ROOT") or Path(__file__).resolve().parents[1])
+DOCS = Path(__file__).resolve().parents[1] / "docs"  # goes with the code, whichever project's site is built
 DATA = ROOT / "data"
 CHECKPOINTS = DATA / "checkpoints"
 NOTEBOOKS = ROOT / "notebooks"
@@ -18,7 +22,7 @@ GALLERY = OUTPUTS / "gallery"
 
 
 @contextlib.contextmanager
-def atomic_write(path):
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on a clean exit it is flushed to disk and renamed onto `path`.
 
     On any exception the temporary file is removed, so that `path` is there whole, in its old state, or not at

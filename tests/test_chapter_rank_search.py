@@ -97,7 +97,7 @@ def test_bad_input_is_named(images, model):
         rank_search.experiment(images, model, curve="loss", **ABOUT)
     with pytest.raises(ValueError, match="draw=99 lies beyond the"):
         rank_search.experiment(images, model, draw=99, **ABOUT)
-    x, y = images.tensors("valid", limit=40)
+    x = images.tensors("valid", limit=40)[0]
     wrong = (model(x).argmax(1) + 1) % 10
     with pytest.raises(ValueError, match="no measuring image is classified rightly"):
         rank_search.Goodness(model, x, wrong)

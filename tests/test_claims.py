@@ -4,18 +4,19 @@ import pandas as pd
 import pytest
 
 from lowrank_utils import paths
-from lowrank_utils.workbook import jobs
+from lowrank_utils.lab import columns
+from lowrank_utils.workbook import conversion, jobs
 from lowrank_utils.workbook.gallery import claims, published_tables
 
 
 def gallery(folder, rows):
-    pd.DataFrame(rows).to_csv(folder / "results.csv", index=False)
+    columns.table(rows).to_parquet(folder / "results.parquet", index=False)
     found = claims(folder).set_index(["paper", "claim", "setting"])
     return [(row["ours"], row["holds"]) for _, row in found.iterrows()]
 
 
 def adaptive(energy, scope="every layer"):
-    about = {"notebook": "02_arsvd", "network": "lenet300", "seed": 0, "factors": "svd", "scope": scope, "target": "kept 0.20", "draw": ""}
+    about = {"notebook": "02_arsvd", "network": "lenet300", "seed": 0, "factors": "svd", "scope": scope, "budget_kind": "kept", "budget": 0.2, "stored_as": "low rank"}
     return [
         about | {"dataset": dataset, "chooser": chooser, "accuracy": accuracy, "parameters_kept": 0.2}
         for dataset, value in energy.items() for chooser, accuracy in (("energy", value), ("fixed", 0.5))
@@ -39,7 +40,7 @@ def test_a_verdict_follows_from_the_rows(tmp_path, energy, verdict, said):
 
 
 def test_rows_of_other_notebooks_say_nothing(tmp_path):
-    rows = [{"notebook": "01_first", "dataset": "digits", "network": "toy", "seed": 0, "accuracy": 0.5}]
+    rows = [adaptive({"mnist": 0.6})[0] | {"notebook": "01_first"}]
     assert all(row == ("not measured", "-") for row in gallery(tmp_path, rows))
 
 
@@ -55,9 +56,10 @@ def test_either_rule_must_be_ahead(tmp_path):
 
 
 def test_compression_without_loss_needs_the_dense_network_of_the_same_seed(tmp_path):
-    about = {"notebook": "02_arsvd", "dataset": "mnist", "network": "lenet300", "seed": 0, "draw": ""}
-    dense = about | {"chooser": "dense", "factors": "dense", "scope": "", "target": "", "accuracy": 0.98, "parameters_kept": 1.0}
-    cut = about | {"chooser": "energy", "factors": "svd", "scope": "hidden layers", "target": "drop 0.010", "accuracy": 0.97, "parameters_kept": 0.15}
+    about = {"notebook": "02_arsvd", "dataset": "mnist", "network": "lenet300", "seed": 0}
+    dense = about | {"chooser": "dense", "scope": "none", "budget_kind": "dense", "stored_as": "dense", "accuracy": 0.98, "parameters_kept": 1.0}
+    cut = about | {"chooser": "energy", "factors": "svd", "scope": "hidden layers", "stored_as": "low rank", "accuracy": 0.97}
+    cut |= {"budget_kind": "drop", "budget": 0.01, "parameters_kept": 0.15}
     assert gallery(tmp_path, [dense, cut])[3] == ("15 to 15 % of the parameters stay, 1.0 to 1.0 points lost on test", "yes")
     assert gallery(tmp_path, [dense, cut | {"accuracy": 0.95}])[3][1] == "no"
     assert gallery(tmp_path, [dense, cut | {"parameters_kept": 0.6}])[3][1] == "no"
@@ -70,7 +72,8 @@ def ddlr(posed, refitted, trimmed, cut=0.9, rows_off=0.95):
     scores = {"DDLR": posed, "DDLR, cut, refit": refitted, "Net-Trim, cut, refit, with indices": trimmed,
               "DDLR, cut": cut, "Net-Trim, with indices": rows_off}  # fmt: skip
     rows = [about | {"chooser": name, "accuracy": value, "target": "kept 0.20", "parameters_kept": 0.2} for name, value in scores.items()]
-    return [about | {"chooser": "dense", "accuracy": 0.98, "target": "dense", "parameters_kept": 1.0}, *rows]
+    dense = about | {"chooser": "dense", "factors": "none", "accuracy": 0.98, "target": "dense", "parameters_kept": 1.0}
+    return conversion.convert(pd.DataFrame([dense, *rows])).to_dict("records")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +92,7 @@ def test_ddlr_as_posed_and_refitted_and_against_net_trim(tmp_path, scores, verdi
 
 def test_ahead_at_one_size_is_not_consistently_ahead(tmp_path):
     rows = ddlr(0.97, 0.97, 0.96)
-    other = [row | {"target": "kept 0.10"} for row in ddlr(0.97, 0.95, 0.96)[1:]]
+    other = [row | {"budget": 0.1} for row in ddlr(0.97, 0.95, 0.96)[1:]]
     ours, holds = gallery(tmp_path, rows + other)[6]
     assert ours.endswith("ahead in 1 of 2") and holds == "no"
 
@@ -100,7 +103,7 @@ def searched(fixed, map_, lossless):
     rows = [about | {"chooser": name, "factors": "svd", "accuracy": value, "target": "macs 0.50", "macs_kept": 0.5} for name, value in scores.items()]
     dense = about | {"chooser": "dense", "factors": "dense", "target": "dense", "macs_kept": 1.0, "accuracy": 0.9}
     whole = about | {"chooser": "exact, Fisher", "factors": "sequential", "target": "lossless", "macs_kept": 0.6, "accuracy": lossless}
-    return [dense, *rows, whole]
+    return conversion.convert(pd.DataFrame([dense, *rows, whole])).to_dict("records")
 
 
 def test_rank_search_against_one_fixed_share_and_without_loss(tmp_path):
@@ -138,14 +141,15 @@ def test_what_is_said_to_make_the_rows_again_is_there():
 
 def test_side_by_side_tells_means_over_seeds_and_leaves_open_what_nobody_asked_for(tmp_path):
     about = {"notebook": "06_side_by_side", "dataset": "mnist", "parameters_kept": 0.25, "macs_kept": 0.25, "bytes": 4000}
-    fisher = about | {"network": "a", "chooser": "exact, Fisher", "factors": "svd", "target": "macs 0.25"}
+    about |= {"scope": "hidden layers", "budget_kind": "macs", "stored_as": "low rank"}
+    fisher = about | {"network": "a", "chooser": "exact-Fisher", "factors": "svd", "budget": 0.25}
     rows = [
         fisher | {"seed": seed, "accuracy": accuracy, "f1": accuracy, "faster_64": faster, "tuned_accuracy": tuned}
         for seed, accuracy, faster, tuned in ((0, 0.90, 1.0, 0.95), (1, 0.92, 2.0, 0.95))
     ]
-    other = about | {"network": "b", "seed": 0, "chooser": "fixed", "factors": "data-aware", "target": "macs 0.50"}
+    other = about | {"network": "b", "seed": 0, "chooser": "fixed", "factors": "data-aware", "budget": 0.5}
     rows.append(other | {"accuracy": 0.5, "f1": 0.5, "faster_64": 1.0, "tuned_accuracy": None})
-    pd.DataFrame(rows).to_csv(tmp_path / "results.csv", index=False)
+    columns.table(rows).to_parquet(tmp_path / "results.parquet", index=False)
     crossed, ways = published_tables(tmp_path).values()
     assert crossed.splitlines()[2:] == ["| mnist | a | exact, Fisher | - / 91.0 | - / - |", "| mnist | b | fixed | - / - | 50.0 / - |"]
     (row,) = ways.splitlines()[2:]

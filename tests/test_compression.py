@@ -249,7 +249,7 @@ def test_answers_that_do_not_tell_what_they_feel(model, words):
     found = compression.compress(model, inputs, kept=0.5)
     assert words in found.note and 0.45 < found.kept["macs"] <= 0.5
     with torch.no_grad():
-        broken = replace.apply_plan(Profile(model), {name: 1 for name in found.plan}, resource=None)(inputs)
+        broken = replace.apply_plan(Profile(model), dict.fromkeys(found.plan, 1), resource=None)(inputs)
         mine, whole = found.model(inputs), model(inputs)
     assert (mine - whole).norm() < 0.5 * (broken - whole).norm()
 

@@ -123,7 +123,7 @@ def test_a_warm_start_of_the_network_saves_iterations(x):
 def test_the_relu_is_that_of_the_network_of_the_outputs(x):
     torch.manual_seed(0)
     with_relu, without = nn.Sequential(nn.Linear(10, 4), nn.ReLU()), nn.Sequential(nn.Linear(10, 4))
-    inputs, outputs, relu = ddlr_network.layer_data(Profile(with_relu, x), "0", inputs_of=without)
+    _inputs, outputs, relu = ddlr_network.layer_data(Profile(with_relu, x), "0", inputs_of=without)
     assert relu and (outputs >= 0).all() and torch.allclose(outputs.float(), with_relu(x), atol=1e-6)
     assert not ddlr_network.layer_data(Profile(without, x), "0", inputs_of=with_relu)[2]
 
@@ -352,7 +352,7 @@ def test_the_smallest_cut_of_a_size(x, kind):
 
     for kept in (0.35, 0.45, 0.5):
         cut = ddlr_network.cut_for(Profile(model), found, kept, kind=kind)
-        assert 0 < cut and share(cut) <= kept < share(cut * (1 - 1e-6))
+        assert cut > 0 and share(cut) <= kept < share(cut * (1 - 1e-6))
     assert ddlr_network.cut_for(Profile(model), found, 1, kind=kind) == 0
     with pytest.raises(ValueError, match=r"kept=0.01 is out of reach: cuts of these answers keep from 0\.[0-9]+ to "):
         ddlr_network.cut_for(Profile(model), found, 0.01, kind=kind)
@@ -428,7 +428,7 @@ def test_constraints_are_asked_on_the_inputs_that_are_named(x):
     data = ddlr_network.layer_data(Profile(model, x), "4", inputs_of=small)
     assert fitted["error"][2] == ddlr.check(found["4"].weights.float(), *data[:2], 0.3, data[2]).error
     thin, plan = ddlr_network.low_rank(Profile(model), ddlr_network.solve_network(Profile(model, x), 0.2))
-    assert len(ddlr_network.constraints(Profile(model, x), thin, {name: 0.2 for name in plan}, inputs_of=thin)) == len(plan)
+    assert len(ddlr_network.constraints(Profile(model, x), thin, dict.fromkeys(plan, 0.2), inputs_of=thin)) == len(plan)
 
 
 @pytest.mark.parametrize(

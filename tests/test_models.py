@@ -204,10 +204,9 @@ def test_published_place():
 def test_evaluating_puts_every_module_back_as_it_was():
     model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2)).train()
     model[1].eval()  # a frozen batch norm in a network that trains
-    with pytest.raises(RuntimeError, match="stop"):
-        with modules.evaluating(model):
-            assert not any(m.training for m in model.modules()) and not torch.is_grad_enabled()
-            raise RuntimeError("stop")
+    with pytest.raises(RuntimeError, match="stop"), modules.evaluating(model):  # noqa: PT012
+        assert not any(m.training for m in model.modules()) and not torch.is_grad_enabled()
+        raise RuntimeError("stop")
     assert [m.training for m in model.modules()] == [True, True, False] and torch.is_grad_enabled()
 
 

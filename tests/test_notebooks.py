@@ -98,7 +98,7 @@ def test_every_image_is_a_png(path):
 @each(NOTEBOOKS)
 def test_parameters_are_typed_and_explained(path):
     (cell,) = parameters_cells(read(path))
-    lines = [node for node in ast.parse(cell.source).body]
+    lines = list(ast.parse(cell.source).body)
     assert all(isinstance(line, ast.AnnAssign) for line in lines)
     written = [line.target.id for line in lines]
     seen = jobs.inspect(path)

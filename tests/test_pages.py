@@ -23,9 +23,9 @@ from lowrank_utils.workbook.site import build
 ROWS = """\
 from lowrank_utils.workbook import results
 share = [0.1, 0.2, 0.5]
-rows = [{"chooser": c, "factors": "svd", "scope": s, "target": f"kept {k:.2f}", "parameters_kept": k, "accuracy": k + 0.01 * seed,
+rows = [{"chooser": c, "factors": "svd", "scope": s, "budget_kind": "kept", "budget": k, "stored_as": "low rank", "parameters_kept": k, "accuracy": k + 0.01 * seed,
          "notebook": "02_arsvd", "dataset": "toys", "network": "mlp"} for c in ("energy", "fixed") for s in ("every layer", "hidden layers") for k in share]
-results.save(output_folder, rows + [dict(rows[0], chooser="dense", factors="dense", target="dense", accuracy=0.9)])
+results.save(output_folder, rows + [dict(rows[0], chooser="dense", factors="none", scope="none", budget_kind="dense", budget=None, stored_as="dense", accuracy=0.9)])
 """
 DRAW = "import matplotlib.pyplot as plt\n_ = plt.plot([1, 2])"
 TOLD = "## A line\nIt rises from *one* to $x^2$."
@@ -152,14 +152,14 @@ def test_figures_of_a_table_that_holds_nothing_to_draw():
         "chooser": "dense",
         "dataset": "toys",
         "network": "mlp",
-        "target": "dense",
+        "budget_kind": "dense",
     }
     assert gallery.drawn_figures(pd.DataFrame(rows | {"accuracy": 0.5, "seed": 0})) == {}
 
 
 def test_what_cannot_be_drawn_is_left_out_and_names_are_fit_for_files():
-    rows = [{"chooser": c, "factors": "svd", "target": t, "accuracy": 0.5, "dataset": "folder:/a b/[c]", "network": "m", "seed": 0} for c, t in
-            (("mine", "kept 0.10"), ("energy", "macs 0.50"), ("dense", "dense"))]  # fmt: skip
+    rows = [{"chooser": c, "factors": "svd", "budget_kind": kind, "budget": b, "tuned": "none", "accuracy": 0.5, "dataset": "folder:/a b/[c]", "network": "m", "seed": 0}
+            for c, kind, b in (("mine", "kept", 0.1), ("energy", "macs", 0.5), ("dense", "dense", None))]  # fmt: skip
     for notebook in (
         "02_arsvd",
         "02b_convolutions",
@@ -174,7 +174,7 @@ def test_what_cannot_be_drawn_is_left_out_and_names_are_fit_for_files():
             )
             for name, figure in gallery.drawn_figures(table).items():
                 assert re.fullmatch(r"[\w.=-]+", name) and len(figure.axes) > 0
-    table["target"] = 0.5  # a number
+    table["budget_kind"] = None  # of rows that were not told in columns
     assert gallery.drawn_figures(table) == {}
 
 

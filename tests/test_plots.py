@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lowrank_utils.factors.ddlr import solve
+from lowrank_utils.lab import columns
 from lowrank_utils.network import profile
 from lowrank_utils.workbook import plots
 from lowrank_utils.workbook.chapters import arsvd, ddlr, entropy_pruning, rank_search, side_by_side, training
@@ -22,7 +23,7 @@ def nothing_stays_open():
 
 def rows():
     return pd.DataFrame(
-        {"chooser": chooser, "factors": factors, "scope": "hidden layers", "target": f"kept {kept:.2f}",
+        {"chooser": chooser, "factors": factors, "scope": "hidden layers", "budget_kind": "kept", "budget": kept,
          "parameters_kept": kept, "accuracy": kept + 0.01 * seed, "f1": kept, "seed": seed}
         for chooser in ("energy", "fixed") for factors in ("svd", "data-aware") for kept in (0.1, 0.3, 0.2) for seed in (0, 1)
     )  # fmt: skip
@@ -73,7 +74,7 @@ def test_histograms_and_scatter_draw_what_they_are_given():
     heights = [[bar.get_height() for bar in axis.patches] for axis in figure.axes]
     assert heights[0] == [2, 0, 0, 1] and sum(heights[1]) == 9
     table = pd.DataFrame({"x": [1.0, 2], "z": [3.0, 4], "y": [5.0, 6]})
-    figure = side_by_side.scatter(table, "y", ["x", "z"], {"x": "one", "z": "two", "y": "three"})
+    figure = plots.scatter(table, "y", ["x", "z"], {"x": "one", "z": "two", "y": "three"})
     assert [axis.lines[0].get_xdata().tolist() for axis in figure.axes] == [[1, 2], [3, 4]]
     assert [axis.get_xlabel() for axis in figure.axes] == ["one", "two"] and figure.axes[0].get_ylabel() == "three"
 
@@ -108,10 +109,10 @@ def test_the_gap_and_the_ball_are_drawn():
 def sized(**more):
     """Rows of two seeds, two sizes and a chooser of somebody else's, in two kinds of factors."""
     rows = [
-        {"chooser": c, "factors": f, "scope": "every layer", "target": f"kept {k}", "parameters_kept": k, "seed": seed, "accuracy": k + 0.1 * seed + bonus}
+        {"chooser": c, "factors": f, "scope": "every layer", "stored_as": "low rank", "refit": "none", "tuned": "none", "budget_kind": "kept", "budget": k, "parameters_kept": k, "seed": seed, "accuracy": k + 0.1 * seed + bonus}
         for (c, bonus), f, k, seed in itertools.product({"energy": 0.1, "mine": 0.0}.items(), ("svd", "data-aware"), (0.2, 0.4), (0, 1))
     ]
-    rows += [{"chooser": "dense", "factors": "dense", "target": "dense", "seed": s, "accuracy": 0.9 + 0.02 * s} for s in (0, 1)]
+    rows += [{"chooser": "dense", "factors": "none", "scope": "none", "stored_as": "dense", "budget_kind": "dense", "seed": s, "accuracy": 0.9 + 0.02 * s} for s in (0, 1)]
     return pd.DataFrame(rows).assign(**more)
 
 
@@ -134,15 +135,16 @@ def test_rules_have_a_panel_for_each_scope_and_factors_and_draw_any_chooser():
 
 def test_rankings_and_programs_show_their_panels_and_cut_offs():
     rows = sized()
-    rows["factors"] = rows["factors"].replace({"svd": "folded"})
+    units = rows["factors"] == "svd"
+    rows.loc[units, ["factors", "stored_as", "refit"]] = ["none", "units", "folded"]
     figure = entropy_pruning.rankings(rows)
     assert [p.split(",")[0] for p in drawn(figure)] == ["components", "units"]
     assert "units, mean folded, test images" in drawn(figure) and "components, data-aware factors, test images" in drawn(figure)
     assert figure.axes[0].get_ylim()[0] == pytest.approx(0.51)  # 40 points below the dense network
     rows = sized()
-    rows["chooser"] = rows["chooser"].replace({"energy": "DDLR", "mine": "ARSVD"})
-    rows.loc[(rows["chooser"] == "DDLR") & (rows["target"] == "kept 0.2"), "target"] = "epsilon 0.1"
-    short = rows[~((rows["chooser"] == "ARSVD") & (rows["target"] == "kept 0.4") & (rows["seed"] == 1))]
+    rows["chooser"] = rows["chooser"].replace({"energy": "DDLR", "mine": "energy"})
+    rows.loc[(rows["chooser"] == "DDLR") & (rows["budget"] == 0.2), ["budget_kind", "budget"]] = ["epsilon", 0.1]
+    short = rows[~((rows["chooser"] == "energy") & (rows["budget"] == 0.4) & (rows["seed"] == 1))]
     panels = drawn(figure := ddlr.programs(short))
     assert figure.axes[0].get_ylim()[0] == pytest.approx(0.76)
     assert panels["from a convex program, test images"]["DDLR"][0] == pytest.approx([0.2, 0.4])
@@ -165,13 +167,13 @@ def test_curves_have_a_panel_a_layer_and_leave_out_what_is_too_small():
 
 def test_choosers_have_a_row_a_network_and_a_band_over_draws():
     table = pd.DataFrame(
-        {"dataset": "d", "network": network, "chooser": chooser, "factors": factors, "target": f"macs {kept:.2f}", "macs_kept": kept,
+        {"dataset": "d", "network": network, "chooser": chooser, "factors": factors, "budget_kind": "macs", "budget": kept, "tuned": "none", "macs_kept": kept,
          "accuracy": kept + 0.1 * draw, "draw": draw}
         for network in ("n", "m") for chooser in ("ENC-Map", "exact") for factors in ("svd", "sequential", "data-aware")
         for kept in (0.5, 0.25) for draw in (0, 1)
     )  # fmt: skip
-    dense = {"dataset": "d", "network": "n", "chooser": "dense", "factors": "dense", "target": "dense", "macs_kept": 1.0, "accuracy": 0.9}
-    lossless = dense | {"chooser": "exact", "factors": "svd", "target": "lossless"}
+    dense = {"dataset": "d", "network": "n", "chooser": "dense", "factors": "none", "budget_kind": "dense", "tuned": "none", "macs_kept": 1.0, "accuracy": 0.9}
+    lossless = dense | {"chooser": "exact", "factors": "svd", "budget_kind": "lossless"}
     figure = rank_search.choosers(pd.concat([pd.DataFrame([dense, lossless]), table]))
     assert len(figure.axes) == 6 and figure.axes[3].get_title() == "m on d, svd factors"
     lines = {line.get_label(): line for line in figure.axes[0].lines}
@@ -181,9 +183,10 @@ def test_choosers_have_a_row_a_network_and_a_band_over_draws():
 
 def ways():
     kinds = {"dense": (1000, 10.0, 0.9), "low rank": (300, 4.0, 0.88), "8 bit": (250, 30.0, 0.895), "zeros": (400, 10.0, 0.5)}
+    stored = {"8 bit": "low rank", "zeros": "sparse"}
     return pd.DataFrame(
-        {"dataset": "digits", "network": "lenet300", "chooser": way, "way": way, "bytes": 1000 * size, "faster_64": 10 / time, "accuracy": accuracy,
-         "tuned_accuracy": 0.89 if way == "low rank" else np.nan}
+        {"dataset": "digits", "network": "lenet300", "chooser": way, "stored_as": stored.get(way, way), "bits": 8 if way == "8 bit" else 32,
+         "runtime": "torch", "bytes": 1000 * size, "faster_64": 10 / time, "accuracy": accuracy, "tuned_accuracy": 0.89 if way == "low rank" else np.nan}
         for way, (size, time, accuracy) in kinds.items()
     )  # fmt: skip
 
@@ -200,7 +203,8 @@ def test_trade_off_steps_over_what_nothing_beats():
 
 
 def test_trade_off_draws_means_over_seeds():
-    one = ways().assign(seed=0, factors="svd", target="own")
+    about = {"notebook": "06_side_by_side", "scope": "hidden layers", "budget_kind": "own", "factors": "svd"}
+    one = columns.table(ways().assign(seed=0, **about))
     two = one.assign(seed=1, accuracy=one["accuracy"] - 0.02)
     left, _ = side_by_side.trade_off(pd.concat([one, two])).axes
     lines = {line.get_label(): line for line in left.lines}
@@ -222,12 +226,15 @@ def test_explorer_shows_spectrum_work_and_cost():
 
 def test_ledger_is_sorted_for_a_reader():
     table = pd.DataFrame(
-        {"network": "lenet300", "target": target, "chooser": "exact", "factors": "svd", "needs": "labels", "parameters_kept": 0.25, "macs_kept": 0.25,
+        {"network": "lenet300", "budget_kind": "macs", "budget": share, "chooser": "exact", "factors": "svd", "stored_as": "low rank", "runtime": runtime, "bits": 32,
+         "needs": "labels", "parameters_kept": 0.25, "macs_kept": 0.25,
          "bytes": 2500, "latency_ms_1": 0.1, "latency_ms_64": np.nan, "faster_1": 2.04, "faster_64": np.nan, "accuracy": accuracy, "f1": 0.5, "tuned_accuracy": np.nan, "tuned_f1": np.nan,
          "seconds_to_find": 1.0, "evaluations": 3, "source": "here"}
-        for target, accuracy in (("macs 0.50", 0.7), ("macs 0.25", 0.6), ("macs 0.25", 0.8))
+        for share, accuracy, runtime in ((0.5, 0.7, "torch"), (0.25, 0.6, "onnxruntime"), (0.25, 0.8, "torch"))
     )  # fmt: skip
     styler = side_by_side.ledger(table)
     assert styler.data["accuracy %"].round(1).tolist() == [80.0, 60.0, 70.0]
+    assert styler.data["size"].tolist() == ["macs 0.25", "macs 0.25", "macs 0.50"]
+    assert styler.data["written as"].tolist() == ["svd", "svd in onnxruntime", "svd"]
     page = styler.to_html()
     assert ">80.0<" in page and ">2.0<" in page and "nan" not in page.lower()

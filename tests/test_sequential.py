@@ -480,7 +480,7 @@ class Choosy(nn.Module):
         self.a, self.b, self.c = nn.Linear(12, 9), nn.Linear(12, 9), nn.Linear(9, 9)
 
     def forward(self, x):
-        n, width = x.shape
+        _n, width = x.shape
         torch._assert(width == 12, "wrong width")
         return self.a(x) if x.sum() > 0 else self.b(x)
 

@@ -414,7 +414,7 @@ ONLY_ONNX = [
 def test_what_cannot_be_exported(call, model, change, words, tmp_path, capfd):
     path = tmp_path / "net.any"
     path.write_text("older")
-    state, training = {name: value for name, value in model.state_dict().items()}, model.training
+    state, training = dict(model.state_dict().items()), model.training
     before = copy.deepcopy(state)
     given = {"example": X, "path": path} | change
     with pytest.raises(ValueError, match=words) as raised:

@@ -349,14 +349,14 @@ def test_something_else_that_listens_is_no_scheduler(monkeypatch):
     monkeypatch.setattr(sweeps, "ANSWER", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"tcp://127.0.0.1:{other.getsockname()[1]}"
-        with pytest.raises(runs.RunError, match=f"no scheduler answers at {address} within 0.5 s"):
-            with sweeps._client(address, None, 1, 1):
-                pass
+        words = f"no scheduler answers at {address} within 0.5 s"
+        with pytest.raises(runs.RunError, match=words), sweeps._client(address, None, 1, 1):
+            pass
 
 
 def test_a_scheduler_without_workers_is_refused(toy, monkeypatch):
     monkeypatch.setattr(sweeps, "ANSWER", 5)
     with cluster(toy, workers=0) as (address, _):
-        with pytest.raises(runs.RunError, match=f"the scheduler at {address} has no worker"):
-            with sweeps._client(address, None, 1, 1):
-                pass
+        words = f"the scheduler at {address} has no worker"
+        with pytest.raises(runs.RunError, match=words), sweeps._client(address, None, 1, 1):
+            pass

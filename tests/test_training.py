@@ -399,7 +399,7 @@ def test_published_network_of_other_data_is_refused(digits, published):
 
 def test_named_checkpoint_is_taken_and_must_fit(digits, folder, published):
     kept = published.rename(folder / "mine.safetensors")
-    model, told = training.trained(digits, "lenet300", seed=7, checkpoint=str(kept), device="cpu")
+    _model, told = training.trained(digits, "lenet300", seed=7, checkpoint=str(kept), device="cpu")
     assert told["seed"] == 0 and not training.LOCAL.exists()
     wide = dataclasses.replace(digits, classes=tuple("abc"))
     with pytest.raises(ValueError, match="is for classes 10, not 3"):

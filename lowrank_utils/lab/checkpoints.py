@@ -1,9 +1,11 @@
 """Networks on disk: dense and compressed safetensors files, and weights that others published."""
 
+import contextlib
 import hashlib
 import http.client
 import json
-import urllib.request
+import socket
+import tempfile
 from pathlib import Path
 
 import torch
@@ -132,8 +134,9 @@ def fetch_public(network, folder=None):
     address = f"{PUBLIC_ADDRESS}/{name}"
     if not path.exists():
         try:
-            with urllib.request.urlopen(address, timeout=20) as answer:
-                content = answer.read()
+            with tempfile.TemporaryDirectory() as scratch, _patience(20):
+                torch.hub.download_url_to_file(address, f"{scratch}/{name}", progress=False)
+                content = Path(scratch, name).read_bytes()
         except (OSError, http.client.HTTPException) as error:
             said = getattr(error, "reason", error)
             raise OSError(f"{name} cannot be downloaded ({said}): put the file from {address} at {path}") from error
@@ -142,6 +145,17 @@ def fetch_public(network, folder=None):
             temporary.write_bytes(content)
     _check_digest(path.read_bytes(), network, path)
     return path
+
+
+@contextlib.contextmanager
+def _patience(seconds):
+    """Give up a connection that is silent for so long: torch.hub itself would wait for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _check_digest(content, network, source):

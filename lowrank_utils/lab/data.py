@@ -69,7 +69,7 @@ CIFAR100 = """
 CLASSES = {
     "fashion-mnist": tuple(FASHION.split(", ")),
     "mnist": tuple("0123456789"),
-    "cifar10": tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     "cifar100": tuple(CIFAR100.split()),
     "digits": tuple("0123456789"),
 }

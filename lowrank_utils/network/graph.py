@@ -1,7 +1,10 @@
 """The graph of a network, read with torch.fx: what follows each layer, shortcuts, hidden layers, the order of execution."""
 
+from __future__ import annotations
+
 import logging
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +18,7 @@ from lowrank_utils.network.modules import evaluating
 log = logging.getLogger(__name__)
 
 
-def before_relu(model):
+def before_relu(model: nn.Module) -> set[str]:
     """Return the names of the linear layers whose output goes to a ReLU and nowhere else (by ``torch.fx``).
 
     >>> sorted(before_relu(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))))
@@ -29,9 +32,9 @@ def before_relu(model):
         return set()
     modules, found = dict(model.named_modules()), set()
     for node in graph.nodes:
-        if node.op == "call_module" and isinstance(modules[node.target], nn.Linear) and len(node.users) == 1:
-            if _is_relu(*node.users, modules):
-                found.add(node.target)
+        linear = node.op == "call_module" and isinstance(modules[node.target], nn.Linear)
+        if linear and len(node.users) == 1 and _is_relu(*node.users, modules):
+            found.add(node.target)
     return found
 
 
@@ -56,7 +59,7 @@ class _Tracer(fx.Tracer):
         return name in self.wanted or (super().is_leaf_module(module, name) and not holds)
 
 
-def owners(model):
+def owners(model: nn.Module) -> dict[int, list[str]]:
     """Return ``{id of a parameter: names of the layers that hold it}``; a shared one has several."""
     found = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -66,11 +69,11 @@ def owners(model):
     return found
 
 
-def weight_layers(model):
+def weight_layers(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if type(module) in (nn.Linear, nn.Conv2d)]
 
 
-def trace(model, wanted):
+def trace(model: nn.Module, wanted: Iterable[str]) -> fx.Graph | None:
     try:
         if isinstance(model, (nn.Linear, nn.Conv2d)):
             return None  # one layer: nothing to trace
@@ -84,7 +87,9 @@ def trace(model, wanted):
         return None
 
 
-def followed_by(model, graph=None, images=None):
+def followed_by(
+    model: nn.Module, graph: fx.Graph | None = None, images: torch.Tensor | None = None
+) -> dict[str, Followers]:
     """Return ``{layer: Followed}`` of the linear layers and convolutions of `model`, by ``torch.fx``; {} where it cannot be traced.
 
     With `images` (two are enough) shapes are checked: a sum of tensors of different shapes is no shortcut, and a batch
@@ -116,7 +121,7 @@ def followed_by(model, graph=None, images=None):
                 other, at = rest[0], user
         users = list(at.users)
         relu = bool(users) and (
-            all(_is_relu(u, modules) for u in users) or _is_relu(users[0], modules) and _inplace(users[0], modules)
+            all(_is_relu(u, modules) for u in users) or (_is_relu(users[0], modules) and _inplace(users[0], modules))
         )
         found[node.target] = Followers(norm, other, relu)
     return found
@@ -174,7 +179,7 @@ def _inplace(node, modules):
     return node.target == "relu_" or bool(node.kwargs.get("inplace"))
 
 
-def execution_order(model, names, image):
+def execution_order(model: nn.Module, names: Iterable[str], image: torch.Tensor) -> list[str]:
     """Return the named layers in the order in which a forward pass of `image` (N first) meets them, each time it does.
 
     Raises ValueError for an image that the network cannot take.
@@ -241,11 +246,11 @@ class HiddenLayer:
     units: int
     reason: str = ""
     span: int = 1
-    along: tuple = ()
+    along: tuple[str, ...] = ()
     absorber: str = ""
 
 
-def hidden_layers(model):
+def hidden_layers(model: nn.Module) -> list[HiddenLayer]:
     """Return a list of `HiddenLayer`, one for every linear layer and Conv2d of `model`, in the order of the forward pass.
 
     The forward pass is traced with ``torch.fx``. Between a layer and its one reader there may be element-wise functions
@@ -361,7 +366,7 @@ def _reader(node, modules):
             return None, (), "its output is multiplied with another, and its units are tied to those of the other"
         elif name in _JOINS:
             return None, (), "its output is joined with others by concatenation"
-        elif not (alone and (_elementwise(user, module) or form == "channels" and _channelwise(user, module))):
+        elif not (alone and (_elementwise(user, module) or (form == "channels" and _channelwise(user, module)))):
             what = type(module).__name__ if module is not None else getattr(user.target, "__name__", user.target)
             which = "is not element-wise" if form == "last" else "is not known to treat each channel alone"
             return None, (), f"its output goes through {what}, which {which}"

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from lowrank_utils.network.modules import evaluating
 
 
 @contextlib.contextmanager
-def hooked(model: nn.Module, *hooks: Mapping[str, Callable], before: bool = False) -> Iterator[None]:
+def hooked(model: nn.Module, *hooks: Mapping[str, Callable[..., Any]], before: bool = False) -> Iterator[None]:
     """Hold functions on named modules while the block runs, and take them off again, whatever happens in it.
 
     Parameters
@@ -42,7 +43,7 @@ def hooked(model: nn.Module, *hooks: Mapping[str, Callable], before: bool = Fals
 def watch(
     model: nn.Module,
     batches: Sequence[torch.Tensor],
-    *hooks: Mapping[str, Callable],
+    *hooks: Mapping[str, Callable[..., Any]],
     before: bool = False,
 ) -> None:
     """Run `model` over batches of its inputs in eval mode, without gradients, with the functions of `hooked` in place.

@@ -1,19 +1,25 @@
 """Model surgery: a network copied, checked, held in eval mode, its layers replaced."""
 
+from __future__ import annotations
+
 import contextlib
 import copy
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+Norm = TypeVar("Norm", nn.BatchNorm1d, nn.BatchNorm2d)
 
-def check_there(model):
+
+def check_there(model: nn.Module) -> None:
     """Raise ValueError for a `model` on the meta device, which has shapes and no numbers."""
     if any(value.is_meta for value in (*model.parameters(), *model.buffers())):
         raise ValueError("the network is on the meta device, where there are no numbers; build it on the CPU")
 
 
-def check_finite(model):
+def check_finite(model: nn.Module) -> None:
     """Raise ValueError naming the first parameter or buffer of `model` that holds NaN or infinity."""
     check_there(model)
     for name, value in model.state_dict().items():
@@ -22,7 +28,7 @@ def check_finite(model):
 
 
 @contextlib.contextmanager
-def evaluating(model):
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """Hold `model` in eval mode without gradients, then put each of its modules back as it was found.
 
     >>> layer = nn.Dropout()
@@ -42,7 +48,7 @@ def evaluating(model):
             module.training = training
 
 
-def replaced(model, replacements):
+def replaced(model: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Module:
     """Return a new model with the named modules replaced, ``{name: module}``; `model` is left as it was.
 
     What is replaced is never copied, and each new module takes the train or eval mode of the old one.
@@ -61,7 +67,7 @@ def replaced(model, replacements):
     return copied(model, {id(model.get_submodule(name)): new for name, new in replacements.items()})
 
 
-def copied(model, memo=None):
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """Return a deep copy of `model`, without the history of activations that a module keeps; `memo` as `copy.deepcopy` takes it.
 
     Raises ValueError for a network that cannot be copied.
@@ -74,7 +80,7 @@ def copied(model, memo=None):
         raise ValueError(f"the network cannot be copied, for a module of it keeps what cannot: {error}") from error
 
 
-def linear(weight, bias, like):
+def linear(weight: torch.Tensor, bias: torch.Tensor | None, like: nn.Linear) -> nn.Linear:
     """Return an ``nn.Linear`` of `weight` (d_out x d_in) and `bias` (d_out, or None), with the type and device of the layer `like`."""
     layer = nn.utils.skip_init(
         nn.Linear, weight.shape[1], weight.shape[0], bias is not None, device=like.weight.device, dtype=like.weight.dtype
@@ -82,7 +88,7 @@ def linear(weight, bias, like):
     return _holding(layer, weight, bias)
 
 
-def conv2d(weight, bias, like):
+def conv2d(weight: torch.Tensor, bias: torch.Tensor | None, like: nn.Conv2d) -> nn.Conv2d:
     """Return an ``nn.Conv2d`` of `weight` (d_out x d_in x height x width) and `bias` (d_out, or None), else as the layer `like`.
 
     Of a convolution with groups, which has to be depthwise, the group of each row goes with it.
@@ -104,7 +110,7 @@ def _holding(layer, weight, bias):
     return layer
 
 
-def fold_bias_into_norm(norm, layer):
+def fold_bias_into_norm(norm: Norm, layer: nn.Linear | nn.Conv2d) -> Norm:
     """Return a copy of the batch norm `norm` that takes over the bias of `layer`, the one that it follows; `layer` is left without.
 
     The running mean goes down by the bias, so that outputs stay as they are in eval mode (and training would have

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -22,8 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from lowrank_utils.network import graph, modules, statistics, unfold
 from lowrank_utils.network.graph import owners
 from lowrank_utils.network.hooks import hooked
-from lowrank_utils.network.unfold import parse_entry
+from lowrank_utils.network.unfold import Entry, parse_entry
 
+Plan: TypeAlias = Mapping[str, Entry]  # {layer: entry}; a layer that is absent stays dense
 RESOURCES = ("parameters", "macs")
 GRAM_FROM = 1024  # rows and columns from which singular values come from W W^T, ten times faster; good to about 1e-7 of the largest
 
@@ -59,7 +61,7 @@ class LayerProfile:
 
     name: str
     kind: str
-    shape: tuple
+    shape: tuple[int, int]
     bias: bool
     positions: int
     parameters: int
@@ -67,7 +69,7 @@ class LayerProfile:
     singular_values: np.ndarray | None = _Lazy()
     reason: str = ""
     scheme: str | None = None
-    costs: dict | None = None
+    costs: dict[str | None, unfold.Cost] | None = None
 
     def _cost(self, scheme):
         if not self.costs:
@@ -81,20 +83,20 @@ class LayerProfile:
         return self.costs[scheme]
 
     @property
-    def full_rank(self):
+    def full_rank(self) -> int:
         """The full rank of the matrix in the card's scheme: min(rows, columns)."""
         return self._cost(None).full_rank
 
     @property
-    def matrix_shape(self):
+    def matrix_shape(self) -> tuple[int, int]:
         """(rows, columns) of the matrix in the card's scheme: `shape` for a linear layer."""
         return self._cost(None).shape
 
-    def entry(self, rank):
+    def entry(self, rank: int) -> Entry:
         """Return what a plan says of this layer at `rank`: the rank, or (scheme, rank) for a convolution."""
         return unfold.plan_entry(self.scheme, rank)
 
-    def cost(self, rank=None, resource="macs"):
+    def cost(self, rank: Entry | None = None, resource: str = "macs") -> int:
         """Return the cost of the layer at `rank` (or at an entry of a plan), or dense where `rank` is None.
 
         For a linear layer rank (d_in + d_out) weights, times positions for MACs, plus the bias for parameters.
@@ -112,7 +114,7 @@ class LayerProfile:
             return max(rank, 1) * each.macs
         return max(rank, 1) * each.parameters + (self.shape[0] if self.bias else 0)
 
-    def break_even(self, resource="macs", scheme=None):
+    def break_even(self, resource: str = "macs", scheme: str | None = None) -> int:
         """Return the largest rank that costs less than the dense layer; 0 where none does.
 
         Largest whole r < d_in d_out / (d_in + d_out); the same for MACs and parameters in a linear layer, not in a
@@ -129,12 +131,19 @@ class LayerProfile:
         return min((weights - 1) // each.parameters, each.full_rank)
 
 
-def check_resource(resource):
+def check_resource(resource: str) -> None:
     if resource not in RESOURCES:
         raise ValueError(f"unknown resource {resource!r}; known: {', '.join(RESOURCES)}")
 
 
-def read_layers(model, input_shape, spectra=True, dense=(), scheme=None, guard=None):
+def read_layers(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    spectra: bool = True,
+    dense: Sequence[str] = (),
+    scheme: str | Mapping[str, str] | None = None,
+    guard: Callable[[], None] | None = None,
+) -> list[LayerProfile]:
     """Return a list of `LayerProfile`, one for every layer with weights, in the order of ``model.named_modules()``.
 
     Parameters: `model`, any ``nn.Module``; `input_shape`, the shape of one input without the batch axis, e.g.
@@ -202,10 +211,7 @@ def read_layers(model, input_shape, spectra=True, dense=(), scheme=None, guard=N
             values = partial(_spectrum, module, own, guard)
             values = values if guard else values()
         bias = torch.is_tensor(getattr(module, "bias", None))
-        if name in uses:
-            macs = weight.numel() * used["outputs"]
-        else:
-            macs = counted_macs.get(name, 0)
+        macs = weight.numel() * used["outputs"] if name in uses else counted_macs.get(name, 0)
         cards.append(
             LayerProfile(
                 name=name,
@@ -252,7 +258,9 @@ def _own_parameters(module, counted):
     return total
 
 
-def count_uses(model, input_shape):
+def count_uses(
+    model: nn.Module, input_shape: Sequence[int]
+) -> tuple[dict[str, dict[str, int]], dict[str, int], dict[str, int]]:
     # positions at which each layer is applied for one input, how often it is called, and the MACs of the other modules by
     # torch's own counter
     uses, calls = {}, {}
@@ -297,7 +305,7 @@ def count_uses(model, input_shape):
     return uses, calls, inner
 
 
-def plan_cost(cards, plan, resource="macs"):
+def plan_cost(cards: Sequence[LayerProfile], plan: Plan, resource: str = "macs") -> int:
     """Return the cost of the carded layers under `plan` (int); layers that do not pay count as dense.
 
     Batch norms and other layers without a weight matrix are in no card; `score.parameters` counts them too.
@@ -305,7 +313,7 @@ def plan_cost(cards, plan, resource="macs"):
     return sum(card.cost(if_cheaper(card, plan.get(card.name), resource), resource) for card in cards)
 
 
-def if_cheaper(card, rank, resource="macs"):
+def if_cheaper(card: LayerProfile, rank: Entry | None, resource: str = "macs") -> Entry | None:
     """Return `rank` (or the entry of a plan) where it is cheaper than the dense layer in `resource`, else None: the layer stays dense.
 
     >>> card = LayerProfile("fc", "linear", (300, 784), True, 1, 235500, 235200)
@@ -318,7 +326,7 @@ def if_cheaper(card, rank, resource="macs"):
     return None if max(number, 1) > card.break_even(resource, scheme) else rank
 
 
-class Profile(Sequence):
+class Profile(Sequence[LayerProfile]):
     """A network, read once: its layers and costs, its graph, and statistics of calibration data, cached on first use.
 
     Made by `profile`. It is a sequence of its layers, so ``for layer in profile`` and ``profile["fc1"]`` work.
@@ -332,7 +340,16 @@ class Profile(Sequence):
     digest : of the weights, when they were read.
     """
 
-    def __init__(self, model, calibration=None, *, input_shape=None, dense=(), scheme=None, spectra=True):
+    def __init__(
+        self,
+        model: nn.Module,
+        calibration: torch.Tensor | None = None,
+        *,
+        input_shape: Sequence[int] | None = None,
+        dense: Sequence[str] = (),
+        scheme: str | dict[str, str] | None = None,
+        spectra: bool = True,
+    ) -> None:
         modules.check_there(model)
         if next(model.parameters(), None) is None:
             raise ValueError("this network has no parameters, so it has no layer to read")
@@ -356,10 +373,16 @@ class Profile(Sequence):
             raise ValueError(str(error).replace("take one input of shape", f"take {told} of shape")) from error
         self._layers = tuple(layers)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.layers)
 
-    def __getitem__(self, key):
+    @overload
+    def __getitem__(self, key: int | str) -> LayerProfile: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> tuple[LayerProfile, ...]: ...
+
+    def __getitem__(self, key: int | str | slice) -> LayerProfile | tuple[LayerProfile, ...]:
         if not isinstance(key, str):
             return self.layers[key]
         for layer in self.layers:
@@ -367,7 +390,7 @@ class Profile(Sequence):
                 return layer
         raise KeyError(f"there is no layer {key!r} in this profile; it has {', '.join(layer.name for layer in self)}")
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         read = "not counted" if self._layers is None else f"{len(self._layers)} layers"
         seen = "no calibration" if self.calibration is None else f"{len(self.calibration)} calibration inputs"
         return f"Profile({type(self.model).__name__}: {read}, {seen})"
@@ -413,7 +436,7 @@ class Profile(Sequence):
             self._followers = graph.followed_by(self.model, None, self.calibration)
         return self._followers
 
-    def takes_mean(self, name) -> bool:
+    def takes_mean(self, name: str) -> bool:
         """Whether a bias can take the mean of a layer's error: its own, or that of the batch norm right behind it."""
         if self.model.get_submodule(name).bias is not None:
             return True
@@ -429,7 +452,7 @@ class Profile(Sequence):
         """Fisher information of the outputs of every layer that can be factored (`statistics.fisher`)."""
         return self.fisher_of(self.factorable)
 
-    def moments_of(self, names) -> dict[str, statistics.Moments]:
+    def moments_of(self, names: Iterable[str]) -> dict[str, statistics.Moments]:
         """Return {layer: Moments} of the named layers; what was collected before is not collected again."""
         self._need_calibration("the moments of layer inputs")
         missing = [name for name in names if name not in self._moments]
@@ -437,7 +460,7 @@ class Profile(Sequence):
             self._moments |= statistics.collect_moments(self.model, missing, self.calibration)
         return {name: self._moments[name] for name in names}
 
-    def fisher_of(self, names, images=None) -> dict[str, torch.Tensor]:
+    def fisher_of(self, names: Iterable[str], images: int | None = None) -> dict[str, torch.Tensor]:
         """Return {layer: Fisher information, d_out x d_out} of the named layers, from the first `images` calibration inputs (None: all)."""
         self._need_calibration("the Fisher information")
         count = len(self.calibration) if images is None else min(images, len(self.calibration))
@@ -447,7 +470,7 @@ class Profile(Sequence):
             self._fisher |= {(name, count): value for name, value in found.items()}
         return {name: self._fisher[name, count] for name in names}
 
-    def but(self, **changes) -> Profile:
+    def but(self, **changes: Any) -> Profile:
         """Return a profile of the same model with other `dense`, `scheme`, `calibration` or `input_shape`; statistics are shared.
 
         >>> mine = profile(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), input_shape=(4,))

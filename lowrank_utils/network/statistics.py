@@ -2,6 +2,9 @@
 
 With `hooks` this is the one place that watches data pass through a network."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +13,7 @@ from torch.nn import functional as F
 
 from lowrank_utils.checks import check_count
 from lowrank_utils.network import unfold
-from lowrank_utils.network.graph import hidden_layers
+from lowrank_utils.network.graph import HiddenLayer, hidden_layers
 from lowrank_utils.network.hooks import hooked, watch
 from lowrank_utils.network.modules import check_there, evaluating
 from lowrank_utils.network.unfold import output_rows
@@ -37,13 +40,13 @@ class Moments:
     scatter: torch.Tensor
 
     @classmethod
-    def empty(cls, size, device="cpu", groups=1):
+    def empty(cls, size: int, device: torch.device | str = "cpu", groups: int = 1) -> Moments:
         """Return moments of no vectors yet, of length `size`, for `groups` kinds of vectors (1: no first axis)."""
         first = () if groups == 1 else (groups,)
         zeros = torch.zeros(*first, size, dtype=torch.float64, device=device)
         return cls(0, zeros, torch.zeros(*first, size, size, dtype=torch.float64, device=device))
 
-    def update(self, vectors, dtype=torch.float64):
+    def update(self, vectors: torch.Tensor, dtype: torch.dtype = torch.float64) -> None:
         """Add `vectors` (n x d, or groups x n x d) in place, their products taken in `dtype`.
 
         Raises ValueError where they hold NaN or infinity.
@@ -63,17 +66,19 @@ class Moments:
         self.count = total
 
     @property
-    def covariance(self):
+    def covariance(self) -> torch.Tensor:
         """Covariance (d x d), divided by the count."""
         return self.scatter / max(self.count, 1)
 
     @property
-    def second_moment(self):
+    def second_moment(self) -> torch.Tensor:
         """Mean outer product without centring (d x d), for layers that have no bias to take the mean."""
         return self.covariance + self.mean[..., :, None] * self.mean[..., None, :]
 
 
-def collect_moments(model, names, calibration, batch_size=500):
+def collect_moments(
+    model: nn.Module, names: Sequence[str], calibration: torch.Tensor, batch_size: int = 500
+) -> dict[str, Moments]:
     """Return ``{name: Moments}`` of the inputs of the named layers while `model` sees `calibration`.
 
     `calibration` is a tensor of network inputs (N first) and is fed in batches; what is kept is one d_in x d_in
@@ -108,6 +113,7 @@ def collect_moments(model, names, calibration, batch_size=500):
                 # sums over many positions are too large for half precision
                 wide = torch.promote_types(seen.dtype, torch.float32)
                 found[name].update(seen[0] if len(seen) == 1 else seen, wide)
+            return None
 
         return hook
 
@@ -120,7 +126,9 @@ def collect_moments(model, names, calibration, batch_size=500):
     return found
 
 
-def fisher(model, names, images, draws=10, seed=0, batch_size=50):
+def fisher(
+    model: nn.Module, names: Sequence[str], images: torch.Tensor, draws: int = 10, seed: int = 0, batch_size: int = 50
+) -> dict[str, torch.Tensor]:
     """Return ``{layer: matrix}`` (d_out x d_out, float64): how much the network's answer feels errors in a layer's outputs.
 
     The Fisher information of the predicted distribution with respect to the layer's outputs t, E_x E_{y ~ p(y|x)} [g
@@ -161,26 +169,26 @@ def fisher(model, names, images, draws=10, seed=0, batch_size=50):
 
     found = dict.fromkeys(names, 0.0)
     generator = torch.Generator().manual_seed(seed)
-    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
-        with hooked(model, {name: catch(name) for name in names}):
-            for batch in images.split(batch_size):
-                caught |= {name: [] for name in names}
-                logs = _log_shares(model, batch.to(first.device, first.dtype, copy=True))
-                for name in names:
-                    if len(caught[name]) != 1:
-                        raise ValueError(
-                            f"layer {name!r} is used {len(caught[name])} times in one pass; the Fisher information needs one use"
-                        )
-                outputs = [caught[name][0] for name in names]
-                for total, share in _rounds(logs, draws, generator):
-                    # an output that the answer does not need has slope zero
-                    slopes = torch.autograd.grad(
-                        total, outputs, retain_graph=True, allow_unused=True, materialize_grads=True
+    watched = hooked(model, {name: catch(name) for name in names})
+    with evaluating(model), torch.inference_mode(False), torch.enable_grad(), watched:
+        for batch in images.split(batch_size):
+            caught |= {name: [] for name in names}
+            logs = _log_shares(model, batch.to(first.device, first.dtype, copy=True))
+            for name in names:
+                if len(caught[name]) != 1:
+                    raise ValueError(
+                        f"layer {name!r} is used {len(caught[name])} times in one pass; the Fisher information needs one use"
                     )
-                    for name, slope in zip(names, slopes):
-                        rows = output_rows(modules[name], slope)[0]
-                        weight = share.repeat_interleave(len(rows) // len(share)).to(rows)
-                        found[name] = found[name] + (rows.T @ (weight[:, None] * rows)).double()
+            outputs = [caught[name][0] for name in names]
+            for total, share in _rounds(logs, draws, generator):
+                # an output that the answer does not need has slope zero
+                slopes = torch.autograd.grad(
+                    total, outputs, retain_graph=True, allow_unused=True, materialize_grads=True
+                )
+                for name, slope in zip(names, slopes):
+                    rows = output_rows(modules[name], slope)[0]
+                    weight = share.repeat_interleave(len(rows) // len(share)).to(rows)
+                    found[name] = found[name] + (rows.T @ (weight[:, None] * rows)).double()
     return {name: value / len(images) for name, value in found.items()}
 
 
@@ -211,7 +219,7 @@ def _rounds(logs, draws, generator):
 class CrossMoments:
     """Means, covariance of x and cross covariance of e and x of rows that arrive in batches, for each group (accumulated in float64)."""
 
-    def __init__(self, groups, columns, rows, device):
+    def __init__(self, groups: int, columns: int, rows: int, device: torch.device | str) -> None:
         self.count = 0
         self.x = torch.zeros(groups, columns, dtype=torch.float64, device=device)
         self.e = torch.zeros(groups, rows, dtype=torch.float64, device=device)
@@ -219,7 +227,7 @@ class CrossMoments:
         self.ex = torch.zeros(groups, rows, columns, dtype=torch.float64, device=device)
         self.ee = torch.zeros(groups, dtype=torch.float64, device=device)
 
-    def update(self, x, e, covariance=True):
+    def update(self, x: torch.Tensor, e: torch.Tensor, covariance: bool = True) -> None:
         total = self.count + x.shape[1]
         x_mean, e_mean = x.mean(1), e.mean(1)
         dx, de = x_mean - self.x, e_mean - self.e
@@ -259,7 +267,7 @@ class Activations:
     column_variance: torch.Tensor
 
     @property
-    def entropy(self):
+    def entropy(self) -> torch.Tensor:
         """H = -sum_b q_b log q_b in nats for each unit, q the histogram as shares; from 0 to log(bins).
 
         With each unit's own range 0 means that the unit was constant over the data; with one range for the layer, that
@@ -269,7 +277,9 @@ class Activations:
         return torch.special.entr(shares).sum(1)
 
 
-def collect_activations(model, images, bins=32, span="unit", batch_size=500):
+def collect_activations(
+    model: nn.Module, images: torch.Tensor, bins: int = 32, span: str = "unit", batch_size: int = 500
+) -> dict[str, Activations]:
     """Return ``{layer: Activations}`` of every hidden layer whose units can go, while `model` sees `images` twice.
 
     The first pass finds the range, mean and variance of each unit, the second counts the histogram of `bins` equal
@@ -386,7 +396,7 @@ def _few(x):
     return x.split(max(1, _PIECE_NUMBERS // x[0].numel()))
 
 
-def removable_layers(model):
+def removable_layers(model: nn.Module) -> list[HiddenLayer]:
     every = hidden_layers(model)
     found = [h for h in every if not h.reason]
     if not found:

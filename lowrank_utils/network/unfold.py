@@ -25,15 +25,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from lowrank_utils.checks import is_whole
+
+Entry: TypeAlias = int | tuple[str | None, int]  # of a plan: the rank of a linear layer, or (scheme, rank)
 
 
 @dataclass(frozen=True)
@@ -120,33 +123,33 @@ class Linear(Unfolding):
 
     name = None
 
-    def fits(self, layer):
+    def fits(self, layer: nn.Module) -> bool:
         return type(layer) is nn.Linear
 
-    def matrix_shape(self, layer):
+    def matrix_shape(self, layer: nn.Module) -> tuple[int, int]:
         return tuple(layer.weight.shape)
 
-    def positions(self, layer, inputs, outputs, between):
+    def positions(self, layer: nn.Module, inputs: int, outputs: int, between: int | None) -> int:
         return outputs
 
-    def offsets(self, layer):
+    def offsets(self, layer: nn.Module) -> int:
         return 1
 
-    def to_matrix(self, layer, weight):
+    def to_matrix(self, layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:
         return weight.reshape(1, *layer.weight.shape)
 
-    def from_matrix(self, layer, matrix):
+    def from_matrix(self, layer: nn.Module, matrix: torch.Tensor) -> torch.Tensor:
         return matrix
 
-    def in_order(self, layer):
+    def in_order(self, layer: nn.Module) -> torch.Tensor:
         return torch.arange(layer.in_features)
 
-    def empty_pair(self, layer, rank, bias):
+    def empty_pair(self, layer: nn.Module, rank: int, bias: bool) -> tuple[nn.Linear, nn.Linear]:
         options = {"device": layer.weight.device, "dtype": layer.weight.dtype}
         first = nn.utils.skip_init(nn.Linear, layer.in_features, rank, bias=False, **options)
         return first, nn.utils.skip_init(nn.Linear, rank, layer.out_features, bias=bias, **options)
 
-    def rank_of(self, first, second):
+    def rank_of(self, first: nn.Module, second: nn.Module) -> int | None:
         if not type(first) is type(second) is nn.Linear or first.bias is not None:
             return None
         return first.out_features if first.out_features == second.in_features else None
@@ -167,29 +170,29 @@ class Convolution(Unfolding):
     def takes(self, high: int, wide: int) -> bool:
         """Return whether a kernel of `high` x `wide` is unfolded this way, and not just like in another scheme."""
 
-    def fits(self, layer):
+    def fits(self, layer: nn.Module) -> bool:
         return type(layer) is nn.Conv2d and not why_not(layer) and self.takes(*layer.kernel_size)
 
-    def matrix_shape(self, layer):
+    def matrix_shape(self, layer: nn.Module) -> tuple[int, int]:
         rows, columns = layer.out_channels // layer.groups, layer.in_channels // layer.groups
         return rows * self.offsets(layer), columns * prod(layer.kernel_size[axis] for axis in self.first_axes)
 
-    def offsets(self, layer):
+    def offsets(self, layer: nn.Module) -> int:
         return prod(layer.kernel_size[axis] for axis in self.second_axes)
 
-    def to_matrix(self, layer, weight):
+    def to_matrix(self, layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:
         rows = layer.out_channels // layer.groups
         weight = weight.reshape(-1, rows, layer.in_channels // layer.groups, *layer.kernel_size)
         return weight.permute(self._axes()).reshape(-1, *self.matrix_shape(layer))
 
-    def from_matrix(self, layer, matrix):
+    def from_matrix(self, layer: nn.Module, matrix: torch.Tensor) -> torch.Tensor:
         rows = layer.out_channels // layer.groups
         sizes = (-1, rows, layer.in_channels // layer.groups, *layer.kernel_size)
         axes = self._axes()
         weight = matrix.reshape([sizes[axis] for axis in axes])
         return weight.permute([axes.index(axis) for axis in range(5)]).reshape(-1, rows, prod(sizes[2:]))
 
-    def in_order(self, layer):
+    def in_order(self, layer: nn.Module) -> torch.Tensor:
         size = layer.weight[0].numel()
         # a patch has neither groups nor outputs: its axes are the last three of `_axes`
         place = torch.arange(size).reshape(-1, *layer.kernel_size)
@@ -199,14 +202,14 @@ class Convolution(Unfolding):
         # of groups x outputs x inputs x height x width: those of the rows, then those of the columns
         return (0, 1, *(3 + axis for axis in self.second_axes), 2, *(3 + axis for axis in self.first_axes))
 
-    def empty_pair(self, layer, rank, bias):
+    def empty_pair(self, layer: nn.Module, rank: int, bias: bool) -> tuple[nn.Conv2d, nn.Conv2d]:
         options = {"device": layer.weight.device, "dtype": layer.weight.dtype, "groups": layer.groups}
         width = rank * layer.groups
         one, two = (_along(layer, axes) for axes in (self.first_axes, self.second_axes))
         first = nn.utils.skip_init(nn.Conv2d, layer.in_channels, width, bias=False, **one, **options)
         return first, nn.utils.skip_init(nn.Conv2d, width, layer.out_channels, bias=bias, **two, **options)
 
-    def rank_of(self, first, second):
+    def rank_of(self, first: nn.Module, second: nn.Module) -> int | None:
         if not type(first) is type(second) is nn.Conv2d or first.bias is not None:
             return None
         if first.groups != second.groups or first.out_channels != second.in_channels:
@@ -223,10 +226,10 @@ class Spatial(Convolution):
     name = "spatial"
     first_axes = (0,)
 
-    def takes(self, high, wide):
+    def takes(self, high: int, wide: int) -> bool:
         return min(high, wide) > 1
 
-    def positions(self, layer, inputs, outputs, between):
+    def positions(self, layer: nn.Module, inputs: int, outputs: int, between: int | None) -> int:
         return outputs * layer.stride[1] if between is None else between
 
 
@@ -236,10 +239,10 @@ class Channel(Convolution):
     name = "channel"
     first_axes = (0, 1)
 
-    def takes(self, high, wide):
+    def takes(self, high: int, wide: int) -> bool:
         return True
 
-    def positions(self, layer, inputs, outputs, between):
+    def positions(self, layer: nn.Module, inputs: int, outputs: int, between: int | None) -> int:
         return outputs
 
 
@@ -249,10 +252,10 @@ class InputChannel(Convolution):
     name = "input"
     first_axes = ()
 
-    def takes(self, high, wide):
+    def takes(self, high: int, wide: int) -> bool:
         return max(high, wide) > 1
 
-    def positions(self, layer, inputs, outputs, between):
+    def positions(self, layer: nn.Module, inputs: int, outputs: int, between: int | None) -> int:
         return inputs
 
 
@@ -319,7 +322,7 @@ def why_not(layer: nn.Module) -> str:
     return "" if type(layer) is nn.Linear else f"a layer of type {type(layer).__name__} is not factored"
 
 
-def planned_entry(layer: nn.Module, name: str, entry) -> tuple[str | None, int]:
+def planned_entry(layer: nn.Module, name: str, entry: Entry) -> tuple[str | None, int]:
     """Return (scheme, rank) of the entry of a plan for `layer`, called `name`.
 
     Raises ValueError, with the name, for a layer or scheme that cannot be factored and a rank that is not a whole number
@@ -352,7 +355,7 @@ def check_scheme(layer: nn.Module, scheme: str | None) -> str | None:
     return scheme
 
 
-def parse_entry(planned) -> tuple[str | None, int]:
+def parse_entry(planned: Entry | list[Any]) -> tuple[str | None, int]:
     """Return (scheme, rank) of an entry of a plan; the scheme is None where the entry is a rank alone.
 
     >>> parse_entry(8), parse_entry(["spatial", 8])
@@ -365,7 +368,7 @@ def parse_entry(planned) -> tuple[str | None, int]:
     return None, planned
 
 
-def plan_entry(scheme: str | None, rank: int) -> int | tuple[str, int]:
+def plan_entry(scheme: str | None, rank: int) -> Entry:
     """Return the entry of a plan, the inverse of `parse_entry`: the rank for a linear layer, else (scheme, rank).
 
     >>> plan_entry(None, 8), plan_entry("spatial", 8)
@@ -505,7 +508,7 @@ def recognise(module: nn.Module) -> tuple[str | None, int] | None:
     return None
 
 
-def patches(layer, x, every=1):
+def patches(layer: nn.Module, x: torch.Tensor, every: int = 1) -> torch.Tensor:
     """Return what `layer` multiplies with its matrix, groups x positions x (I kh kw / groups), from its inputs `x` (N first).
 
     Columns run over (input channel, row, column), as ``weight[0].flatten()``; positions over images, then rows and
@@ -533,7 +536,7 @@ def patches(layer, x, every=1):
     return windows.reshape(count, -1, layer.weight[0].numel())
 
 
-def call_input(args, kwargs):
+def call_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Return the input of a call of a layer, which may be given by its name.
 
     >>> call_input((), {"input": 3})
@@ -542,7 +545,7 @@ def call_input(args, kwargs):
     return args[0] if args else kwargs["input"]
 
 
-def images_at_once(layer, x, limit=8e6):
+def images_at_once(layer: nn.Module, x: torch.Tensor, limit: float = 8e6) -> int:
     """Return how many of the images `x` may be unfolded together so that their patches take about `limit` bytes (at least 1)."""
     if isinstance(layer, nn.Linear):
         return max(len(x), 1)
@@ -550,7 +553,7 @@ def images_at_once(layer, x, limit=8e6):
     return max(1, int(limit / (positions * layer.groups * layer.weight[0].numel() * x.element_size())))
 
 
-def output_rows(layer, y, groups=1, every=1):
+def output_rows(layer: nn.Module, y: torch.Tensor, groups: int = 1, every: int = 1) -> torch.Tensor:
     # N x O x height x width, or N x ... x O of a linear layer -> groups x rows x O / groups
     wide = isinstance(layer, nn.Conv2d)
     rows = y.flatten(2)[:, :, ::every].transpose(1, 2).flatten(0, 1) if wide else y.reshape(-1, y.shape[-1])

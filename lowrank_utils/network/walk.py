@@ -1,9 +1,12 @@
 """The original network and its compressed copy side by side over calibration inputs, from layer to layer."""
 
+from __future__ import annotations
+
 import contextlib
+from collections.abc import Iterator, Mapping
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from lowrank_utils.network import unfold
 from lowrank_utils.network.hooks import hooked
@@ -33,7 +36,15 @@ class Walk:
     time.
     """
 
-    def __init__(self, model, graph, instead, images, batch_size, memory):
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: fx.Graph | None,
+        instead: Mapping[str, nn.Module],
+        images: torch.Tensor,
+        batch_size: int,
+        memory: float,
+    ) -> None:
         self.model, self.instead, self.memory = model, instead, memory
         first = next(model.parameters())
         self.device, self.dtype = first.device, first.dtype
@@ -90,7 +101,9 @@ class Walk:
             run.env[some] = run.run_node(some)
         return run.env[node]
 
-    def at(self, name, other=None):
+    def at(
+        self, name: str, other: fx.Node | None = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]]:
         """Yield, batch by batch, (inputs now, inputs in the original, what `other` lost or None) of the named layer."""
         for index in range(len(self.batches)):
             if self.graph is None:

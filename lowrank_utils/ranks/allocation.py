@@ -344,7 +344,7 @@ def _incidence(costs):
 
 def _prices(values, costs):
     # the multipliers of the linear relaxation; any that are not negative give a valid bound
-    layer, one = _incidence(costs)
+    _layer, one = _incidence(costs)
     rows = np.concatenate(costs).T
     found = linprog(
         -np.concatenate(values),

@@ -80,14 +80,7 @@ def rank_options(profile, resources=("macs",), *, mixed=False, floor=0.1, multip
     counted = [r for r in resources if r in RESOURCES] or ["macs"]
     for card in (card for card in profile if not card.reason):
         full, entries, costs = {}, [], []
-
-        def price(entry):
-            return [
-                tables[r].get(card.name, {}).get(entry, np.inf) if r in tables else card.cost(entry, r)
-                for r in resources
-            ]
-
-        dense = price(None)
+        dense = _price(card, None, resources, tables)
         for scheme in card.costs if mixed and card.costs else [card.scheme]:
             most = min(card.break_even(r, scheme) for r in counted)
             if not most:
@@ -96,7 +89,7 @@ def rank_options(profile, resources=("macs",), *, mixed=False, floor=0.1, multip
             least = max(1, int(np.ceil(floor * most)))
             for rank in range(least + -least % multiple, most + 1, multiple):
                 entry = unfold.plan_entry(scheme, rank)
-                cost = price(entry)
+                cost = _price(card, entry, resources, tables)
                 if np.isfinite(cost).all():
                     entries.append(entry)
                     costs.append(cost)
@@ -110,6 +103,11 @@ def rank_options(profile, resources=("macs",), *, mixed=False, floor=0.1, multip
     if not found:
         raise ValueError("no layer can be factored at less than its dense cost: " + _reasons(profile))
     return found
+
+
+def _price(card, entry, resources, tables):
+    # one number a resource, infinite where a table has none
+    return [tables[r].get(card.name, {}).get(entry, np.inf) if r in tables else card.cost(entry, r) for r in resources]
 
 
 def _reasons(profile):
@@ -217,30 +215,26 @@ def output_error(profile, options, *, factors="data-aware", points=6, metric=Non
         spread = spread.reshape(count, *spread.shape[-2:])
         weight = layer.weight.detach().double().reshape(count, -1, spread.shape[-1])
         own_metric = None if metric is None else metric[own.name].to(weight)
-
-        def size(change):
-            if own_metric is None:
-                return float(torch.einsum("gij,gjk,gik->", change, spread, change))
-            blocks = [own_metric[_block(g, change)][:, _block(g, change)] for g in range(count)]
-            return 0.5 * sum(float((m @ (w @ c @ w.T)).trace()) for m, w, c in zip(blocks, change, spread))
-
-        whole = size(weight) if own_metric is None else 1.0
+        whole = _output_energy(weight, spread) if own_metric is None else 1.0
         numbers = {}
         for scheme, ranks in measured_ranks(own, points).items():
             base = svd.decompose_layer(layer, factors, moments[own.name], scheme, centred)
             for rank in ranks:
                 left, right, _ = base.truncate(rank)
                 thin = (left @ right).reshape(count, left.shape[-2], right.shape[-1])
-                numbers[scheme, rank] = (
-                    size(weight - unfold.from_matrix(layer, scheme, thin)) / whole if whole else 0.0
-                )
+                lost = weight - unfold.from_matrix(layer, scheme, thin)
+                numbers[scheme, rank] = _output_energy(lost, spread, own_metric) / whole if whole else 0.0
         found[own.name] = np.append(np.maximum(_between(own, numbers), 0.0), 0.0)
     return found
 
 
-def _block(group, change):
-    rows = change.shape[1]
-    return slice(group * rows, (group + 1) * rows)
+def _output_energy(weight, spread, metric=None):
+    # tr(W C W^T) summed over groups; in a metric M half of tr(M W C W^T)
+    if metric is None:
+        return float(torch.einsum("gij,gjk,gik->", weight, spread, weight))
+    rows = weight.shape[1]
+    blocks = [metric[g * rows : (g + 1) * rows, g * rows : (g + 1) * rows] for g in range(len(weight))]
+    return 0.5 * sum(float((m @ (w @ c @ w.T)).trace()) for m, w, c in zip(blocks, weight, spread))
 
 
 def from_error(errors):

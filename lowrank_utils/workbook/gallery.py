@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 
 from lowrank_utils import paths
+from lowrank_utils.lab.columns import KEY, RUN
 from lowrank_utils.workbook import chapters, results, runs
 from lowrank_utils.workbook.tables import markdown
 
-KEY = ["notebook", "dataset", "network", "seed", "draw"]  # a gallery holds one job for each of these
 # Where programs keep what belongs to one machine; not matched inside a web address, where a word goes before.
 MACHINE = re.compile(
     r"(?<![\w.:/~-])/(?:home|Users|root|tmp|private|mnt|media|opt|srv|work|workspace|var|usr/(?:local|lib))"
@@ -114,10 +114,10 @@ def drawn_figures(table):
     the highest; where runs differ in more, each setting has a figure of its own, which names it. What no row supports is
     left out.
     """
-    needed = "notebook dataset network seed chooser factors scope target way accuracy parameters_kept macs_kept bytes faster_64"
-    table = table.reindex(columns=list(dict.fromkeys([*table.columns, *needed.split()])))
-    table = table[table[["notebook", "chooser", "target", "accuracy"]].notna().all(axis=1)]
-    table = table.assign(target=table["target"].astype(str), setting=settings(table))
+    needed = "notebook dataset network seed target way accuracy parameters_kept macs_kept bytes faster_64".split()
+    table = table.reindex(columns=list(dict.fromkeys([*table.columns, *needed, *KEY])))
+    table = table[table[["notebook", "chooser", "budget_kind", "accuracy"]].notna().all(axis=1)]
+    table = table.assign(setting=settings(table))
     drawn = {}
     for notebook, chapter in chapters.every().items():
         if not hasattr(chapter, "figure"):
@@ -204,12 +204,12 @@ def quote(text, tables):
 
 def _merged(old, new):
     def keys(table):
-        return list(table.reindex(columns=KEY).astype(object).fillna("").itertuples(index=False, name=None))
+        return list(table.reindex(columns=list(RUN)).astype(object).fillna("").itertuples(index=False, name=None))
 
     replaced = set(keys(new))
     kept = old[[key not in replaced for key in keys(old)]]
     table = results.joined([kept, new])
-    return table.sort_values([name for name in KEY if name in table], kind="stable")
+    return table.sort_values([name for name in RUN if name in table], kind="stable")
 
 
 def published_tables(folder=None):
@@ -239,7 +239,7 @@ def claims(folder=None):
     import pandas as pd
 
     table = published_rows(folder=folder)
-    needed = "notebook dataset network seed draw chooser factors scope target accuracy parameters_kept macs_kept".split()
+    needed = [*RUN, *KEY, "target", "accuracy", "parameters_kept", "macs_kept"]
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, *needed])))  # other notebooks write other columns
     table = table.assign(accuracy=100 * table["accuracy"])
     rows = [

@@ -5,16 +5,15 @@ parameters and the data fingerprint, so the same work has the same name everywhe
 """
 
 import ast
-import contextlib
 import difflib
 import hashlib
 import itertools
 import json
-import math
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 
 from lowrank_utils import paths
 
@@ -119,25 +118,41 @@ def inspect(path):
     return found
 
 
+def _as_float(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError("not a number")
+    return float(value)
+
+
+@lru_cache(maxsize=1)
+def _kinds():
+    """Return {annotation: the validator of its values}. Numbers also come as text: YAML 1.1 takes 1e-3 for text."""
+    from pydantic import BeforeValidator, Field, Strict, TypeAdapter
+
+    whole = BeforeValidator(lambda v: int(v) if isinstance(v, str) else v)
+    number = BeforeValidator(_as_float)
+    finite = Field(allow_inf_nan=False)
+    kinds = {
+        "str": Annotated[str, Strict()],
+        "bool": Annotated[bool, Strict()],
+        "int": Annotated[int, Strict(), whole],
+        "float": Annotated[float, Strict(), finite, number],
+    }
+    return {kind: TypeAdapter(annotation) for kind, annotation in kinds.items()}
+
+
 def typed(name, kind, value):
     """Return `value` as the annotation `kind` has it, a number also from text; raises ValueError if unfit."""
-    if kind == "str" and isinstance(value, str):
-        fits = True
-    elif kind == "bool":
-        fits = isinstance(value, bool)
-    elif kind in ("int", "float"):
-        numbers = (int, str) if kind == "int" else (int, float, str)  # YAML 1.1 takes 1e-3 for text
-        fits = isinstance(value, numbers) and not isinstance(value, bool)
-        with contextlib.suppress(ValueError, OverflowError):
-            value = {"int": int, "float": float}[kind](value) if fits else value
-        fits = fits and not isinstance(value, str) and math.isfinite(value)
-    elif match := re.fullmatch(r"list\[(\w+)\]", kind):
-        fits = isinstance(value, (list, tuple))
-        value = [typed(name, match[1], v) for v in value] if fits else value
-    else:
-        fits = kind not in ("str", "bool")
-    if not fits:
-        raise ValueError(f"{name}={value!r} is not {'an' if kind == 'int' else 'a'} {kind}")
+    if match := re.fullmatch(r"list\[(\w+)\]", kind):
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{name}={value!r} is not a {kind}")
+        return [typed(name, match[1], v) for v in value]
+    if kind not in _kinds():
+        return value
+    try:
+        value = _kinds()[kind].validate_python(value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{name}={value!r} is not {'an' if kind == 'int' else 'a'} {kind}") from None
     if name == "device" and kind == "str" and not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", value):
         raise ValueError(f"device={value!r} is not known; known: auto, cpu, cuda, cuda:1 ...")
     if name in LIMITS and kind in ("int", "float") and not LIMITS[name][0](value):

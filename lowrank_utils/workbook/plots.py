@@ -151,3 +151,13 @@ def line_style(chooser, alone):
     if chooser.endswith("energy"):
         style |= {"linewidth": 3.5, "markersize": 8, "alpha": 0.7}
     return style | {"linestyle": "none" if alone else {"entropy": "--", "component entropy": "--"}.get(chooser, "-")}
+
+
+def scatter(table, y, xs, labels):
+    """Return column `y` against each column of `xs`, one panel each; `labels` maps columns to axis labels."""
+    figure, axes = canvas(len(xs), width=3.8, sharey=True)
+    for axis, x in zip(axes, xs):
+        axis.plot(table[x], table[y], "o", color=COLOURS["energy"], markersize=4, alpha=0.7)
+        axis.set(xlabel=labels[x])
+    axes[0].set_ylabel(labels[y])
+    return figure

@@ -24,7 +24,7 @@ from lowrank_utils import paths
 from lowrank_utils.workbook import results
 from lowrank_utils.workbook.jobs import GIVEN, code_digest, escaped, plan_jobs
 
-LIBRARIES = tuple("lowrank-workbook torch torchvision numpy scipy scikit-learn pandas papermill".split())
+LIBRARIES = ("lowrank-workbook", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "papermill")
 QUIET = ["--log-level=CRITICAL"]  # the kernel's own remarks would cut the progress bar in two
 DIED = "failed: its kernel died, perhaps for want of memory"
 PROBE_BYTES = 4 * 2**20  # about what one executed notebook with its figures takes
@@ -286,22 +286,27 @@ def _entry(job, done):
 
 @contextlib.contextmanager
 def locked(place):
-    import fcntl
+    """Hold the folder `place`, made if it is missing, for this process alone; raises RunError where another has it."""
+    from filelock import FileLock, Timeout
 
     place.mkdir(parents=True, exist_ok=True)
-    with open(place / "run.lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read().strip() or "?"
-            raise RunError(
-                f"run {place.name} is being worked on by process {owner}: wait for its end"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+    lock = FileLock(place / "run.lock")
+    owner = place / "run.owner"  # beside the lock, which Windows lets nobody else read
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        named = ""
+        with contextlib.suppress(OSError):
+            named = owner.read_text().strip()
+        raise RunError(
+            f"run {place.name} is being worked on by process {named or '?'}: wait for its end"
+        ) from None
+    try:
+        owner.write_text(str(os.getpid()))
         yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
 
 
 def resume(name=None, folder=None, notebooks_folder=None):

@@ -17,31 +17,6 @@ from lowrank_utils.lab.columns import RESULT_COLUMNS
 from lowrank_utils.workbook import chapters, jobs, plots, results, runs
 from lowrank_utils.workbook.gallery import drawn_figures, gather, published_rows, settings
 
-# What Sphinx reads. Nothing is executed here: the pages show what the notebooks hold.
-_CONF = """\
-project = "The low-rank workbook"
-html_title = project
-extensions = ["myst_nb", "sphinx_copybutton", "sphinx-mathjax-offline"]
-nb_execution_mode = "off"
-nb_merge_streams = True
-nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
-myst_enable_extensions = ["dollarmath", "amsmath"]
-myst_heading_anchors = 3
-html_theme = "furo"
-html_show_sphinx = False
-html_show_copyright = False
-html_copy_source = False
-html_static_path = ["_own"]
-html_css_files = ["own.css"]
-copybutton_exclude = ".linenos, .gp, .go"
-suppress_warnings = ["mystnb.unknown_mime_type", "misc.highlighting_failure"]
-"""
-_CSS = """\
-.cell_output { overflow-x: auto; }
-.cell_output table, article table { font-size: 80%; }
-article table td, article table th { padding: 0.15rem 0.5rem; }
-.cell_output pre { white-space: pre-wrap; }
-"""
 MARK = ".lowrank-site"  # names the files of a site, so that nobody else's are replaced with it
 _NEEDED = "make site, or python -m pip install -e '.[site]'"
 
@@ -95,7 +70,7 @@ def build(run=None, folder=None, gallery=None):
 
 
 def _check_target(folder):
-    if folder.is_symlink() or folder.exists() and not folder.is_dir() or os.path.ismount(folder):
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()) or os.path.ismount(folder):
         raise runs.RunError(f"{folder} is not a folder that can be replaced; name another one")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
@@ -125,9 +100,9 @@ def _sphinx(source, target):
 
 def _write_source(source, place, gallery):
     source.mkdir()
-    (source / "conf.py").write_text(_CONF)
-    (source / "_own").mkdir()
-    (source / "_own" / "own.css").write_text(_CSS)
+    with _reading(paths.DOCS / "conf.py"):
+        shutil.copy(paths.DOCS / "conf.py", source)
+        shutil.copytree(paths.DOCS / "_own", source / "_own")
     with _reading(place):
         executed = _executed(place) if place else {}
     chapters = list(jobs.select([]))
@@ -209,7 +184,7 @@ def _run_pages(source, place, executed):
     if (place / "summary.parquet").is_file():  # of a sweep
         means = pd.read_parquet(place / "summary.parquet")
         kept = [c for c in means if c.startswith("run_") and means[c].nunique() > 1]
-        kept += "dataset network chooser factors scope budget_kind budget seeds".split()
+        kept += ["dataset", "network", "chooser", "factors", "scope", "budget_kind", "budget", "seeds"]
         kept += [f"{name}_{what}" for name in ("accuracy", "parameters_kept", "macs_kept") for what in ("mean", "std")]
         parts += ["## Means and standard deviations over seeds", _table(means, kept)]
     shown = ["notebook", "dataset", "network", "seed", "setting", *RESULT_COLUMNS[4:]]

@@ -178,7 +178,7 @@ def _cell(job, fs, root, threads):
             return ""
         except Exception as failure:
             ours = isinstance(failure, runs.NotebookFailed)
-            if isinstance(failure, runs.RunError) and not ours or getattr(failure, "errno", None) in FULL:
+            if (isinstance(failure, runs.RunError) and not ours) or getattr(failure, "errno", None) in FULL:
                 raise
             _check_room(fs, root)  # the notebook may have failed for want of it
             error = str(failure).split("\n  as far as it came")[0]
@@ -196,10 +196,11 @@ def _alone(fs, root, address):
     if not _is_local(fs):
         yield
         return
-    import fcntl
+    from filelock import FileLock
 
-    with open(f"{root}/cells.lock", "a") as lock:  # a byte of it for each cell
-        fcntl.lockf(lock, fcntl.LOCK_EX, 1, int(address[-8:], 16))
+    locks = Path(root) / "locks"  # not in the cell's own folder, which is replaced as a whole
+    locks.mkdir(exist_ok=True)
+    with FileLock(locks / address):
         yield
 
 

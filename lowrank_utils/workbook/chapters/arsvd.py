@@ -1,7 +1,20 @@
 """Chapter 02, ARSVD: adaptive ranks by energy or spectral entropy against one fixed share."""
 
-import numpy as np
+import json
+import time
+from functools import cached_property
 
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from lowrank_utils import checks
+from lowrank_utils.factors import replace, svd
+from lowrank_utils.lab import columns
+from lowrank_utils.lab.data import Dataset
+from lowrank_utils.network.profile import Profile
+from lowrank_utils.ranks import rules as rank_rules
+from lowrank_utils.workbook import laboratory
 from lowrank_utils.workbook.plots import COLOURS, canvas, frontier
 from lowrank_utils.workbook.tables import (
     RUN,
@@ -20,7 +33,136 @@ CAPTIONS = {  # of its tables
     "Accuracy at equal size, energy / entropy / fixed": "Sizes agree within half a percent of the network (digits: one component). In brackets, energy minus fixed: the lowest and the highest seed, in points.",
     "Accuracy at equal size, with spread": "The table above, mean ± standard deviation over seeds.",
 }
+SHARES = (0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.6)  # sizes at which the rules are compared
+EQUAL = (0.1, 0.2, 0.3)  # those of the tables
+PAPER = ("mnist", "cifar10", "cifar100")  # its data sets
 FIGURE_CAPTION = "Plain and data-aware factors; EVBMF at its own size. Vertical axes are not cut off."
+
+
+# ---- the experiment --------------------------------------------------------------------------------------------------
+
+
+class Laboratory(laboratory.Laboratory):
+    """The network of this chapter, which layers may be cut, and factors of every rank."""
+
+    @cached_property
+    def scopes(self) -> dict[str, Profile]:
+        """A profile for each scope: every layer, and the hidden layers with the last one dense."""
+        last = self.profile[-1].name
+        return {"every layer": self.profile, "hidden layers": self.profile.but(dense=(last,))}
+
+    @cached_property
+    def bases(self) -> dict[str, dict[str, svd.Factors]]:
+        """Plain and data-aware factors of all layers: one decomposition serves every rank."""
+        return {m: replace.decompose_layers(self.profile, self.profile.factorable, m) for m in svd.METHODS}
+
+    def small(self, plan: dict, factors: str) -> nn.Module:
+        """Return the network under a plan, with the named factors."""
+        return replace.apply_plan(self.profile, plan, factors=self.bases[factors], resource="parameters")
+
+    def measured(self, plan: dict, factors: str, **columns) -> dict:
+        """Return the row of the network under a plan, with its accuracy on validation images."""
+        net = self.small(plan, factors)
+        more = {"valid_accuracy": self.valid(net), "plan": json.dumps(plan), "stored_as": "low rank"}
+        return self.row(net, factors=factors, **more, **columns)
+
+
+def prepared(images: Dataset, model: nn.Module, *, calibration_images: int, **about) -> Laboratory:
+    """Return the `Laboratory` of a trained network; `about` is what every row says: dataset, network, seed."""
+    made = laboratory.laboratory(images, model, calibration_images=calibration_images, notebook=NOTEBOOK, **about)
+    return Laboratory(made.images, made.profile, made.about)
+
+
+def at_all_sizes(lab: Laboratory, scope: str, shares: tuple = SHARES) -> pd.DataFrame:
+    """Return rows of each rule at each share of the parameters that it can reach, and of EVBMF at its own size.
+
+    Parameters: `scope`, "every layer" or "hidden layers"; every plan is written with plain and with data-aware factors.
+    """
+    read = lab.scopes[scope]
+    least = rank_rules.least_kept(read, "parameters")
+    plans = [("evbmf", {"budget_kind": "own"}, rank_rules.threshold_plan(read, rule="evbmf", resource="parameters"))]
+    for rule in rank_rules.RULES:
+        for share in [share for share in shares if share >= least]:
+            plan = rank_rules.plan_at_size(read, share, rule=rule, resource="parameters")
+            plans.append((rule, {"budget_kind": "kept", "budget": share}, plan))
+    return columns.table(
+        [
+            lab.measured(plan, factors, chooser=rule, scope=scope, **budget)
+            for rule, budget, plan in plans
+            for factors in svd.METHODS
+        ]
+    )
+
+
+def within_drop(lab: Laboratory, drop: float) -> tuple[pd.DataFrame, list[rank_rules.AdaptiveSearch]]:
+    """Return (rows, searches) of the smallest threshold that loses at most `drop` on validation images, timed.
+
+    One search for each scope, rule and kind of factors, in the order of the rows. `drop` is a share: 0.01 is one point.
+    """
+    rows, searches = [], []
+    for scope, read in lab.scopes.items():
+        for rule in rank_rules.RULES:
+            for factors in svd.METHODS:
+                began = time.perf_counter()
+                found = rank_rules.adaptive_threshold(
+                    read, measure=lambda plan, kind=factors: lab.valid(lab.small(plan, kind)), drop=drop, rule=rule, resource="parameters"
+                )  # fmt: skip
+                about = {"seconds_to_find": time.perf_counter() - began, "evaluations": len(found.evaluations) + 1}
+                about |= {"chooser": rule, "scope": scope, "budget_kind": "drop", "budget": drop}
+                rows.append(lab.measured(found.plan, factors, threshold=found.threshold, timed=True, **about))
+                searches.append(found)
+    return columns.table(rows), searches
+
+
+def at_threshold(lab: Laboratory, threshold: float) -> pd.DataFrame:
+    """Return rows of the plans that keep a share `threshold` of the energy, or of the entropy, of every layer."""
+    about = {"budget_kind": "threshold", "budget": threshold, "threshold": threshold}
+    rows = []
+    for scope, read in lab.scopes.items():
+        for rule in ("energy", "entropy"):
+            plan = rank_rules.threshold_plan(read, threshold=threshold, rule=rule, resource="parameters")
+            rows += [lab.measured(plan, factors, chooser=rule, scope=scope, **about) for factors in svd.METHODS]
+    return columns.table(rows)
+
+
+def experiment(
+    images: Dataset,
+    model: nn.Module,
+    *,
+    threshold: float = 0.9,
+    drop: float = 0.01,
+    calibration_images: int = 5000,
+    shares: tuple = SHARES,
+    **about,
+) -> pd.DataFrame:
+    """Return all rows of the notebook: the dense network, every rule at every size, at `drop`, and at `threshold`.
+
+    Parameters
+    ----------
+    images, model : a data set and a network that was trained on it.
+    threshold : share of energy or entropy that every layer keeps, in (0, 1].
+    drop : accuracy that may be lost on validation images, a share in [0, 1).
+    calibration_images : training images that data-aware factors see.
+    shares : shares of the parameters, each in (0, 1].
+    about : columns of every row: dataset, network, seed.
+
+    Raises ValueError for a number outside its range.
+    """
+    checks.check_share(threshold=threshold)
+    for share in shares:
+        checks.check_share(share=share)
+    lab = prepared(images, model, calibration_images=calibration_images, **about)
+    sized = [at_all_sizes(lab, scope, shares) for scope in lab.scopes]
+    return together(lab.dense_row(), *sized, within_drop(lab, drop)[0], at_threshold(lab, threshold))
+
+
+def together(dense: dict, *tables: pd.DataFrame) -> pd.DataFrame:
+    """Return the row of the dense network and tables of rows as one table."""
+    return columns.table([dense, *(row for table in tables for row in table.to_dict("records"))])
+
+
+# ---- its figures and tables ------------------------------------------------------------------------------------------
+
 
 def spectra(before, after):
     """Return singular values against their index, one panel a layer, before (dashed) and after training.
@@ -62,7 +204,7 @@ def rules(table, title="test images"):
     `table`: result rows as for `frontier` with column scope; rows of the chooser "dense" give the dotted line.
     """
     titles = {"every layer": "every layer cut", "hidden layers": "classifier left dense"}
-    drawn = table[table["target"].str.match("kept|own") & table["scope"].isin(titles)]
+    drawn = table[table["budget_kind"].isin(["kept", "own"]) & table["scope"].isin(titles)]
     baseline = table.loc[table["chooser"] == "dense", "accuracy"].mean()
     several = drawn["factors"].nunique() > 1
     panel = drawn["scope"].map(titles) + (", " + drawn["factors"] if several else "")
@@ -72,10 +214,8 @@ def rules(table, title="test images"):
 
 def adaptive_ahead(scope):
     def measure(table):
-        import pandas as pd
-
         mine = table[(table["notebook"] == "02_arsvd") & (table["factors"] == "svd") & (table["scope"] == scope)]
-        mine = mine[mine["dataset"].isin(["mnist", "cifar10", "cifar100"]) & (mine["target"] == "kept 0.20")]
+        mine = mine[mine["dataset"].isin(PAPER) & (mine["budget_kind"] == "kept") & (mine["budget"] == 0.2)]
         by = mine.pivot_table("accuracy", ["dataset", "seed"], "chooser")
         rules = [rule for rule in ("energy", "entropy") if {rule, "fixed"} <= set(by)]
         if not rules:
@@ -90,8 +230,8 @@ def adaptive_ahead(scope):
 
 def small_without_loss(scope):
     def measure(table):
-        ours = table[(table["notebook"] == "02_arsvd") & table["dataset"].isin(["mnist", "cifar10", "cifar100"])]
-        cut = ours[(ours["chooser"] == "energy") & (ours["target"] == "drop 0.010")]
+        ours = table[(table["notebook"] == "02_arsvd") & table["dataset"].isin(PAPER)]
+        cut = ours[(ours["chooser"] == "energy") & (ours["budget_kind"] == "drop") & (ours["budget"] == 0.01)]
         cut = cut[(cut["factors"] == "svd") & (cut["scope"] == scope)]
         if not len(cut):
             return None
@@ -114,7 +254,7 @@ def tables(table):
     table = in_points(table)
     by = ["dataset", "network", "scope", "factors"]
     rules = ("energy", "entropy", "fixed")
-    drop = table[table["target"] == "drop 0.010"]
+    drop = table[(table["budget_kind"] == "drop") & (table["budget"] == 0.01)]
     second = []
     for key, part in drop.groupby(by):
         cells = [
@@ -124,17 +264,17 @@ def tables(table):
         own = table[(table[by] == list(key)).all(axis=1) & (table["chooser"] == "evbmf")]
         second.append([*key, *cells, f"{mean_and_spread(own['parameters_kept'])} ({-own['lost'].mean():+.1f})"])
     third = []
-    equal = table[table["target"].isin(["kept 0.10", "kept 0.20", "kept 0.30"])]
-    for key, part in equal.groupby([*by, "target"]):
+    equal = table[(table["budget_kind"] == "kept") & table["budget"].isin(EQUAL)]
+    for key, part in equal.groupby([*by, "budget"]):
         scores = part.pivot(index="seed", columns="chooser", values="accuracy")
         gain = scores["energy"] - scores["fixed"]
         gains = f"{gain.mean():+.1f} ({gain.min():+.1f} to {gain.max():+.1f})"
-        kept = f"{100 * float(key[-1].split()[1]):.0f} %"
+        kept = f"{100 * key[-1]:.0f} %"
         third.append([*key[:-1], kept, *(mean_and_spread(scores[rule]) for rule in rules), gains])
     wide = []
     for key, part in equal.groupby(by):
         cells = []
-        for _, size in part.groupby("target"):
+        for _, size in part.groupby("budget"):
             scores = size.pivot(index="seed", columns="chooser", values="accuracy")
             gain = scores["energy"] - scores["fixed"]
             means = " / ".join(f"{scores[rule].mean():.1f}" for rule in rules)
@@ -152,7 +292,7 @@ ONE_EACH = True  # a figure for each data set and network
 
 def usable(table):
     """Return which rows (a boolean Series) `figure` can draw."""
-    return table["target"].astype(str).str.match("kept|own|epsilon") & table["scope"].notna()
+    return table["budget_kind"].isin(["kept", "own"])
 
 
 figure = rules

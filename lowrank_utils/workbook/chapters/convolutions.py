@@ -1,8 +1,20 @@
 """Chapter 02b, convolutions: three unfoldings and five kinds of factors."""
 
+import json
+import time
+from collections.abc import Sequence
+
+import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import PercentFormatter
+from torch import nn
 
+from lowrank_utils import checks
+from lowrank_utils.factors import replace, svd
+from lowrank_utils.lab import columns as result_columns
+from lowrank_utils.lab.data import Dataset
+from lowrank_utils.ranks import rules
+from lowrank_utils.workbook.laboratory import laboratory
 from lowrank_utils.workbook.plots import canvas
 from lowrank_utils.workbook.tables import at_sizes, markdown, mean_and_spread, mean_in_words
 
@@ -11,6 +23,55 @@ CAPTIONS = {  # of its tables
     "Convolutions: accuracy with 75 / 50 / 35 / 25 % of the MACs": "Spatial scheme, first and last layer dense, one run each. The public ResNets were trained on all training images, calibration images among them.",
 }
 FIGURE_CAPTION = "First and last layer dense. Whole lines: ranks by energy; dashed: one fixed share."
+CHOOSERS = ("fixed", "energy")
+KINDS = (*svd.METHODS, *replace.SWEEPS)
+
+
+def experiment(
+    images: Dataset,
+    model: nn.Module,
+    *,
+    shares: Sequence[float] = (0.5, 0.25),
+    methods: Sequence[str] = KINDS,
+    scheme: str = "spatial",
+    calibration_images: int = 500,
+    **about,
+) -> pd.DataFrame:
+    """Return rows of the dense network and of each kind of factors, with ranks by one fixed share and by energy, at each size.
+
+    Parameters
+    ----------
+    images, model : a data set and a network with convolutions that was trained on it; first and last layer stay dense.
+    shares : shares of the MACs, each in (0, 1].
+    methods : kinds of factors, of `KINDS`.
+    scheme : how convolutions are unfolded: spatial, channel or input.
+    calibration_images : training images that factors see, all but the plain ones.
+    about : columns of every row: dataset, network, seed.
+
+    Raises ValueError for a share outside (0, 1], an unknown kind of factors, and as `lowrank_utils.profile` does.
+    """
+    for share in shares:
+        checks.check_share(share=share)
+    unknown = [method for method in methods if method not in KINDS]
+    if unknown:
+        raise ValueError(f"unknown factors {unknown[0]!r}; known: {', '.join(KINDS)}")
+    lab = laboratory(images, model, calibration_images=calibration_images, notebook=NOTEBOOK, scheme=scheme, **about)
+    first, *_, last = [layer.name for layer in lab.profile]
+    read = lab.profile.but(dense=(first, last), scheme=scheme)
+    free = {layer.name: layer.scheme for layer in read if not layer.reason}
+    bases = {method: replace.decompose_layers(read, free, method) for method in methods if method in svd.METHODS}
+    rows = [lab.dense_row()]
+    about = {"scope": "inner layers", "stored_as": "low rank", "calibration_images": calibration_images}
+    for share in shares:
+        for chooser in CHOOSERS:
+            plan = rules.plan_at_size(read, share, rule=chooser)
+            more = about | {"chooser": chooser, "budget_kind": "macs", "budget": share, "plan": json.dumps(plan)}
+            for method in methods:
+                began = time.perf_counter()
+                net = replace.apply_plan(read, plan, factors=bases.get(method, method))
+                rows.append(lab.row(net, factors=method, seconds_to_find=time.perf_counter() - began, **more))
+    return result_columns.table(rows)
+
 
 def by_work(table):
     """Return accuracy against the share of MACs kept, one panel for each network, one line for each kind of factors.
@@ -21,7 +82,7 @@ def by_work(table):
     cases = list(table[["dataset", "network"]].drop_duplicates().itertuples(index=False, name=None))
     columns = min(3, len(cases))
     figure, axes = canvas(columns, -(-len(cases) // columns), width=4.6)
-    kinds = ["svd", "data-aware", "sequential", "relu-aware", "fisher-weighted"]
+    kinds = list(KINDS)
     colours = dict(zip(kinds, sns.color_palette("colorblind")))
     markers = dict(zip(kinds, "osD^v"))
     for axis, (dataset, network) in zip(axes, cases):
@@ -30,7 +91,7 @@ def by_work(table):
         axis.axhline(dense, color="black", linestyle=":", label="dense")
         for kind in [k for k in kinds if k in set(mine["factors"])]:
             for chooser in [c for c in ("energy", "fixed") if c in set(mine["chooser"])]:
-                line = mine[(mine["factors"] == kind) & (mine["chooser"] == chooser)].groupby("target", sort=False)
+                line = mine[(mine["factors"] == kind) & (mine["chooser"] == chooser)].groupby("budget", sort=False)
                 kept = line["macs_kept"].mean().sort_values()
                 value = line["accuracy"].agg(["mean", "min", "max"]).reindex(kept.index)
                 style = {"color": colours[kind], "marker": markers[kind], "markersize": 4}
@@ -51,7 +112,7 @@ def by_work(table):
 def tables(table):
     """Return {heading: Markdown table} of the published rows, as the gallery shows them."""
     table = table.assign(accuracy=100 * table["accuracy"])
-    kinds, rows = ["svd", "data-aware", "sequential", "relu-aware", "fisher-weighted"], []
+    kinds, rows = list(KINDS), []
     for key, part in table.groupby(["dataset", "network"]):
         dense = mean_and_spread(part.loc[part["chooser"] == "dense", "accuracy"])
         for chooser, ranks in {"fixed": "one fixed share", "energy": "energy"}.items():
@@ -65,7 +126,7 @@ ONE_EACH = False  # a figure for each data set and network
 
 def usable(table):
     """Return which rows (a boolean Series) `figure` can draw."""
-    return table["target"].astype(str).str.match("macs")
+    return table["budget_kind"] == "macs"
 
 
 figure = by_work

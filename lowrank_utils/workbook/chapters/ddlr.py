@@ -9,11 +9,12 @@ from torch import nn
 
 from lowrank_utils.factors import ddlr_network, replace
 from lowrank_utils.factors.admm import RANK_TOLERANCE
-from lowrank_utils.lab import columns, score, training
+from lowrank_utils.lab import columns, score
 from lowrank_utils.lab.data import Dataset
 from lowrank_utils.network.profile import Profile, plan_cost
 from lowrank_utils.network.statistics import collect_activations
 from lowrank_utils.ranks import components, rules, units
+from lowrank_utils.workbook import laboratory as laboratories
 from lowrank_utils.workbook.plots import COLOURS, canvas, frontier
 from lowrank_utils.workbook.tables import (
     RUN,
@@ -43,42 +44,25 @@ UNITS_FIRST = (0.7, 0.5, 0.35)  # shares of the parameters that the removal of u
 
 
 @dataclass(frozen=True)
-class Laboratory:
+class Laboratory(laboratories.Laboratory):
     """What the networks of this chapter are made from and measured with.
 
     ``profile`` has the calibration images of refits and data-aware factors, ``samples`` those of the convex program;
     ``layers`` are the linear layers, the last of them the ``classifier``; ``convolutions`` stay dense; ``options`` go to the solver.
     """
 
-    images: Dataset
-    profile: Profile
     samples: Profile
     layers: list[str]
     convolutions: list[str]
     options: dict
-    about: dict
-
-    @property
-    def model(self):
-        return self.profile.model
 
     @property
     def classifier(self) -> str:
         return self.layers[-1]
 
-    @property
-    def size(self) -> int:
-        """Parameters of the dense network."""
-        return score.parameters(self.model)
-
-    def valid(self, net) -> float:
-        """Return the accuracy of a network on validation images."""
-        return training.evaluate(net, *self.images.tensors("valid")).accuracy
-
-    def row(self, net, **columns) -> dict:
+    def row(self, net: nn.Module, **columns) -> dict:
         """Return a result row of a network, on test images, with its accuracy on validation images beside it."""
-        test = self.images.tensors("test")
-        return score.row(net, self.model, test, **self.about, valid_accuracy=self.valid(net), **columns)
+        return super().row(net, **{"valid_accuracy": self.valid(net)} | columns)
 
     def hidden(self, solutions) -> dict:
         """Return the solutions without the classifier's, which then stays dense."""
@@ -90,16 +74,12 @@ def laboratory(images, model, *, samples, calibration_images, options, **about) 
 
     `about` says what every row is about: dataset, network, seed.
     """
-    read = Profile(model, images.tensors("train", calibration_images)[0])
+    base = laboratories.laboratory(images, model, calibration_images=calibration_images, notebook=NOTEBOOK, **about)
+    read = base.profile
     linear = [name for name in read.factorable if isinstance(model.get_submodule(name), nn.Linear)]
     convolutions = [name for name in read.factorable if name not in linear]
     solving = read.but(calibration=images.tensors("train", samples)[0])
-    return Laboratory(images, read, solving, linear, convolutions, options, {"notebook": NOTEBOOK, **about})
-
-
-def dense_row(lab: Laboratory) -> dict:
-    """Return the row of the dense network, with its times."""
-    return lab.row(lab.model, chooser="dense", scope="none", budget_kind="dense", stored_as="dense", timed=True)
+    return Laboratory(images, read, base.about, solving, linear, convolutions, options)
 
 
 def steps(lab: Laboratory, answers: dict, epsilon: float) -> tuple[list[dict], pd.DataFrame]:
@@ -341,7 +321,7 @@ def experiment(
     lab = laboratory(images, model, samples=samples, calibration_images=calibration_images, options=options or {}, **about)
     answers = {epsilon: ddlr_network.solve_network(lab.samples, epsilon, **lab.options)}
     trimmed = {epsilon: ddlr_network.solve_network(lab.samples, epsilon, penalty="l1", **lab.options)}
-    rows = [dense_row(lab), *steps(lab, answers[epsilon], epsilon)[0], *at_budget(lab, 0.2, epsilon)[0]]
+    rows = [lab.dense_row(), *steps(lab, answers[epsilon], epsilon)[0], *at_budget(lab, 0.2, epsilon)[0]]
     solve_all(lab, epsilons, answers, trimmed)
     rows += at_epsilons(lab, answers) + at_sizes(lab, answers, trimmed, shares)
     return columns.table(rows)

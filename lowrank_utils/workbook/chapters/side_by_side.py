@@ -444,16 +444,6 @@ def way_of(table: pd.DataFrame) -> pd.Series:
     return way.where(table["bits"] != 8, "8 bit")
 
 
-def scatter(table, y, xs, labels):
-    """Return column `y` against each column of `xs`, one panel each; `labels` maps columns to axis labels."""
-    figure, axes = canvas(len(xs), width=3.8, sharey=True)
-    for axis, x in zip(axes, xs):
-        axis.plot(table[x], table[y], "o", color=COLOURS["energy"], markersize=4, alpha=0.7)
-        axis.set(xlabel=labels[x])
-    axes[0].set_ylabel(labels[y])
-    return figure
-
-
 WAYS = {"dense": (7, "*"), "low rank": (0, "o"), "units": (1, "s"), "zeros": (2, "X"), "8 bit": (3, "D")}
 
 

@@ -1,9 +1,13 @@
 """Chapter 01, training: figures."""
 
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import PercentFormatter
+from torch import nn
 
+from lowrank_utils.lab import columns, score
+from lowrank_utils.lab.data import Dataset
 from lowrank_utils.workbook.plots import canvas
 from lowrank_utils.workbook.tables import markdown, mean_and_spread
 
@@ -11,6 +15,24 @@ NOTEBOOK = "01_training"
 CAPTIONS = {  # of its tables
     "Dense networks": "Before anything is cut, as trained by our recipes.",
 }
+
+def experiment(images: Dataset, model: nn.Module, history: pd.DataFrame, **about) -> pd.DataFrame:
+    """Return the one row of a network that was trained: what it costs, and how good it is on test images.
+
+    Parameters
+    ----------
+    images, model : the data set, and the network after training.
+    history : the DataFrame of `training.fit`; its last accuracy on validation images and its seconds go into the row.
+    about : columns of the row: dataset, network, seed.
+
+    Raises ValueError where the history has no epoch.
+    """
+    if not len(history):
+        raise ValueError("the history has no epoch: the network was not trained")
+    told = {"valid_accuracy": history["valid_accuracy"].iloc[-1], "train_seconds": history["seconds"].sum()}
+    about |= {"notebook": NOTEBOOK, "chooser": "dense", "scope": "none", "budget_kind": "dense", "stored_as": "dense"}
+    return columns.table([score.row(model, model, images.tensors("test"), **about, **told)])
+
 
 def history(table):
     """Return loss and valid accuracy against epochs for the DataFrame of `training.fit`."""

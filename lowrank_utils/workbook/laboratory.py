@@ -1,0 +1,57 @@
+"""What experiments share: a trained network, the images that it is measured on, and the rows that this makes."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from lowrank_utils import checks
+from lowrank_utils.lab import score, training
+from lowrank_utils.lab.data import Dataset
+from lowrank_utils.network.profile import Profile, profile
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """A network read once, its data set, and what every row of an experiment says of the run.
+
+    Attributes
+    ----------
+    images : the data set with its splits.
+    profile : of the dense network; its calibration images are training images.
+    about : columns of every row, such as notebook, dataset, network and seed.
+    """
+
+    images: Dataset
+    profile: Profile
+    about: dict
+
+    @property
+    def model(self) -> nn.Module:
+        return self.profile.model
+
+    @property
+    def size(self) -> int:
+        """Parameters of the dense network."""
+        return score.parameters(self.model)
+
+    def valid(self, net: nn.Module) -> float:
+        """Return the accuracy of a network on validation images, as a share."""
+        return training.evaluate(net, *self.images.tensors("valid")).accuracy
+
+    def row(self, net: nn.Module, **columns) -> dict:
+        """Return the result row of a network, measured on test images; `columns` are added, or options of `score.row`."""
+        return score.row(net, self.model, self.images.tensors("test"), **self.about, **columns)
+
+    def dense_row(self, **columns) -> dict:
+        """Return the row of the dense network, with its times."""
+        about = {"chooser": "dense", "scope": "none", "budget_kind": "dense", "stored_as": "dense", "timed": True}
+        return self.row(self.model, **about | columns)
+
+
+def laboratory(images: Dataset, model: nn.Module, *, calibration_images: int, **about) -> Laboratory:
+    """Return the `Laboratory` of a trained network with the first `calibration_images` training images of a data set.
+
+    Raises ValueError where there is no calibration image.
+    """
+    checks.check_count(calibration_images=calibration_images)
+    return Laboratory(images, profile(model, images.tensors("train", calibration_images)[0]), about)
