@@ -141,14 +141,15 @@ def test_what_is_said_to_make_the_rows_again_is_there():
 
 def test_side_by_side_tells_means_over_seeds_and_leaves_open_what_nobody_asked_for(tmp_path):
     about = {"notebook": "06_side_by_side", "dataset": "mnist", "parameters_kept": 0.25, "macs_kept": 0.25, "bytes": 4000}
-    fisher = about | {"network": "a", "chooser": "exact, Fisher", "factors": "svd", "target": "macs 0.25"}
+    about |= {"scope": "hidden layers", "budget_kind": "macs", "stored_as": "low rank"}
+    fisher = about | {"network": "a", "chooser": "exact-Fisher", "factors": "svd", "budget": 0.25}
     rows = [
         fisher | {"seed": seed, "accuracy": accuracy, "f1": accuracy, "faster_64": faster, "tuned_accuracy": tuned}
         for seed, accuracy, faster, tuned in ((0, 0.90, 1.0, 0.95), (1, 0.92, 2.0, 0.95))
     ]
-    other = about | {"network": "b", "seed": 0, "chooser": "fixed", "factors": "data-aware", "target": "macs 0.50"}
+    other = about | {"network": "b", "seed": 0, "chooser": "fixed", "factors": "data-aware", "budget": 0.5}
     rows.append(other | {"accuracy": 0.5, "f1": 0.5, "faster_64": 1.0, "tuned_accuracy": None})
-    pd.DataFrame(rows).to_csv(tmp_path / "results.csv", index=False)
+    columns.table(rows).to_parquet(tmp_path / "results.parquet", index=False)
     crossed, ways = published_tables(tmp_path).values()
     assert crossed.splitlines()[2:] == ["| mnist | a | exact, Fisher | - / 91.0 | - / - |", "| mnist | b | fixed | - / - | 50.0 / - |"]
     (row,) = ways.splitlines()[2:]

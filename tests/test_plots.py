@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lowrank_utils.factors.ddlr import solve
+from lowrank_utils.lab import columns
 from lowrank_utils.network import profile
 from lowrank_utils.workbook import plots
 from lowrank_utils.workbook.chapters import arsvd, ddlr, entropy_pruning, rank_search, side_by_side, training
@@ -182,9 +183,10 @@ def test_choosers_have_a_row_a_network_and_a_band_over_draws():
 
 def ways():
     kinds = {"dense": (1000, 10.0, 0.9), "low rank": (300, 4.0, 0.88), "8 bit": (250, 30.0, 0.895), "zeros": (400, 10.0, 0.5)}
+    stored = {"8 bit": "low rank", "zeros": "sparse"}
     return pd.DataFrame(
-        {"dataset": "digits", "network": "lenet300", "chooser": way, "way": way, "bytes": 1000 * size, "faster_64": 10 / time, "accuracy": accuracy,
-         "tuned_accuracy": 0.89 if way == "low rank" else np.nan}
+        {"dataset": "digits", "network": "lenet300", "chooser": way, "stored_as": stored.get(way, way), "bits": 8 if way == "8 bit" else 32,
+         "runtime": "torch", "bytes": 1000 * size, "faster_64": 10 / time, "accuracy": accuracy, "tuned_accuracy": 0.89 if way == "low rank" else np.nan}
         for way, (size, time, accuracy) in kinds.items()
     )  # fmt: skip
 
@@ -201,7 +203,8 @@ def test_trade_off_steps_over_what_nothing_beats():
 
 
 def test_trade_off_draws_means_over_seeds():
-    one = ways().assign(seed=0, factors="svd", target="own")
+    about = {"notebook": "06_side_by_side", "scope": "hidden layers", "budget_kind": "own", "factors": "svd"}
+    one = columns.table(ways().assign(seed=0, **about))
     two = one.assign(seed=1, accuracy=one["accuracy"] - 0.02)
     left, _ = side_by_side.trade_off(pd.concat([one, two])).axes
     lines = {line.get_label(): line for line in left.lines}
@@ -223,12 +226,15 @@ def test_explorer_shows_spectrum_work_and_cost():
 
 def test_ledger_is_sorted_for_a_reader():
     table = pd.DataFrame(
-        {"network": "lenet300", "target": target, "chooser": "exact", "factors": "svd", "needs": "labels", "parameters_kept": 0.25, "macs_kept": 0.25,
+        {"network": "lenet300", "budget_kind": "macs", "budget": share, "chooser": "exact", "factors": "svd", "stored_as": "low rank", "runtime": runtime, "bits": 32,
+         "needs": "labels", "parameters_kept": 0.25, "macs_kept": 0.25,
          "bytes": 2500, "latency_ms_1": 0.1, "latency_ms_64": np.nan, "faster_1": 2.04, "faster_64": np.nan, "accuracy": accuracy, "f1": 0.5, "tuned_accuracy": np.nan, "tuned_f1": np.nan,
          "seconds_to_find": 1.0, "evaluations": 3, "source": "here"}
-        for target, accuracy in (("macs 0.50", 0.7), ("macs 0.25", 0.6), ("macs 0.25", 0.8))
+        for share, accuracy, runtime in ((0.5, 0.7, "torch"), (0.25, 0.6, "onnxruntime"), (0.25, 0.8, "torch"))
     )  # fmt: skip
     styler = side_by_side.ledger(table)
     assert styler.data["accuracy %"].round(1).tolist() == [80.0, 60.0, 70.0]
+    assert styler.data["size"].tolist() == ["macs 0.25", "macs 0.25", "macs 0.50"]
+    assert styler.data["written as"].tolist() == ["svd", "svd in onnxruntime", "svd"]
     page = styler.to_html()
     assert ">80.0<" in page and ">2.0<" in page and "nan" not in page.lower()
