@@ -150,7 +150,8 @@ def decompose_layers(
             moments = profile.moments_of(names)
     found = {}
     for name in names:
-        layer, scheme = profile.model.get_submodule(name), names[name] if isinstance(names, dict) else None
+        layer: Any = profile.model.get_submodule(name)
+        scheme = names[name] if isinstance(names, dict) else None
         centred = profile.takes_mean(name) if method in svd.METHODS and method != "svd" else layer.bias is not None
         try:
             found[name] = svd.decompose_layer(layer, method, moments.get(name), scheme, centred)

@@ -85,7 +85,7 @@ def linear(weight: torch.Tensor, bias: torch.Tensor | None, like: nn.Linear) -> 
     layer = nn.utils.skip_init(
         nn.Linear, weight.shape[1], weight.shape[0], bias is not None, device=like.weight.device, dtype=like.weight.dtype
     )
-    return _holding(layer, weight, bias)
+    return _holding(layer, weight, bias)  # pyright: ignore[reportReturnType]  # skip_init is typed as giving any module
 
 
 def conv2d(weight: torch.Tensor, bias: torch.Tensor | None, like: nn.Conv2d) -> nn.Conv2d:
@@ -99,7 +99,7 @@ def conv2d(weight: torch.Tensor, bias: torch.Tensor | None, like: nn.Conv2d) -> 
         padding=like.padding, dilation=like.dilation, groups=groups, bias=bias is not None,
         padding_mode=like.padding_mode, device=like.weight.device, dtype=like.weight.dtype,
     )  # fmt: skip
-    return _holding(layer, weight, bias)
+    return _holding(layer, weight, bias)  # pyright: ignore[reportReturnType]  # skip_init is typed as giving any module
 
 
 def _holding(layer, weight, bias):
@@ -118,6 +118,6 @@ def fold_bias_into_norm(norm: Norm, layer: nn.Linear | nn.Conv2d) -> Norm:
     """
     norm = copy.deepcopy(norm).eval()
     with torch.no_grad():
-        norm.running_mean -= layer.bias.to(norm.running_mean)
-    layer.bias = None
+        norm.running_mean -= layer.bias.to(norm.running_mean)  # pyright: ignore[reportOperatorIssue, reportOptionalMemberAccess]
+    layer.bias = None  # pyright: ignore[reportAttributeAccessIssue]
     return norm

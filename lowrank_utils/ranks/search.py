@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -145,7 +145,7 @@ def energy(profile: Sequence[LayerProfile], options: Sequence[Options]) -> dict[
     for own in options:
         if len(own.full) > 1:
             raise ValueError(
-                f"the energy curve cannot compare the schemes of layer {own.name!r}: {', '.join(own.full)}"
+                f"the energy curve cannot compare the schemes of layer {own.name!r}: {', '.join(map(str, own.full))}"
             )
         if named[own.name].singular_values is None:
             raise ValueError("this profile has no spectra; make it with spectra=True")
@@ -239,7 +239,8 @@ def output_error(
         raise ValueError(f"the metric has nothing for layer {absent[0]!r}")
     moments, found = profile.moments_of(names), {}
     for own in options:
-        layer, centred = profile.model.get_submodule(own.name), profile.takes_mean(own.name)
+        layer: Any = profile.model.get_submodule(own.name)
+        centred = profile.takes_mean(own.name)
         count = unfold.groups(layer)
         spread = (moments[own.name].covariance if centred else moments[own.name].second_moment).to(layer.weight.device)
         spread = spread.reshape(count, *spread.shape[-2:])
@@ -354,7 +355,7 @@ def exact_search(
             budgets.append(share)
             continue
         budget, total = _budget(profile, options, share, counted)
-        least = sum(own.costs[:, place].min() for own in options)
+        least: Any = sum(own.costs[:, place].min() for own in options)
         if budget < least:
             smallest = (least + _fixed(profile, options, counted)) / total
             raise ValueError(f"kept={share} of {counted} cannot be reached: the smallest possible is {rounded_up(smallest)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -187,7 +188,7 @@ def remove_units(
             shifts[h.absorber] = shift
     thin = {}
     for name in rows.keys() | inputs.keys() | shifts.keys():
-        layer = model.get_submodule(name)
+        layer: Any = model.get_submodule(name)
         if isinstance(layer, NORMS):
             thin[name] = _batch_norm(layer, rows.get(name), shifts.get(name))
             continue
@@ -206,7 +207,7 @@ def _columns(units, span):
     return [unit * span + i for unit in units for i in range(span)]
 
 
-def _fitting(found, name, units, span, what):
+def _fitting(found, name, units, span, what) -> Any:
     if found is None:
         return None
     if name not in found or len(found[name].mean) != units * span:
