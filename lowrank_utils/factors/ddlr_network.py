@@ -474,7 +474,7 @@ def sparse(
     small, changed = replaced(model, {}), False
     for name in _linear_layers(model):
         if name in new or changed:
-            support = (new[name] if name in new else model.get_submodule(name)).weight.detach() != 0
+            support = (new[name] if name in new else _layer(model, name)).weight.detach() != 0
             if name not in new:
                 support = torch.ones_like(support)
             fitted = _least_squares(small, model, name, _images(profile.calibration), support, ridge)

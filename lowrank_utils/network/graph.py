@@ -113,8 +113,8 @@ def followed_by(
         user, own = _only(at), shapes.get(node)
         has_norm = user is not None and user.op == "call_module" and _is_norm(modules[user.target])
         axes = 4 if type(modules[node.target]) is nn.Conv2d else 2
-        fits = has_norm and modules[user.target].num_features == len(modules[node.target].weight)
-        if fits and (own is None or len(own) == axes) and calls.count(user.target) == 1:
+        fits = user is not None and has_norm and modules[user.target].num_features == len(modules[node.target].weight)
+        if user is not None and fits and (own is None or len(own) == axes) and calls.count(user.target) == 1:
             norm, at = user.target, user
             user = _only(at)
         if user is not None and _is_sum(user):
@@ -311,7 +311,7 @@ def hidden_layers(model: nn.Module) -> list[HiddenLayer]:
             faults = [fault(reader.target, f"the layer that reads it, {reader.target},")]
             faults += [fault(name, f"the {_kind(modules[name])} after it, {name},") for name in along]
             reason = next(filter(None, faults), "")
-        if reason:
+        if reason or reader is None:
             found.append(HiddenLayer(node.target, "", units, reason))
             continue
         behind = _users(reader)

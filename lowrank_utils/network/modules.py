@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import torch
 from torch import nn
-
-Norm = TypeVar("Norm", nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def check_there(model: nn.Module) -> None:
@@ -110,14 +108,14 @@ def _holding(layer, weight, bias):
     return layer
 
 
-def fold_bias_into_norm(norm: Norm, layer: nn.Linear | nn.Conv2d) -> Norm:
+def fold_bias_into_norm(norm: nn.Module, layer: nn.Module) -> nn.Module:
     """Return a copy of the batch norm `norm` that takes over the bias of `layer`, the one that it follows; `layer` is left without.
 
     The running mean goes down by the bias, so that outputs stay as they are in eval mode (and training would have
     cancelled it).
     """
-    norm = copy.deepcopy(norm).eval()
+    new: Any = copy.deepcopy(norm).eval()
     with torch.no_grad():
-        norm.running_mean -= layer.bias.to(norm.running_mean)  # pyright: ignore[reportOperatorIssue, reportOptionalMemberAccess]
-    layer.bias = None  # pyright: ignore[reportAttributeAccessIssue]
-    return norm
+        new.running_mean -= cast(torch.Tensor, layer.bias).to(new.running_mean)
+    layer.bias = None  # pyright: ignore[reportArgumentType]
+    return new

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, overload
@@ -452,7 +452,7 @@ class Profile(Sequence[LayerProfile]):
         """Fisher information of the outputs of every layer that can be factored (`statistics.fisher`)."""
         return self.fisher_of(self.factorable)
 
-    def moments_of(self, names: Iterable[str]) -> dict[str, statistics.Moments]:
+    def moments_of(self, names: Collection[str]) -> dict[str, statistics.Moments]:
         """Return {layer: Moments} of the named layers; what was collected before is not collected again."""
         calibration = self._need_calibration("the moments of layer inputs")
         missing = [name for name in names if name not in self._moments]
@@ -460,7 +460,7 @@ class Profile(Sequence[LayerProfile]):
             self._moments |= statistics.collect_moments(self.model, missing, calibration)
         return {name: self._moments[name] for name in names}
 
-    def fisher_of(self, names: Iterable[str], images: int | None = None) -> dict[str, torch.Tensor]:
+    def fisher_of(self, names: Collection[str], images: int | None = None) -> dict[str, torch.Tensor]:
         """Return {layer: Fisher information, d_out x d_out} of the named layers, from the first `images` calibration inputs (None: all)."""
         calibration = self._need_calibration("the Fisher information")
         count = len(calibration) if images is None else min(images, len(calibration))

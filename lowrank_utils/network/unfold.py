@@ -114,7 +114,7 @@ class Unfolding(ABC):
             first.weight.copy_(right.reshape(first.weight.shape))
             second.weight.copy_(left.reshape(second.weight.shape))
             if bias is not None:
-                second.bias.copy_(bias)
+                cast(torch.Tensor, second.bias).copy_(bias)
         return nn.Sequential(OrderedDict(first=first, second=second))
 
 

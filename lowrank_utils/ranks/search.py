@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -285,7 +285,10 @@ def logarithms(*curves: Values) -> dict[str, np.ndarray]:
     [-0.916, 0.0]
     """
     with np.errstate(divide="ignore"):
-        return {name: sum(np.log(np.maximum(curve[name], 0.0)) for curve in curves) for name in curves[0]}
+        sums: dict[str, Any] = {
+            name: sum(np.log(np.maximum(curve[name], 0.0)) for curve in curves) for name in curves[0]
+        }
+        return sums
 
 
 def predicted_values(profile: Profile, options: Sequence[Options]) -> dict[str, np.ndarray]:
@@ -345,7 +348,7 @@ def exact_search(
         options = rank_options(profile, resources, mixed=True)
     if values is None:
         values = predicted_values(profile, options)
-    shares = [kept] * len(resources) if np.isscalar(kept) or kept is None else list(kept)
+    shares = [kept] * len(resources) if np.isscalar(kept) or kept is None else list(cast(Sequence[float], kept))
     if len(shares) != len(resources):
         raise ValueError(f"{len(shares)} budgets are given for {len(resources)} resources")
     _check_resources(options, resources)
@@ -535,7 +538,8 @@ def enc_model(
     if at_map:
         notes.append(f"{len(at_map)} of {len(axes)} groups of layers stay as ENC-Map has them, or the box would hold too many plans")
     logs = [logarithms(curves)] + ([logarithms(accuracy)] if accuracy else [])
-    cost, sums = np.full(1, float(fixed)), [np.zeros(1) for _ in logs]
+    cost = np.full(1, float(fixed))
+    sums: list[Any] = [np.zeros(1) for _ in logs]
     for members, axis in zip(groups.values(), thinned):
         costs = [sum(options[p].costs[j, 0] for p, j in zip(members, at)) for at in axis]
         cost = (cost[:, None] + costs).ravel()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -48,11 +48,11 @@ def rank_units(
             if rule == "entropy":
                 score = seen.entropy
             elif rule == "output":
-                gains = model.get_submodule(h.reader).weight.double().flatten(1).square().sum(0).view(h.units, h.span)
+                gains = cast(torch.Tensor, model.get_submodule(h.reader).weight).double().flatten(1).square().sum(0).view(h.units, h.span)
                 score = (seen.column_variance.to(gains.device) * gains).sum(1)
                 score = score / score.sum().clamp(min=torch.finfo(torch.float64).tiny)
             elif rule == "magnitude":
-                score = model.get_submodule(h.name).weight.double().flatten(1).norm(dim=1)
+                score = cast(torch.Tensor, model.get_submodule(h.name).weight).double().flatten(1).norm(dim=1)
                 score = score / score.mean().clamp(min=torch.finfo(torch.float64).tiny)
             else:
                 score = torch.from_numpy(generator.random(h.units))
@@ -129,7 +129,7 @@ def _dense_cost(card, shape, resource):
 
 def remove_units(
     profile: Profile,
-    staying: Mapping[str, Iterable[int]],
+    staying: Mapping[str, Collection[int]],
     *,
     activations: Mapping[str, Activations] | None = None,
     moments: Mapping[str, Moments] | None = None,
