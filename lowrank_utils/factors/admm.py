@@ -122,7 +122,7 @@ class Problem:
 
     def lower(self, u: torch.Tensor, reached: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Lower each unit's bias by its worst positive output off O."""
-        if self.lift is None or not self.relu:
+        if self.lift is None or self.height is None or not self.relu:
             return u, reached
         margin = 1e-12 * self.y.max()
         worst = torch.where(self.active, -margin, reached / self.height[:, None]).amax(0) + margin
@@ -174,10 +174,9 @@ class Problem:
         """
         u, reached = self.lower(u, self.operator @ u)
         signed = self.blend(u, reached, anchor, signs_only=True)
-        scaled = self.scale(signed, self.operator @ signed)
-        moved = scaled is None or not self.holds(scaled)
-        if moved:
-            scaled = self.blend(u, reached, anchor)
+        scaled, moved = self.scale(signed, self.operator @ signed), False
+        if scaled is None or not self.holds(scaled):
+            scaled, moved = self.blend(u, reached, anchor), True
         return (self.norm(scaled), scaled, moved) if self.holds(scaled) else (math.inf, None, moved)
 
     def bound(self, multiplier: torch.Tensor) -> float:
@@ -343,7 +342,7 @@ class Problem:
             return u
         left = self.radius - float(self.error(self.operator @ u).norm())
         inner, inside = self.inward(ends)
-        if self.lift is None:
+        if self.lift is None or self.height is None:
             step = torch.where(inside, inner - u, 0)
             cost = float(torch.where(self.active, self.operator @ step, 0).norm())
             moved = u + step * min(left / (3 * max(cost, 1e-300)), 0.5)
@@ -455,7 +454,7 @@ def iterate(
             proved = problem.bound(-rho * ratio * multiplier.double())
             # Lowering and scaling keep Z's rank (but one) and zeros; without a bias only U is near enough.
             objective, point, moved = problem.repair((z if problem.liftable else u).double(), anchor)
-            if objective < upper:
+            if point is not None and objective < upper:
                 best, upper = point, objective
             if objective < thin_norm and not (moved and problem.liftable):
                 thin, thin_norm = point, objective

@@ -19,7 +19,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import cvxpy
 import numpy as np
@@ -158,7 +158,7 @@ def reference(
     start = time.perf_counter()
     problem.solve(solver=solver, **options)
     weights = None if u.value is None else torch.from_numpy(np.ascontiguousarray(u.value))
-    return Reference(weights, float(problem.value), time.perf_counter() - start, problem.status, solver)
+    return Reference(weights, float(cast(float, problem.value)), time.perf_counter() - start, problem.status, solver)
 
 
 def solve(

@@ -25,7 +25,7 @@ from lowrank_utils.network.graph import before_relu
 from lowrank_utils.network.hooks import hooked
 from lowrank_utils.network.modules import evaluating, linear, replaced
 from lowrank_utils.network.profile import Profile
-from lowrank_utils.network.unfold import Entry, call_input
+from lowrank_utils.network.unfold import call_input
 
 Epsilon: TypeAlias = float | dict[str, float]  # one for all layers, or {layer: number}
 Solutions: TypeAlias = Mapping[str, ddlr.Solution]
@@ -38,7 +38,7 @@ def _linear_layers(model):
     return found
 
 
-def _layer(model, name):
+def _layer(model, name) -> nn.Linear:
     modules = dict(model.named_modules())
     if name not in modules:
         known = ", ".join(_linear_layers(model))
@@ -168,15 +168,15 @@ def solve_network(
 
     if not cascade:
         # the network itself runs in this thread only: hooks would catch what another thread sends through it
-        data = [(name, *layer_data(profile, name), matrix(model.get_submodule(name))) for name in names]
+        data = [(name, *layer_data(profile, name), matrix(_layer(model, name))) for name in names]
         with ThreadPoolExecutor(workers) as pool:
             return dict(zip(names, pool.map(lambda one: answer(*one), data)))
     small, found = replaced(model, {}), {}
     for name in names:
         data = layer_data(profile, name, inputs_of=small)
         # the layer's own weights are feasible on the original inputs; behind a changed layer they may not be
-        found[name] = answer(name, *data, None if found else matrix(model.get_submodule(name)))
-        small = replaced(small, {name: dense(model.get_submodule(name), found[name].weights)})
+        found[name] = answer(name, *data, None if found else matrix(_layer(model, name)))
+        small = replaced(small, {name: dense(_layer(model, name), found[name].weights)})
     return found
 
 
@@ -331,7 +331,7 @@ def reweighted(
     )
 
 
-def ranks(profile: Profile, solutions: Solutions, *, cut: float = admm.RANK_TOLERANCE) -> dict[str, Entry]:
+def ranks(profile: Profile, solutions: Solutions, *, cut: float = admm.RANK_TOLERANCE) -> dict[str, int]:
     """Return the plan ``{layer: rank}`` of DDLR answers: singular values of the weights above `cut` of the largest.
 
     The bias, a row of U, is kept whole and does not count. Layers whose factors would not pay are absent: they stay
@@ -356,7 +356,7 @@ def _plan(model, spectra, cut):
     found = {}
     for name, values in spectra.items():
         rank = max(int((values > cut * values[0]).sum()), 1)
-        rows, columns = model.get_submodule(name).weight.shape
+        rows, columns = _layer(model, name).weight.shape
         if rank * (rows + columns) < rows * columns:
             found[name] = rank
     return found
@@ -379,14 +379,14 @@ def cut_for(profile: Profile, solutions: Solutions, kept: float, *, kind: str, i
         def size(cut):
             saved = 0
             for name, rank in _plan(model, spectra, cut).items():
-                rows, columns = model.get_submodule(name).weight.shape
+                rows, columns = _layer(model, name).weight.shape
                 saved += rows * columns - rank * (rows + columns)
             return whole - saved
 
     elif kind in ("non-zeros", "indices"):
         kinds = {name: _layer(model, name).weight.dtype for name in solutions}
         weights = {name: _weight(model, name, solution) for name, solution in solutions.items()}
-        others = {name: int(model.get_submodule(name).weight.count_nonzero()) for name in _linear_layers(model)}
+        others = {name: int(_layer(model, name).weight.count_nonzero()) for name in _linear_layers(model)}
 
         def size(cut):
             counts = {name: int(_cut(w, cut).to(kinds[name]).count_nonzero()) for name, w in weights.items()}
@@ -417,7 +417,7 @@ def low_rank(
     refit: bool = False,
     relu: bool = False,
     iterations: int = 10,
-) -> tuple[nn.Module, dict[str, Entry]]:
+) -> tuple[nn.Module, dict[str, int]]:
     """Return a new model with the layers of DDLR answers as stock thin layers, and the plan that it has.
 
     `cut`: singular values below this share of the largest go. `refit`: the factors are fitted again to the original network's outputs, in the output subspace that DDLR chose (the nuclear norm shrinks
@@ -430,7 +430,7 @@ def low_rank(
         _images(profile.calibration)
     left, thin = {}, {}
     for name, rank in plan.items():
-        layer = model.get_submodule(name)
+        layer = _layer(model, name)
         u, s, vt = torch.linalg.svd(solutions[name].weights[: layer.in_features].T, full_matrices=False)
         left[name] = u[:, :rank]
         root = s[:rank].sqrt()
@@ -466,7 +466,7 @@ def sparse(
     """
     model, cut, new = profile.model, _share(cut), {}
     for name, solution in solutions.items():
-        layer = model.get_submodule(name)
+        layer = _layer(model, name)
         weight = _cut(_weight(model, name, solution), cut)
         new[name] = dense(layer, torch.cat([weight, solution.weights[layer.in_features :]]))
     if not refit:
@@ -474,7 +474,7 @@ def sparse(
     small, changed = replaced(model, {}), False
     for name in _linear_layers(model):
         if name in new or changed:
-            support = (new[name] if name in new else model.get_submodule(name)).weight.detach() != 0
+            support = (new[name] if name in new else _layer(model, name)).weight.detach() != 0
             if name not in new:
                 support = torch.ones_like(support)
             fitted = _least_squares(small, model, name, _images(profile.calibration), support, ridge)
@@ -484,9 +484,10 @@ def sparse(
 
 def _least_squares(small, model, name, images, support, ridge):
     """Return the layer with weights on `support` (d_out x d_in) that come nearest to the original outputs."""
-    layer = model.get_submodule(name)
+    layer = _layer(model, name)
     start = layer.weight.detach().double()
-    count, sums = 0, [0.0] * 4
+    count = 0
+    sums: list[Any] = [0.0] * 4
     for x, t in _batches(small, name, images, outputs_of=model):
         count += len(x)
         sums = [old + new for old, new in zip(sums, (x.T @ x, t.T @ x, x.sum(0), t.sum(0)))]
@@ -513,7 +514,7 @@ def stored(model: nn.Module, index_bits: int = 16) -> dict[str, int]:
     `index_bits` for each non-zero and one 32-bit pointer for each row. Layers that are smaller dense count as dense;
     layers that are not linear count in full both times.
     """
-    counts = {name: int(model.get_submodule(name).weight.count_nonzero()) for name in _linear_layers(model)}
+    counts = {name: int(_layer(model, name).weight.count_nonzero()) for name in _linear_layers(model)}
     return _counted(model, counts, index_bits)
 
 
@@ -522,7 +523,7 @@ def _counted(model, counts, index_bits):
     plain = whole = 0
     rest = sum(p.numel() for p in model.parameters())
     for name, count in counts.items():
-        layer = model.get_submodule(name)
+        layer = _layer(model, name)
         packed = count * (1 + index_bits / 32) + layer.out_features + 1
         plain += count
         whole += min(packed, layer.weight.numel())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -79,11 +79,12 @@ def apply_plan(
     missing = [name for name in chosen if name not in factors]
     if missing:
         raise ValueError(f"no factors were given for the planned layers {', '.join(missing)}")
-    thin = {name: _thin(model, name, scheme, rank, factors[name]) for name, (scheme, rank) in chosen.items()}
+    thin: dict[str, nn.Module] = {name: _thin(model, name, scheme, rank, factors[name]) for name, (scheme, rank) in chosen.items()}
     for name in list(thin):
-        if model.get_submodule(name).bias is None and thin[name].second.bias is not None:
-            norm = profile.followers[name].norm
-            thin[norm] = fold_bias_into_norm(model.get_submodule(norm), thin[name].second)
+        second: Any = thin[name].get_submodule("second")
+        if model.get_submodule(name).bias is None and second.bias is not None:
+            norm: Any = profile.followers[name].norm
+            thin[norm] = fold_bias_into_norm(model.get_submodule(norm), second)
     return replaced(model, thin)
 
 
@@ -134,7 +135,7 @@ def _thin(model, name, scheme, rank, found):
 
 
 def decompose_layers(
-    profile: Profile, names: Iterable[str] | Mapping[str, str | None], method: str = "svd"
+    profile: Profile, names: Collection[str] | Mapping[str, str | None], method: str = "svd"
 ) -> dict[str, svd.Factors]:
     """Return ``{name: svd.Factors}`` for the named layers, good for every rank.
 
@@ -150,7 +151,8 @@ def decompose_layers(
             moments = profile.moments_of(names)
     found = {}
     for name in names:
-        layer, scheme = profile.model.get_submodule(name), names[name] if isinstance(names, dict) else None
+        layer: Any = profile.model.get_submodule(name)
+        scheme = names[name] if isinstance(names, dict) else None
         centred = profile.takes_mean(name) if method in svd.METHODS and method != "svd" else layer.bias is not None
         try:
             found[name] = svd.decompose_layer(layer, method, moments.get(name), scheme, centred)

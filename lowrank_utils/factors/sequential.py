@@ -11,6 +11,7 @@ import copy
 import logging
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -194,7 +195,8 @@ def sweep(
         layer = model.get_submodule(name)
         last = new.second if name in plan else new
         if layer.bias is None and last.bias is not None:
-            thin[held.norm] = fold_bias_into_norm(model.get_submodule(held.norm), last)
+            norm: Any = held.norm
+            thin[norm] = fold_bias_into_norm(model.get_submodule(norm), last)
         thin[name] = new.eval()
     return replaced(model, thin)
 

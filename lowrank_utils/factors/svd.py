@@ -13,7 +13,7 @@ decomposition serves every rank:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -187,7 +187,7 @@ class Factors:
 
 
 def decompose_layer(
-    layer: nn.Module,
+    layer: nn.Linear | nn.Conv2d,
     method: str = "svd",
     moments: Moments | None = None,
     scheme: str | None = None,
@@ -223,10 +223,10 @@ def decompose_layer(
         raise ValueError("the weights hold NaN or infinite values; a spectrum needs finite ones")
     count = len(matrix)
 
-    def ungrouped(*parts):
-        return [part[0] if count == 1 else part for part in parts]
+    def ungrouped(left: torch.Tensor, right: torch.Tensor) -> Pair:
+        return (left[0], right[0]) if count == 1 else (left, right)
 
-    kind = {"dtype": layer.weight.dtype, "layer": layer, "scheme": scheme}
+    kind: dict[str, Any] = {"dtype": layer.weight.dtype, "layer": layer, "scheme": scheme}
     if method == "svd":
         u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
         root = s.sqrt()  # shared evenly: both thin layers get weights of one scale, good for fine-tuning
@@ -241,7 +241,7 @@ def decompose_layer(
     spread = (moments.covariance if centred else moments.second_moment).to(matrix.device).reshape(count, size, size)
     ridge = 1e-8 * spread.diagonal(dim1=1, dim2=2).mean(1)
     ridge = torch.where(ridge > 0, ridge, 1.0)  # one image, or constant inputs: nothing to weight by
-    about = {}
+    about: dict[str, Any] = {}
     if centred:
         weight, mean = layer.weight.detach().double().reshape(count, -1, size), moments.mean.to(matrix.device)
         about = {"mean": mean, "shift": (weight @ mean.reshape(count, size, 1)).flatten()}
@@ -258,7 +258,7 @@ def decompose_layer(
 
 
 def factorize(
-    layer: nn.Module, rank: int, scheme: str | None = None, method: str = "svd", moments: Moments | None = None
+    layer: nn.Linear | nn.Conv2d, rank: int, scheme: str | None = None, method: str = "svd", moments: Moments | None = None
 ) -> nn.Sequential:
     """Return `layer` as stock thin layers of `rank`: ``nn.Sequential(first, second)``.
 

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -33,7 +34,7 @@ def before_relu(model: nn.Module) -> set[str]:
     modules, found = dict(model.named_modules()), set()
     for node in graph.nodes:
         linear = node.op == "call_module" and isinstance(modules[node.target], nn.Linear)
-        if linear and len(node.users) == 1 and _is_relu(*node.users, modules):
+        if linear and len(node.users) == 1 and _is_relu(next(iter(node.users)), modules):
             found.add(node.target)
     return found
 
@@ -101,7 +102,8 @@ def followed_by(
     graph = trace(model, weight_layers(model)) if graph is None else graph
     if graph is None:
         return {}
-    modules, shapes = dict(model.named_modules()), _shapes(model, graph, images)
+    modules: dict[str, Any] = dict(model.named_modules())
+    shapes = _shapes(model, graph, images)
     calls = [node.target for node in graph.nodes if node.op == "call_module"]
     found = {}
     for node in graph.nodes:
@@ -111,8 +113,8 @@ def followed_by(
         user, own = _only(at), shapes.get(node)
         has_norm = user is not None and user.op == "call_module" and _is_norm(modules[user.target])
         axes = 4 if type(modules[node.target]) is nn.Conv2d else 2
-        fits = has_norm and modules[user.target].num_features == len(modules[node.target].weight)
-        if fits and (own is None or len(own) == axes) and calls.count(user.target) == 1:
+        fits = user is not None and has_norm and modules[user.target].num_features == len(modules[node.target].weight)
+        if user is not None and fits and (own is None or len(own) == axes) and calls.count(user.target) == 1:
             norm, at = user.target, user
             user = _only(at)
         if user is not None and _is_sum(user):
@@ -149,7 +151,7 @@ def _shapes(model, graph, images):
     return runs.found
 
 
-def _only(node):
+def _only(node) -> Any:
     users = list(node.users)
     return users[0] if len(users) == 1 and users[0].op != "output" else None
 
@@ -269,7 +271,7 @@ def hidden_layers(model: nn.Module) -> list[HiddenLayer]:
         raise ValueError(
             f"the network cannot be traced by torch.fx, so its hidden units are not known: {error}"
         ) from error
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
     calls, owners = {}, {}
     for node in graph.nodes:
         if node.op == "call_module":
@@ -297,7 +299,8 @@ def hidden_layers(model: nn.Module) -> list[HiddenLayer]:
     for node in graph.nodes:
         if node.op != "call_module" or not isinstance(modules[node.target], (nn.Linear, nn.Conv2d)):
             continue
-        layer, reader, along, span, absorber = modules[node.target], None, (), 1, ""
+        reader: Any = None
+        layer, along, span, absorber = modules[node.target], (), 1, ""
         units = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
         reason = fault(node.target)
         if not reason and isinstance(layer, nn.Conv2d) and layer.groups > 1:
@@ -308,7 +311,7 @@ def hidden_layers(model: nn.Module) -> list[HiddenLayer]:
             faults = [fault(reader.target, f"the layer that reads it, {reader.target},")]
             faults += [fault(name, f"the {_kind(modules[name])} after it, {name},") for name in along]
             reason = next(filter(None, faults), "")
-        if reason:
+        if reason or reader is None:
             found.append(HiddenLayer(node.target, "", units, reason))
             continue
         behind = _users(reader)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import torch
 from torch import nn
-
-Norm = TypeVar("Norm", nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def check_there(model: nn.Module) -> None:
@@ -85,7 +83,7 @@ def linear(weight: torch.Tensor, bias: torch.Tensor | None, like: nn.Linear) -> 
     layer = nn.utils.skip_init(
         nn.Linear, weight.shape[1], weight.shape[0], bias is not None, device=like.weight.device, dtype=like.weight.dtype
     )
-    return _holding(layer, weight, bias)
+    return _holding(layer, weight, bias)  # pyright: ignore[reportReturnType]  # skip_init is typed as giving any module
 
 
 def conv2d(weight: torch.Tensor, bias: torch.Tensor | None, like: nn.Conv2d) -> nn.Conv2d:
@@ -99,7 +97,7 @@ def conv2d(weight: torch.Tensor, bias: torch.Tensor | None, like: nn.Conv2d) -> 
         padding=like.padding, dilation=like.dilation, groups=groups, bias=bias is not None,
         padding_mode=like.padding_mode, device=like.weight.device, dtype=like.weight.dtype,
     )  # fmt: skip
-    return _holding(layer, weight, bias)
+    return _holding(layer, weight, bias)  # pyright: ignore[reportReturnType]  # skip_init is typed as giving any module
 
 
 def _holding(layer, weight, bias):
@@ -110,14 +108,14 @@ def _holding(layer, weight, bias):
     return layer
 
 
-def fold_bias_into_norm(norm: Norm, layer: nn.Linear | nn.Conv2d) -> Norm:
+def fold_bias_into_norm(norm: nn.Module, layer: nn.Module) -> nn.Module:
     """Return a copy of the batch norm `norm` that takes over the bias of `layer`, the one that it follows; `layer` is left without.
 
     The running mean goes down by the bias, so that outputs stay as they are in eval mode (and training would have
     cancelled it).
     """
-    norm = copy.deepcopy(norm).eval()
+    new: Any = copy.deepcopy(norm).eval()
     with torch.no_grad():
-        norm.running_mean -= layer.bias.to(norm.running_mean)
-    layer.bias = None
-    return norm
+        new.running_mean -= cast(torch.Tensor, layer.bias).to(new.running_mean)
+    layer.bias = None  # pyright: ignore[reportArgumentType]
+    return new

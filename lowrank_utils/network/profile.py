@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, overload
@@ -66,7 +66,7 @@ class LayerProfile:
     positions: int
     parameters: int
     macs: int
-    singular_values: np.ndarray | None = _Lazy()
+    singular_values: np.ndarray | Any = _Lazy()
     reason: str = ""
     scheme: str | None = None
     costs: dict[str | None, unfold.Cost] | None = None
@@ -180,7 +180,7 @@ def read_layers(
         computed = isinstance(getattr(module, "weight", None), torch.Tensor) and "weight" not in module._parameters
         if isinstance(module, parametrize.ParametrizationList):
             continue  # counted with the weight that it computes
-        weight = module.weight if computed else module._parameters.get("weight")
+        weight: Any = module.weight if computed else module._parameters.get("weight")
         if weight is None or weight.ndim < 2:
             weight = next((p for p in module._parameters.values() if p is not None and p.ndim > 1), None)
             if weight is None:
@@ -206,7 +206,7 @@ def read_layers(
             raise ValueError(f"layer {name!r} holds NaN or infinite weights; a spectrum needs finite ones")
         own = asked.get(name) if isinstance(scheme, dict) else scheme
         own = own if own in known else (known or (None,))[0]
-        values = None
+        values: Any = None
         if spectra and known:
             values = partial(_spectrum, module, own, guard)
             values = values if guard else values()
@@ -425,7 +425,7 @@ class Profile(Sequence[LayerProfile]):
         if self._order is None:
             first = next(self.model.parameters())
             names = [layer.name for layer in self.layers if layer.positions]
-            image = torch.zeros(1, *self.input_shape, dtype=first.dtype, device=first.device)
+            image = torch.zeros(1, *(self.input_shape or ()), dtype=first.dtype, device=first.device)
             self._order = graph.execution_order(self.model, names, image)
         return self._order
 
@@ -452,21 +452,21 @@ class Profile(Sequence[LayerProfile]):
         """Fisher information of the outputs of every layer that can be factored (`statistics.fisher`)."""
         return self.fisher_of(self.factorable)
 
-    def moments_of(self, names: Iterable[str]) -> dict[str, statistics.Moments]:
+    def moments_of(self, names: Collection[str]) -> dict[str, statistics.Moments]:
         """Return {layer: Moments} of the named layers; what was collected before is not collected again."""
-        self._need_calibration("the moments of layer inputs")
+        calibration = self._need_calibration("the moments of layer inputs")
         missing = [name for name in names if name not in self._moments]
         if missing:
-            self._moments |= statistics.collect_moments(self.model, missing, self.calibration)
+            self._moments |= statistics.collect_moments(self.model, missing, calibration)
         return {name: self._moments[name] for name in names}
 
-    def fisher_of(self, names: Iterable[str], images: int | None = None) -> dict[str, torch.Tensor]:
+    def fisher_of(self, names: Collection[str], images: int | None = None) -> dict[str, torch.Tensor]:
         """Return {layer: Fisher information, d_out x d_out} of the named layers, from the first `images` calibration inputs (None: all)."""
-        self._need_calibration("the Fisher information")
-        count = len(self.calibration) if images is None else min(images, len(self.calibration))
+        calibration = self._need_calibration("the Fisher information")
+        count = len(calibration) if images is None else min(images, len(calibration))
         missing = [name for name in names if (name, count) not in self._fisher]
         if missing:
-            found = statistics.fisher(self.model, missing, self.calibration[:count])
+            found = statistics.fisher(self.model, missing, calibration[:count])
             self._fisher |= {(name, count): value for name, value in found.items()}
         return {name: self._fisher[name, count] for name in names}
 
@@ -487,10 +487,11 @@ class Profile(Sequence[LayerProfile]):
             new._moments, new._fisher = self._moments, self._fisher
         return new
 
-    def _need_calibration(self, what):
+    def _need_calibration(self, what: str) -> torch.Tensor:
         self.check_unchanged()
         if self.calibration is None:
             raise ValueError(f"{what} need calibration inputs: make the profile with calibration=")
+        return self.calibration
 
 
 def profile(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -93,7 +94,7 @@ def collect_moments(
     first = next(model.parameters(), None)
     if first is None:
         raise ValueError("this network has no parameters, so it has no layer whose inputs could be collected")
-    modules = dict(model.named_modules())
+    modules: dict[str, Any] = dict(model.named_modules())
     for name in names:
         if name not in modules or not unfold.schemes_of(modules[name]):
             raise ValueError(
@@ -148,7 +149,7 @@ def fisher(
     True
     """
     check_there(model)
-    modules = dict(model.named_modules())
+    modules: dict[str, Any] = dict(model.named_modules())
     for name in names:
         if name not in modules:
             raise ValueError(f"there is no layer {name!r} in this network")
@@ -167,7 +168,7 @@ def fisher(
 
         return hook
 
-    found = dict.fromkeys(names, 0.0)
+    found: dict[str, Any] = dict.fromkeys(names, 0.0)  # a sum, until it is a matrix
     generator = torch.Generator().manual_seed(seed)
     watched = hooked(model, {name: catch(name) for name in names})
     with evaluating(model), torch.inference_mode(False), torch.enable_grad(), watched:
@@ -301,7 +302,8 @@ def collect_activations(
     if len(images) < 2:
         raise ValueError("entropy needs at least two calibration images: one gives every unit one value")
     hidden = removable_layers(model)
-    seen, maps, sizes = {h.name: None for h in hidden}, {}, []
+    seen: dict[str, Any] = {h.name: None for h in hidden}
+    maps, sizes = {}, []
 
     def measure(module, args, kwargs, output):
         sizes.append(output.numel() if torch.is_tensor(output) else 0)

@@ -28,7 +28,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
 from torch import nn
@@ -88,7 +88,7 @@ class Unfolding(ABC):
         """Return the places of a patch in the order (offset of the second layer, column of the matrix)."""
 
     @abstractmethod
-    def empty_pair(self, layer: nn.Module, rank: int, bias: bool) -> tuple[nn.Module, nn.Module]:
+    def empty_pair(self, layer: nn.Module, rank: int, bias: bool) -> tuple[nn.Linear, nn.Linear] | tuple[nn.Conv2d, nn.Conv2d]:
         """Return the two layers at `rank`, without numbers; `bias`, whether the second one has a bias."""
 
     @abstractmethod
@@ -106,7 +106,7 @@ class Unfolding(ABC):
         self, layer: nn.Module, left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None
     ) -> nn.Sequential:
         """Return the pair with numbers, as `thin_layers` of this module says."""
-        count, rank, rows = groups(layer), right.shape[-2], layer.weight.shape[0]
+        count, rank, rows = groups(layer), right.shape[-2], cast(torch.Tensor, layer.weight).shape[0]
         first, second = self.empty_pair(layer, rank, bias is not None)
         # rows (output, offset) x r  ->  output x r x offset, as the weights of a layer are kept
         left = left.reshape(count, rows // count, self.offsets(layer), rank).transpose(2, 3)
@@ -114,7 +114,7 @@ class Unfolding(ABC):
             first.weight.copy_(right.reshape(first.weight.shape))
             second.weight.copy_(left.reshape(second.weight.shape))
             if bias is not None:
-                second.bias.copy_(bias)
+                cast(torch.Tensor, second.bias).copy_(bias)
         return nn.Sequential(OrderedDict(first=first, second=second))
 
 
@@ -126,31 +126,33 @@ class Linear(Unfolding):
     def fits(self, layer: nn.Module) -> bool:
         return type(layer) is nn.Linear
 
-    def matrix_shape(self, layer: nn.Module) -> tuple[int, int]:
-        return tuple(layer.weight.shape)
+    def matrix_shape(self, layer: nn.Linear) -> tuple[int, int]:
+        rows, columns = layer.weight.shape
+        return rows, columns
 
-    def positions(self, layer: nn.Module, inputs: int, outputs: int, between: int | None) -> int:
+    def positions(self, layer: nn.Linear, inputs: int, outputs: int, between: int | None) -> int:
         return outputs
 
-    def offsets(self, layer: nn.Module) -> int:
+    def offsets(self, layer: nn.Linear) -> int:
         return 1
 
-    def to_matrix(self, layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+    def to_matrix(self, layer: nn.Linear, weight: torch.Tensor) -> torch.Tensor:
         return weight.reshape(1, *layer.weight.shape)
 
-    def from_matrix(self, layer: nn.Module, matrix: torch.Tensor) -> torch.Tensor:
+    def from_matrix(self, layer: nn.Linear, matrix: torch.Tensor) -> torch.Tensor:
         return matrix
 
-    def in_order(self, layer: nn.Module) -> torch.Tensor:
+    def in_order(self, layer: nn.Linear) -> torch.Tensor:
         return torch.arange(layer.in_features)
 
-    def empty_pair(self, layer: nn.Module, rank: int, bias: bool) -> tuple[nn.Linear, nn.Linear]:
+    def empty_pair(self, layer: nn.Linear, rank: int, bias: bool) -> tuple[nn.Linear, nn.Linear]:
         options = {"device": layer.weight.device, "dtype": layer.weight.dtype}
         first = nn.utils.skip_init(nn.Linear, layer.in_features, rank, bias=False, **options)
-        return first, nn.utils.skip_init(nn.Linear, rank, layer.out_features, bias=bias, **options)
+        second = nn.utils.skip_init(nn.Linear, rank, layer.out_features, bias=bias, **options)
+        return first, second  # pyright: ignore[reportReturnType]  # skip_init is typed as giving any module
 
     def rank_of(self, first: nn.Module, second: nn.Module) -> int | None:
-        if not type(first) is type(second) is nn.Linear or first.bias is not None:
+        if type(first) is not nn.Linear or type(second) is not nn.Linear or first.bias is not None:
             return None
         return first.out_features if first.out_features == second.in_features else None
 
@@ -173,26 +175,26 @@ class Convolution(Unfolding):
     def fits(self, layer: nn.Module) -> bool:
         return type(layer) is nn.Conv2d and not why_not(layer) and self.takes(*layer.kernel_size)
 
-    def matrix_shape(self, layer: nn.Module) -> tuple[int, int]:
+    def matrix_shape(self, layer: nn.Conv2d) -> tuple[int, int]:
         rows, columns = layer.out_channels // layer.groups, layer.in_channels // layer.groups
         return rows * self.offsets(layer), columns * prod(layer.kernel_size[axis] for axis in self.first_axes)
 
-    def offsets(self, layer: nn.Module) -> int:
+    def offsets(self, layer: nn.Conv2d) -> int:
         return prod(layer.kernel_size[axis] for axis in self.second_axes)
 
-    def to_matrix(self, layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+    def to_matrix(self, layer: nn.Conv2d, weight: torch.Tensor) -> torch.Tensor:
         rows = layer.out_channels // layer.groups
         weight = weight.reshape(-1, rows, layer.in_channels // layer.groups, *layer.kernel_size)
         return weight.permute(self._axes()).reshape(-1, *self.matrix_shape(layer))
 
-    def from_matrix(self, layer: nn.Module, matrix: torch.Tensor) -> torch.Tensor:
+    def from_matrix(self, layer: nn.Conv2d, matrix: torch.Tensor) -> torch.Tensor:
         rows = layer.out_channels // layer.groups
         sizes = (-1, rows, layer.in_channels // layer.groups, *layer.kernel_size)
         axes = self._axes()
         weight = matrix.reshape([sizes[axis] for axis in axes])
         return weight.permute([axes.index(axis) for axis in range(5)]).reshape(-1, rows, prod(sizes[2:]))
 
-    def in_order(self, layer: nn.Module) -> torch.Tensor:
+    def in_order(self, layer: nn.Conv2d) -> torch.Tensor:
         size = layer.weight[0].numel()
         # a patch has neither groups nor outputs: its axes are the last three of `_axes`
         place = torch.arange(size).reshape(-1, *layer.kernel_size)
@@ -202,15 +204,16 @@ class Convolution(Unfolding):
         # of groups x outputs x inputs x height x width: those of the rows, then those of the columns
         return (0, 1, *(3 + axis for axis in self.second_axes), 2, *(3 + axis for axis in self.first_axes))
 
-    def empty_pair(self, layer: nn.Module, rank: int, bias: bool) -> tuple[nn.Conv2d, nn.Conv2d]:
+    def empty_pair(self, layer: nn.Conv2d, rank: int, bias: bool) -> tuple[nn.Conv2d, nn.Conv2d]:
         options = {"device": layer.weight.device, "dtype": layer.weight.dtype, "groups": layer.groups}
         width = rank * layer.groups
         one, two = (_along(layer, axes) for axes in (self.first_axes, self.second_axes))
         first = nn.utils.skip_init(nn.Conv2d, layer.in_channels, width, bias=False, **one, **options)
-        return first, nn.utils.skip_init(nn.Conv2d, width, layer.out_channels, bias=bias, **two, **options)
+        second = nn.utils.skip_init(nn.Conv2d, width, layer.out_channels, bias=bias, **two, **options)
+        return first, second  # pyright: ignore[reportReturnType]  # skip_init is typed as giving any module
 
     def rank_of(self, first: nn.Module, second: nn.Module) -> int | None:
-        if not type(first) is type(second) is nn.Conv2d or first.bias is not None:
+        if type(first) is not nn.Conv2d or type(second) is not nn.Conv2d or first.bias is not None:
             return None
         if first.groups != second.groups or first.out_channels != second.in_channels:
             return None
@@ -229,7 +232,7 @@ class Spatial(Convolution):
     def takes(self, high: int, wide: int) -> bool:
         return min(high, wide) > 1
 
-    def positions(self, layer: nn.Module, inputs: int, outputs: int, between: int | None) -> int:
+    def positions(self, layer: nn.Conv2d, inputs: int, outputs: int, between: int | None) -> int:
         return outputs * layer.stride[1] if between is None else between
 
 
@@ -242,7 +245,7 @@ class Channel(Convolution):
     def takes(self, high: int, wide: int) -> bool:
         return True
 
-    def positions(self, layer: nn.Module, inputs: int, outputs: int, between: int | None) -> int:
+    def positions(self, layer: nn.Conv2d, inputs: int, outputs: int, between: int | None) -> int:
         return outputs
 
 
@@ -255,7 +258,7 @@ class InputChannel(Convolution):
     def takes(self, high: int, wide: int) -> bool:
         return max(high, wide) > 1
 
-    def positions(self, layer: nn.Module, inputs: int, outputs: int, between: int | None) -> int:
+    def positions(self, layer: nn.Conv2d, inputs: int, outputs: int, between: int | None) -> int:
         return inputs
 
 
@@ -350,7 +353,7 @@ def check_scheme(layer: nn.Module, scheme: str | None) -> str | None:
     if scheme is None:
         return known[0]
     if scheme not in known:
-        has = "only scheme=None" if known == (None,) else ", ".join(known)
+        has = "only scheme=None" if known == (None,) else ", ".join(map(str, known))
         raise ValueError(f"scheme {scheme!r} is not one of this layer, which has {has}")
     return scheme
 
@@ -414,9 +417,9 @@ def groups(layer: nn.Module | None) -> int:
     return getattr(layer, "groups", 1)
 
 
-def shared(layer: nn.Module, scheme: str | None) -> int:
+def shared(layer: nn.Module | None, scheme: str | None) -> int:
     """Return how many offsets the second layer of the pair has: kw in a spatial pair, kh kw in an input pair, else 1."""
-    return unfolding(scheme).offsets(layer)
+    return unfolding(scheme).offsets(cast(nn.Module, layer))  # a linear layer is not looked at
 
 
 def to_matrix(
@@ -427,8 +430,8 @@ def to_matrix(
     Rows count (output channel, offset of the second layer), columns (input channel, offset of the first). `weight`:
     other weights than the layer's own, of all groups or of one, in any shape of as many numbers.
     """
-    weight = (layer.weight if weight is None else weight).detach().to(dtype)
-    return unfolding(scheme).to_matrix(layer, weight)
+    weight = cast(torch.Tensor, layer.weight) if weight is None else weight
+    return unfolding(scheme).to_matrix(layer, weight.detach().to(dtype))
 
 
 def from_matrix(layer: nn.Module, scheme: str | None, matrix: torch.Tensor) -> torch.Tensor:
@@ -450,7 +453,7 @@ def by_offset(layer: nn.Module | None, scheme: str | None, covariance: torch.Ten
     """
     if shared(layer, scheme) == 1:
         return covariance  # of a large linear layer a copy would be the largest thing in memory
-    place = in_order(layer, scheme).to(covariance.device)
+    place = in_order(cast(nn.Module, layer), scheme).to(covariance.device)
     return covariance[..., place, :][..., place]
 
 
@@ -470,7 +473,7 @@ def apply_factors(
     count, offsets, rank = groups(layer), shared(layer, scheme), right.shape[-2]
     patch = patch.reshape(count, -1)
     if offsets > 1:
-        patch = patch[:, in_order(layer, scheme).to(patch.device)]
+        patch = patch[:, in_order(cast(nn.Module, layer), scheme).to(patch.device)]
     inner = patch.reshape(count, offsets, -1) @ right.reshape(count, rank, -1).mT  # groups x offsets x r
     return (left.reshape(count, -1, offsets * rank) @ inner.reshape(count, offsets * rank, 1)).flatten()
 
@@ -502,7 +505,7 @@ def recognise(module: nn.Module) -> tuple[str | None, int] | None:
     if type(module) is not nn.Sequential or [name for name, _ in module.named_children()] != ["first", "second"]:
         return None
     for scheme in SCHEMES:
-        rank = scheme.rank_of(module.first, module.second)
+        rank = scheme.rank_of(module.get_submodule("first"), module.get_submodule("second"))
         if rank is not None:
             return scheme.name, rank
     return None
@@ -516,12 +519,13 @@ def patches(layer: nn.Module, x: torch.Tensor, every: int = 1) -> torch.Tensor:
     """
     if type(layer) is nn.Linear:
         return x.reshape(1, -1, x.shape[-1])
+    layer = cast(nn.Conv2d, layer)
     (high, wide), (dilate_down, dilate_across) = layer.kernel_size, layer.dilation
     if layer.padding == "same":
         total = dilate_across * (wide - 1), dilate_down * (high - 1)
         sides = total[0] // 2, total[0] - total[0] // 2, total[1] // 2, total[1] - total[1] // 2
     else:
-        down, across = (0, 0) if layer.padding == "valid" else layer.padding
+        down, across = (0, 0) if layer.padding == "valid" else cast(tuple[int, int], layer.padding)
         sides = across, across, down, down
     if any(sides):
         x = F.pad(x, sides) if layer.padding_mode == "zeros" else F.pad(x, sides, mode=layer.padding_mode)
@@ -549,6 +553,7 @@ def images_at_once(layer: nn.Module, x: torch.Tensor, limit: float = 8e6) -> int
     """Return how many of the images `x` may be unfolded together so that their patches take about `limit` bytes (at least 1)."""
     if isinstance(layer, nn.Linear):
         return max(len(x), 1)
+    layer = cast(nn.Conv2d, layer)
     positions = x[0, 0].numel() / (layer.stride[0] * layer.stride[1])
     return max(1, int(limit / (positions * layer.groups * layer.weight[0].numel() * x.element_size())))
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import fx, nn
+from torch.fx.node import map_aggregate
 
 from lowrank_utils.network import unfold
 from lowrank_utils.network.hooks import hooked
@@ -97,7 +98,7 @@ class Walk:
                 ahead += some.all_input_nodes
         live = {source for some in needed for source in some.all_input_nodes if source in env}
         run.env = {**env, **{source: _copied(env[source]) for source in live}}  # operations in place must not reach these
-        for some in sorted(needed, key=self.place.get):
+        for some in sorted(needed, key=self.place.__getitem__):
             run.env[some] = run.run_node(some)
         return run.env[node]
 
@@ -133,12 +134,12 @@ def _held(value):
         if torch.is_tensor(part):
             stores[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
 
-    fx.node.map_aggregate(value, note)
+    map_aggregate(value, note)
     return sum(stores.values())
 
 
 def _copied(value):
-    return fx.node.map_aggregate(value, lambda part: part.clone() if torch.is_tensor(part) else part)
+    return map_aggregate(value, lambda part: part.clone() if torch.is_tensor(part) else part)
 
 
 def _inputs(model, instead, name, batch):

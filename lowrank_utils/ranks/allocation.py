@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -98,7 +99,7 @@ def allocate(
     choice = tuple(int(own[j]) for own, j in zip(kept, inner))
     value = float(sum(values[l][j] for l, j in enumerate(choice)))
     gap = float(unit * max(0.0, bound - sum(x[j] for x, j in zip(v, inner))))
-    spent = sum(costs[l][j] for l, j in enumerate(choice))
+    spent: Any = sum(costs[l][j] for l, j in enumerate(choice))
     return Allocation(choice, value, value + gap, gap, tuple(map(float, spent)), "; ".join(filter(None, (note, more))))
 
 
@@ -162,7 +163,7 @@ def falling(values: Sequence[np.ndarray], costs: Sequence[np.ndarray]) -> str:
 
 
 def _check_reach(costs, budgets, limits):
-    least = sum(cost.min(0) for cost in costs)
+    least: Any = sum(cost.min(0) for cost in costs)
     for place in np.flatnonzero(least > limits):
         which = f"budget {place}" if len(budgets) > 1 else "the budget"
         raise ValueError(

@@ -104,7 +104,7 @@ def rank_components(
         s = np.sort(np.asarray(card.singular_values))[::-1]
         p = energy_shares(s)
         if rule == "output":
-            score = output_shares(factors[card.name], moments[card.name])
+            score = output_shares((factors or {})[card.name], (moments or {})[card.name])
             if len(score) != len(s):
                 raise ValueError(f"the factors of layer {card.name!r} hold {len(score)} of its {len(s)} components")
         elif rule == "magnitude":

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -145,7 +145,7 @@ def energy(profile: Sequence[LayerProfile], options: Sequence[Options]) -> dict[
     for own in options:
         if len(own.full) > 1:
             raise ValueError(
-                f"the energy curve cannot compare the schemes of layer {own.name!r}: {', '.join(own.full)}"
+                f"the energy curve cannot compare the schemes of layer {own.name!r}: {', '.join(map(str, own.full))}"
             )
         if named[own.name].singular_values is None:
             raise ValueError("this profile has no spectra; make it with spectra=True")
@@ -239,7 +239,8 @@ def output_error(
         raise ValueError(f"the metric has nothing for layer {absent[0]!r}")
     moments, found = profile.moments_of(names), {}
     for own in options:
-        layer, centred = profile.model.get_submodule(own.name), profile.takes_mean(own.name)
+        layer: Any = profile.model.get_submodule(own.name)
+        centred = profile.takes_mean(own.name)
         count = unfold.groups(layer)
         spread = (moments[own.name].covariance if centred else moments[own.name].second_moment).to(layer.weight.device)
         spread = spread.reshape(count, *spread.shape[-2:])
@@ -284,7 +285,10 @@ def logarithms(*curves: Values) -> dict[str, np.ndarray]:
     [-0.916, 0.0]
     """
     with np.errstate(divide="ignore"):
-        return {name: sum(np.log(np.maximum(curve[name], 0.0)) for curve in curves) for name in curves[0]}
+        sums: dict[str, Any] = {
+            name: sum(np.log(np.maximum(curve[name], 0.0)) for curve in curves) for name in curves[0]
+        }
+        return sums
 
 
 def predicted_values(profile: Profile, options: Sequence[Options]) -> dict[str, np.ndarray]:
@@ -344,7 +348,7 @@ def exact_search(
         options = rank_options(profile, resources, mixed=True)
     if values is None:
         values = predicted_values(profile, options)
-    shares = [kept] * len(resources) if np.isscalar(kept) or kept is None else list(kept)
+    shares = [kept] * len(resources) if np.isscalar(kept) or kept is None else list(cast(Sequence[float], kept))
     if len(shares) != len(resources):
         raise ValueError(f"{len(shares)} budgets are given for {len(resources)} resources")
     _check_resources(options, resources)
@@ -354,7 +358,7 @@ def exact_search(
             budgets.append(share)
             continue
         budget, total = _budget(profile, options, share, counted)
-        least = sum(own.costs[:, place].min() for own in options)
+        least: Any = sum(own.costs[:, place].min() for own in options)
         if budget < least:
             smallest = (least + _fixed(profile, options, counted)) / total
             raise ValueError(f"kept={share} of {counted} cannot be reached: the smallest possible is {rounded_up(smallest)}")
@@ -534,7 +538,8 @@ def enc_model(
     if at_map:
         notes.append(f"{len(at_map)} of {len(axes)} groups of layers stay as ENC-Map has them, or the box would hold too many plans")
     logs = [logarithms(curves)] + ([logarithms(accuracy)] if accuracy else [])
-    cost, sums = np.full(1, float(fixed)), [np.zeros(1) for _ in logs]
+    cost = np.full(1, float(fixed))
+    sums: list[Any] = [np.zeros(1) for _ in logs]
     for members, axis in zip(groups.values(), thinned):
         costs = [sum(options[p].costs[j, 0] for p, j in zip(members, at)) for at in axis]
         cost = (cost[:, None] + costs).ravel()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -47,11 +48,11 @@ def rank_units(
             if rule == "entropy":
                 score = seen.entropy
             elif rule == "output":
-                gains = model.get_submodule(h.reader).weight.double().flatten(1).square().sum(0).view(h.units, h.span)
+                gains = cast(torch.Tensor, model.get_submodule(h.reader).weight).double().flatten(1).square().sum(0).view(h.units, h.span)
                 score = (seen.column_variance.to(gains.device) * gains).sum(1)
                 score = score / score.sum().clamp(min=torch.finfo(torch.float64).tiny)
             elif rule == "magnitude":
-                score = model.get_submodule(h.name).weight.double().flatten(1).norm(dim=1)
+                score = cast(torch.Tensor, model.get_submodule(h.name).weight).double().flatten(1).norm(dim=1)
                 score = score / score.mean().clamp(min=torch.finfo(torch.float64).tiny)
             else:
                 score = torch.from_numpy(generator.random(h.units))
@@ -128,7 +129,7 @@ def _dense_cost(card, shape, resource):
 
 def remove_units(
     profile: Profile,
-    staying: Mapping[str, Iterable[int]],
+    staying: Mapping[str, Collection[int]],
     *,
     activations: Mapping[str, Activations] | None = None,
     moments: Mapping[str, Moments] | None = None,
@@ -187,7 +188,7 @@ def remove_units(
             shifts[h.absorber] = shift
     thin = {}
     for name in rows.keys() | inputs.keys() | shifts.keys():
-        layer = model.get_submodule(name)
+        layer: Any = model.get_submodule(name)
         if isinstance(layer, NORMS):
             thin[name] = _batch_norm(layer, rows.get(name), shifts.get(name))
             continue
@@ -206,7 +207,7 @@ def _columns(units, span):
     return [unit * span + i for unit in units for i in range(span)]
 
 
-def _fitting(found, name, units, span, what):
+def _fitting(found, name, units, span, what) -> Any:
     if found is None:
         return None
     if name not in found or len(found[name].mean) != units * span:
