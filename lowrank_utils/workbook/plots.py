@@ -122,7 +122,8 @@ def frontier(
     for axis, name in zip(axes, names):
         mine = table[table[panels] == name]
         for chooser in in_order(mine["chooser"]):
-            line = mine[mine["chooser"] == chooser].groupby(["budget_kind", "budget"], sort=False, dropna=False)
+            these = mine[mine["chooser"] == chooser]
+            line = these.groupby(["budget_kind", "budget"], sort=False, dropna=False)  # pyright: ignore[reportAttributeAccessIssue]
             points = pd.DataFrame({"kept": line["parameters_kept"].mean()} | {w: line[metric].agg(w) for w in ("mean", "min", "max")})
             points = points.sort_values("kept")
             axis.plot(points["kept"], points["mean"], label=chooser, **line_style(chooser, alone=len(points) == 1))

@@ -113,12 +113,14 @@ def typed(table: pd.DataFrame) -> pd.DataFrame:
     ours = [c for c in [*RESULT_COLUMNS, *kinds] if c in table and c not in PROVENANCE_COLUMNS]
     ours = list(dict.fromkeys(sorted(ours, key=[*kinds].index)))
     last = [c for c in PROVENANCE_COLUMNS if c in table]
-    found = table[[*ours, *(c for c in table if c not in (*ours, *last)), *last]].copy()
+    # pandas has no stubs: pyright takes a column or a part of a table for anything that indexing may give
+    names = [*ours, *(c for c in table if c not in (*ours, *last)), *last]
+    found: pd.DataFrame = table[names].copy()  # pyright: ignore[reportAssignmentType]
     for name in found:
         kind = kinds.get(name, "string" if name in PROVENANCE_COLUMNS else None)
         if kind is None:
             kind = "string" if found[name].dtype == object else None  # Parquet wants one type in a column
-        if kind == "int64" and found[name].isna().any():
+        if kind == "int64" and found[name].isna().any():  # pyright: ignore[reportGeneralTypeIssues]
             kind = "Int64"
         if kind is not None:
             found[name] = found[name].astype(kind)

@@ -159,8 +159,7 @@ def run(
 
 def _work(client, missing, fs, root, threads):
     """Yield (address, error) of each cell as it ends, the error "" for a finished one."""
-    from distributed import as_completed
-    from distributed.client import CancelledError
+    from distributed import CancelledError, as_completed
     from distributed.scheduler import KilledWorker
 
     keys = {f"{job.address}@{root}": job.address for job in missing}
@@ -258,7 +257,7 @@ def _client(scheduler, workers, threads, cells):
 async def _handshake(scheduler):
     """Raise TimeoutError where `scheduler` takes the connection and says nothing: distributed would wait for ever."""
     from distributed import Security
-    from distributed.comm import connect
+    from distributed.comm.core import connect
 
     arguments = Security().get_connection_args("client")
     comm = await asyncio.wait_for(connect(scheduler, timeout=ANSWER, **arguments), ANSWER)
