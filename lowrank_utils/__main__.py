@@ -28,15 +28,9 @@ def run(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter; repeatable.")
     ] = None,
-    seeds: Annotated[
-        str | None, typer.Option(metavar="0,1,2", help="Run everything once for each seed.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with RUN, or the newest unfinished run.")
-    ] = False,
-    output_folder: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Instead of outputs/runs.")
-    ] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="0,1,2", help="Run everything once for each seed.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with RUN, or the newest unfinished run.")] = False,
+    output_folder: Annotated[str | None, typer.Option(metavar="FOLDER", help="Instead of outputs/runs.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
     """Execute the notebooks in their order into a folder of their own below outputs/runs.
@@ -147,9 +141,7 @@ def parameters(
 
 @app.command()
 def refresh(
-    files: Annotated[
-        list[str] | None, typer.Argument(metavar="FILE", help="None: all, with solutions.")
-    ] = None,
+    files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="None: all, with solutions.")] = None,
 ) -> None:
     """Execute notebooks in place at their defaults, before they are committed."""
     from lowrank_utils import paths
@@ -162,9 +154,7 @@ def refresh(
 
 @app.command()
 def data(
-    name: Annotated[
-        str, typer.Argument(help="fashion-mnist, mnist, cifar10, cifar100, digits or folder:PATH.")
-    ],
+    name: Annotated[str, typer.Argument(help="fashion-mnist, mnist, cifar10, cifar100, digits or folder:PATH.")],
 ) -> None:
     """Fetch a data set, check it and show its shape, classes and fingerprint."""
     from lowrank_utils.lab.data import describe
@@ -179,7 +169,11 @@ def report(
     ] = None,
     gallery: Annotated[bool, typer.Option("--gallery", help="Put these runs into outputs/gallery.")] = False,
     site: Annotated[
-        bool, typer.Option("--site", help="Build the pages of notebooks and gallery; the notebooks of RUN, if one is named, stand in their place.")
+        bool,
+        typer.Option(
+            "--site",
+            help="Build the pages of notebooks and gallery; the notebooks of RUN, if one is named, stand in their place.",
+        ),
     ] = False,
     to: Annotated[str | None, typer.Option(metavar="FOLDER", help="With --site: instead of outputs/site.")] = None,
 ) -> None:

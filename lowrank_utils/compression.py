@@ -89,7 +89,9 @@ def compress(
     if not torch.is_tensor(calibration) or calibration.ndim < 2 or len(calibration) == 0:
         raise ValueError("calibration must be a tensor of at least one input, with the inputs along its first axis")
     if not calibration.is_floating_point():
-        raise ValueError(f"calibration is {calibration.dtype}; pass floating-point inputs, scaled as the network takes them")
+        raise ValueError(
+            f"calibration is {calibration.dtype}; pass floating-point inputs, scaled as the network takes them"
+        )
     if isinstance(dense, str):
         raise ValueError(f"dense={dense!r} must be a list of layer names, such as [{dense!r}]")
     if torch.is_inference_mode_enabled():

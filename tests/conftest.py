@@ -62,9 +62,7 @@ def write_notebook(path, *cells, parameters=PARAMETERS):
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(
-        new.new_notebook(cells=sources + [new.new_code_cell(c) for c in cells], metadata=metadata), path
-    )
+    nbformat.write(new.new_notebook(cells=sources + [new.new_code_cell(c) for c in cells], metadata=metadata), path)
     return path
 
 
@@ -116,7 +114,10 @@ def project(tmp_path, monkeypatch):
     """A toy project that the package takes for its own, in this process and in kernels."""
     root = tmp_path / "project {x}"  # papermill would read the braces as a parameter
     monkeypatch.setenv("LOWRANK_ROOT", str(root))
-    own = {name: getattr(paths, name) for name in ("ROOT", "DATA", "NOTEBOOKS", "SOLUTIONS", "OUTPUTS", "RUNS", "SWEEPS", "GALLERY")}
+    own = {
+        name: getattr(paths, name)
+        for name in ("ROOT", "DATA", "NOTEBOOKS", "SOLUTIONS", "OUTPUTS", "RUNS", "SWEEPS", "GALLERY")
+    }
     for name, path in own.items():
         monkeypatch.setattr(paths, name, root / path.relative_to(own["ROOT"]))
     return make_project(root)

@@ -118,7 +118,12 @@ def test_a_plan_for_a_size_follows_the_rule():
         fitting = [
             candidate
             for t in np.linspace(0.01, 1, 400)
-            if profile.plan_cost(cards, candidate := rules.threshold_plan(cards, threshold=float(t), rule=rule, resource="parameters"), "parameters") <= budget * 3940
+            if profile.plan_cost(
+                cards,
+                candidate := rules.threshold_plan(cards, threshold=float(t), rule=rule, resource="parameters"),
+                "parameters",
+            )
+            <= budget * 3940
         ][-1]
         assert all(plan[name] >= r for name, r in fitting.items())
         sizes[rule] = plan
@@ -168,14 +173,24 @@ def test_adaptive_finds_the_smallest_threshold_and_records_every_evaluation(drop
     smallest = min(
         cost
         for t in np.unique(np.concatenate([rules.levels(c.singular_values, "energy") for c in cards]))
-        if (cost := profile.plan_cost(cards, rules.threshold_plan(cards, threshold=float(t), rule="energy", resource="parameters"), "parameters")) / dense >= 1 - drop - 1e-9
+        if (
+            cost := profile.plan_cost(
+                cards,
+                rules.threshold_plan(cards, threshold=float(t), rule="energy", resource="parameters"),
+                "parameters",
+            )
+        )
+        / dense
+        >= 1 - drop - 1e-9
     )
     assert profile.plan_cost(cards, search.plan, "parameters") == smallest
 
 
 def test_adaptive_when_nothing_can_go():
     _, cards = network()
-    search = rules.adaptive_threshold(cards, measure=lambda plan: 1.0 if plan == {} else 0.0, drop=0.01, resource="parameters")
+    search = rules.adaptive_threshold(
+        cards, measure=lambda plan: 1.0 if plan == {} else 0.0, drop=0.01, resource="parameters"
+    )
     assert search.plan == {} and search.accuracy == 1.0
 
 

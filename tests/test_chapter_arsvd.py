@@ -28,7 +28,9 @@ def trained(images):
 
 @pytest.fixture(scope="module")
 def rows(images, trained):
-    return arsvd.experiment(images, trained[0], threshold=0.6, drop=0.02, calibration_images=300, shares=SHARES, **ABOUT)
+    return arsvd.experiment(
+        images, trained[0], threshold=0.6, drop=0.02, calibration_images=300, shares=SHARES, **ABOUT
+    )
 
 
 def test_each_row_is_one_network_in_columns(rows):
@@ -37,7 +39,10 @@ def test_each_row_is_one_network_in_columns(rows):
     assert (rows["chooser"] == "dense").sum() == 1 and set(rows["notebook"]) == {"02_arsvd"}
     cut = rows[rows["chooser"] != "dense"]
     assert cut["valid_accuracy"].notna().all() and set(cut["scope"]) == {"every layer", "hidden layers"}
-    assert set(cut["budget_kind"]) == {"kept", "own", "drop", "threshold"} and set(cut["factors"]) == {"svd", "data-aware"}
+    assert set(cut["budget_kind"]) == {"kept", "own", "drop", "threshold"} and set(cut["factors"]) == {
+        "svd",
+        "data-aware",
+    }
 
 
 def test_sizes_are_met_and_the_drop_is_kept(rows):
@@ -49,7 +54,9 @@ def test_sizes_are_met_and_the_drop_is_kept(rows):
     assert spread.max() < 0.05
     dense = rows.loc[rows["chooser"] == "dense"].iloc[0]
     searched = rows[rows["budget_kind"] == "drop"]
-    assert len(searched) == 2 * 3 * 2 and searched["evaluations"].notna().all() and searched["latency_ms_64"].notna().all()
+    assert (
+        len(searched) == 2 * 3 * 2 and searched["evaluations"].notna().all() and searched["latency_ms_64"].notna().all()
+    )
     assert dense["latency_ms_64"] > 0
 
 
@@ -66,7 +73,9 @@ def test_figure_and_tables_read_the_rows(rows):
     cut = rows[arsvd.usable(rows)]
     assert set(cut["budget_kind"]) == {"kept", "own"}
     assert len(arsvd.rules(rows).axes) == 4
-    small, equal, spread = arsvd.tables(rows.assign(budget=rows["budget"].where(rows["budget_kind"] != "drop", 0.01))).values()
+    small, equal, spread = arsvd.tables(
+        rows.assign(budget=rows["budget"].where(rows["budget_kind"] != "drop", 0.01))
+    ).values()
     assert len(small.splitlines()) == 2 + 4 and len(equal.splitlines()) == 2 + 4
     assert len(spread.splitlines()) == 2 + 4 * 2  # 20 and 30 %, which are of the sizes of the tables
 

@@ -56,7 +56,9 @@ def test_sizes_are_met_and_the_rest_is_said(rows):
 
 
 def test_a_refit_helps_the_answer_that_it_refits(rows):
-    steps = rows[(rows["scope"] == "hidden layers") & (rows["budget_kind"] == "epsilon") & (rows["program"] == "as posed")]
+    steps = rows[
+        (rows["scope"] == "hidden layers") & (rows["budget_kind"] == "epsilon") & (rows["program"] == "as posed")
+    ]
     by = steps.set_index("refit")
     assert by.loc["least squares", "valid_accuracy"] >= by.loc[by["cut"] == "fixed"].loc["none", "valid_accuracy"]
 

@@ -21,7 +21,13 @@ def images():
 @pytest.fixture(scope="module")
 def model(images):
     torch.manual_seed(0)
-    convolutions = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten()]
+    convolutions = [
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+    ]
     model = nn.Sequential(*convolutions, nn.Linear(192, 32), nn.ReLU(), nn.Linear(32, 10))
     training.fit(model, images, training.Recipe(2, 32), 0, "cpu", progress=False)
     return model.eval()
@@ -30,7 +36,9 @@ def model(images):
 @pytest.fixture(scope="module")
 def rows(images, model):
     recipe = training.Recipe(1, 64, 1e-4)
-    return rank_search.experiment(images, model, shares=(0.6, 0.4), evaluations=3, recipe=recipe, device="cpu", **FEW, **ABOUT)
+    return rank_search.experiment(
+        images, model, shares=(0.6, 0.4), evaluations=3, recipe=recipe, device="cpu", **FEW, **ABOUT
+    )
 
 
 def test_each_row_is_one_network_in_columns(rows):

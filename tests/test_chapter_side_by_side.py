@@ -50,7 +50,9 @@ def test_each_row_is_one_network_in_columns(rows):
 
 @pytest.mark.parametrize("in_onnx", [False, True])
 def test_the_clock_compares_with_the_dense_network_of_the_same_moment(images, tmp_path, in_onnx):
-    large, small = (nn.Sequential(nn.Flatten(), nn.Linear(64, d), nn.ReLU(), nn.Linear(d, 10)).eval() for d in (4000, 8))
+    large, small = (
+        nn.Sequential(nn.Flatten(), nn.Linear(64, d), nn.ReLU(), nn.Linear(d, 10)).eval() for d in (4000, 8)
+    )
     if in_onnx:
         export.to_onnx(small, tmp_path / "small.onnx", images.tensors("test", limit=8)[0])
         small = export.onnx_session(tmp_path / "small.onnx", 1)
@@ -73,7 +75,12 @@ def test_each_kind_says_what_it_is(rows):
     assert first.loc["dense", ["factors", "scope", "stored_as"]].tolist() == ["none", "none", "dense"]
     assert first.loc["units", ["stored_as", "refit", "factors"]].tolist() == ["units", "least squares", "none"]
     assert first.loc["units then ranks", ["stored_as", "factors"]].tolist() == ["both", "fisher-weighted"]
-    assert first.loc["DDLR", ["program", "cut", "cut_below", "factors"]].tolist() == ["as posed", "fixed", 0.05, "convex"]
+    assert first.loc["DDLR", ["program", "cut", "cut_below", "factors"]].tolist() == [
+        "as posed",
+        "fixed",
+        0.05,
+        "convex",
+    ]
     assert first.loc["Net-Trim", ["stored_as", "cut_below", "factors"]].tolist() == ["sparse", 0.01, "none"]
     assert set(rows.loc[rows["chooser"] == "exact", "scope"]) == {"hidden layers"}
     assert first.loc["ENC-Inf", "needs"] == "labels" and first.loc["ENC-Inf", "evaluations"] > 2

@@ -16,7 +16,16 @@ def gallery(folder, rows):
 
 
 def adaptive(energy, scope="every layer"):
-    about = {"notebook": "02_arsvd", "network": "lenet300", "seed": 0, "factors": "svd", "scope": scope, "budget_kind": "kept", "budget": 0.2, "stored_as": "low rank"}
+    about = {
+        "notebook": "02_arsvd",
+        "network": "lenet300",
+        "seed": 0,
+        "factors": "svd",
+        "scope": scope,
+        "budget_kind": "kept",
+        "budget": 0.2,
+        "stored_as": "low rank",
+    }
     return [
         about | {"dataset": dataset, "chooser": chooser, "accuracy": accuracy, "parameters_kept": 0.2}
         for dataset, value in energy.items() for chooser, accuracy in (("energy", value), ("fixed", 0.5))
@@ -57,10 +66,26 @@ def test_either_rule_must_be_ahead(tmp_path):
 
 def test_compression_without_loss_needs_the_dense_network_of_the_same_seed(tmp_path):
     about = {"notebook": "02_arsvd", "dataset": "mnist", "network": "lenet300", "seed": 0}
-    dense = about | {"chooser": "dense", "scope": "none", "budget_kind": "dense", "stored_as": "dense", "accuracy": 0.98, "parameters_kept": 1.0}
-    cut = about | {"chooser": "energy", "factors": "svd", "scope": "hidden layers", "stored_as": "low rank", "accuracy": 0.97}
+    dense = about | {
+        "chooser": "dense",
+        "scope": "none",
+        "budget_kind": "dense",
+        "stored_as": "dense",
+        "accuracy": 0.98,
+        "parameters_kept": 1.0,
+    }
+    cut = about | {
+        "chooser": "energy",
+        "factors": "svd",
+        "scope": "hidden layers",
+        "stored_as": "low rank",
+        "accuracy": 0.97,
+    }
     cut |= {"budget_kind": "drop", "budget": 0.01, "parameters_kept": 0.15}
-    assert gallery(tmp_path, [dense, cut])[3] == ("15 to 15 % of the parameters stay, 1.0 to 1.0 points lost on test", "yes")
+    assert gallery(tmp_path, [dense, cut])[3] == (
+        "15 to 15 % of the parameters stay, 1.0 to 1.0 points lost on test",
+        "yes",
+    )
     assert gallery(tmp_path, [dense, cut | {"accuracy": 0.95}])[3][1] == "no"
     assert gallery(tmp_path, [dense, cut | {"parameters_kept": 0.6}])[3][1] == "no"
     found = gallery(tmp_path, [dense, cut, cut | {"scope": "every layer", "accuracy": 0.5}])
@@ -68,10 +93,21 @@ def test_compression_without_loss_needs_the_dense_network_of_the_same_seed(tmp_p
 
 
 def ddlr(posed, refitted, trimmed, cut=0.9, rows_off=0.95):
-    about = {"notebook": "04_ddlr", "dataset": "mnist", "network": "lenet300", "seed": 0, "factors": "own", "scope": "", "draw": ""}
+    about = {
+        "notebook": "04_ddlr",
+        "dataset": "mnist",
+        "network": "lenet300",
+        "seed": 0,
+        "factors": "own",
+        "scope": "",
+        "draw": "",
+    }
     scores = {"DDLR": posed, "DDLR, cut, refit": refitted, "Net-Trim, cut, refit, with indices": trimmed,
               "DDLR, cut": cut, "Net-Trim, with indices": rows_off}  # fmt: skip
-    rows = [about | {"chooser": name, "accuracy": value, "target": "kept 0.20", "parameters_kept": 0.2} for name, value in scores.items()]
+    rows = [
+        about | {"chooser": name, "accuracy": value, "target": "kept 0.20", "parameters_kept": 0.2}
+        for name, value in scores.items()
+    ]
     dense = about | {"chooser": "dense", "factors": "none", "accuracy": 0.98, "target": "dense", "parameters_kept": 1.0}
     return conversion.convert(pd.DataFrame([dense, *rows])).to_dict("records")
 
@@ -98,11 +134,27 @@ def test_ahead_at_one_size_is_not_consistently_ahead(tmp_path):
 
 
 def searched(fixed, map_, lossless):
-    about = {"notebook": "05_rank_search", "dataset": "digits", "network": "vgg_small", "seed": 0, "draw": 0, "scope": ""}
+    about = {
+        "notebook": "05_rank_search",
+        "dataset": "digits",
+        "network": "vgg_small",
+        "seed": 0,
+        "draw": 0,
+        "scope": "",
+    }
     scores = {"fixed": fixed, "ENC-Map": map_, "ENC-Model": map_, "ENC-Inf": map_}
-    rows = [about | {"chooser": name, "factors": "svd", "accuracy": value, "target": "macs 0.50", "macs_kept": 0.5} for name, value in scores.items()]
+    rows = [
+        about | {"chooser": name, "factors": "svd", "accuracy": value, "target": "macs 0.50", "macs_kept": 0.5}
+        for name, value in scores.items()
+    ]
     dense = about | {"chooser": "dense", "factors": "dense", "target": "dense", "macs_kept": 1.0, "accuracy": 0.9}
-    whole = about | {"chooser": "exact, Fisher", "factors": "sequential", "target": "lossless", "macs_kept": 0.6, "accuracy": lossless}
+    whole = about | {
+        "chooser": "exact, Fisher",
+        "factors": "sequential",
+        "target": "lossless",
+        "macs_kept": 0.6,
+        "accuracy": lossless,
+    }
     return conversion.convert(pd.DataFrame([dense, *rows, whole])).to_dict("records")
 
 
@@ -140,7 +192,13 @@ def test_what_is_said_to_make_the_rows_again_is_there():
 
 
 def test_side_by_side_tells_means_over_seeds_and_leaves_open_what_nobody_asked_for(tmp_path):
-    about = {"notebook": "06_side_by_side", "dataset": "mnist", "parameters_kept": 0.25, "macs_kept": 0.25, "bytes": 4000}
+    about = {
+        "notebook": "06_side_by_side",
+        "dataset": "mnist",
+        "parameters_kept": 0.25,
+        "macs_kept": 0.25,
+        "bytes": 4000,
+    }
     about |= {"scope": "hidden layers", "budget_kind": "macs", "stored_as": "low rank"}
     fisher = about | {"network": "a", "chooser": "exact-Fisher", "factors": "svd", "budget": 0.25}
     rows = [
@@ -151,6 +209,9 @@ def test_side_by_side_tells_means_over_seeds_and_leaves_open_what_nobody_asked_f
     rows.append(other | {"accuracy": 0.5, "f1": 0.5, "faster_64": 1.0, "tuned_accuracy": None})
     columns.table(rows).to_parquet(tmp_path / "results.parquet", index=False)
     crossed, ways = published_tables(tmp_path).values()
-    assert crossed.splitlines()[2:] == ["| mnist | a | exact, Fisher | - / 91.0 | - / - |", "| mnist | b | fixed | - / - | 50.0 / - |"]
+    assert crossed.splitlines()[2:] == [
+        "| mnist | a | exact, Fisher | - / 91.0 | - / - |",
+        "| mnist | b | fixed | - / - | 50.0 / - |",
+    ]
     (row,) = ways.splitlines()[2:]
     assert row.endswith("| svd | macs 0.25 | 25 | 25 | 4 | 1.5 | 91.0 ± 1.4 | 91.0 ± 1.4 | 95.0 ± 0.0 | 2 |")

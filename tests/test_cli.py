@@ -26,7 +26,10 @@ def test_help_answers_within_a_second(toy):
     assert all(word in shown.out for word in ("run", "sweep", "data", "report", "parameters", "publish-checkpoint"))
 
 
-@pytest.mark.parametrize("module", ["__main__", "workbook.runs", "workbook.jobs", "workbook.results", "workbook.gallery", "workbook.sweeps", "paths"])
+@pytest.mark.parametrize(
+    "module",
+    ["__main__", "workbook.runs", "workbook.jobs", "workbook.results", "workbook.gallery", "workbook.sweeps", "paths"],
+)
 def test_heavy_libraries_come_late(module):
     heavy = "{'torch', 'pandas', 'papermill', 'matplotlib', 'sklearn', 'distributed'}"
     code = f"import sys, lowrank_utils.{module}; print({heavy} & set(sys.modules))"
@@ -78,9 +81,7 @@ def test_resume_says_what_has_changed(project):
     project.second.write_text(project.second.read_text().replace("went wrong", "still wrong"))
     result = project.call("run", "--resume", "--quiet")
     assert result.code == 1 and "still wrong" in result.err
-    assert (
-        "0 of 1 notebooks are finished" in result.out and "02_second has changed since this run" in result.out
-    )
+    assert "0 of 1 notebooks are finished" in result.out and "02_second has changed since this run" in result.out
 
 
 def test_parameters_are_explained(toy):
@@ -100,9 +101,7 @@ def test_presets_run_from_any_folder(project, tmp_path):
     presets = paths.NOTEBOOKS / "presets"
     presets.mkdir()
     (presets / "loose.yaml").write_text("threshold: 0.3\n")
-    result = project.call(
-        "run", "--only", "01", "--preset", "loose", "--seeds", "3,4", "--quiet", cwd=tmp_path
-    )
+    result = project.call("run", "--only", "01", "--preset", "loose", "--seeds", "3,4", "--quiet", cwd=tmp_path)
     assert result.code == 0, result.err
     shown = project.call("report", "--gallery")
     assert shown.out.count(" 0.1") == 2

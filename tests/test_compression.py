@@ -62,7 +62,9 @@ def test_it_beats_one_fixed_share_with_plain_factors(x):
     model = net()
     found = compression.compress(model, x, kept=0.4)
     cards = profile.read_layers(model, (3, 8, 8), dense=("0", "11"))
-    plain = replace.apply_plan(Profile(model), rules.plan_at_size(cards, 0.4, rule="fixed", resource="macs"), resource="macs")
+    plain = replace.apply_plan(
+        Profile(model), rules.plan_at_size(cards, 0.4, rule="fixed", resource="macs"), resource="macs"
+    )
     assert divergence(model, found.model, x) < 0.5 * divergence(model, plain, x)
 
 
@@ -78,7 +80,10 @@ def test_an_mlp_keeps_its_last_layer_only():
     found = compression.compress(model, torch.randn(60, 20), kept=0.6, dense=None)
     assert list(found.layers["why"] == "left dense by default") == [False, False, True]
     assert (
-        compression.compress(model, torch.randn(60, 20), kept=0.6, dense=()).layers["why"].ne("left dense by default").all()
+        compression.compress(model, torch.randn(60, 20), kept=0.6, dense=())
+        .layers["why"]
+        .ne("left dense by default")
+        .all()
     )
 
 
@@ -174,7 +179,12 @@ class Attention(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.query, self.key, self.value, self.last = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 10)
+        self.query, self.key, self.value, self.last = (
+            nn.Linear(32, 32),
+            nn.Linear(32, 32),
+            nn.Linear(32, 32),
+            nn.Linear(32, 10),
+        )
 
     def forward(self, x):
         shares = (self.query(x) @ self.key(x).mT / 5).softmax(-1)
@@ -195,7 +205,15 @@ def test_work_of_no_layer_counts_towards_the_budget():
 @pytest.mark.parametrize("kept", [0.3, 0.5, 0.7])
 def test_what_batch_norms_hold_counts_towards_the_budget(kept):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(10, 80), nn.BatchNorm1d(80), nn.ReLU(), nn.Linear(80, 80), nn.BatchNorm1d(80), nn.ReLU(), nn.Linear(80, 3))
+    model = nn.Sequential(
+        nn.Linear(10, 80),
+        nn.BatchNorm1d(80),
+        nn.ReLU(),
+        nn.Linear(80, 80),
+        nn.BatchNorm1d(80),
+        nn.ReLU(),
+        nn.Linear(80, 3),
+    )
     found = compression.compress(model, torch.randn(60, 10), kept=kept, resource="parameters")
     assert kept - 0.03 < score.parameters(found.model) / score.parameters(model) <= kept
 
@@ -205,11 +223,15 @@ def test_what_batch_norms_hold_counts_towards_the_budget(kept):
 def test_the_smallest_share_that_is_named_can_be_asked_for(kept, resource):
     for width in range(20, 50, 7):
         torch.manual_seed(width)
-        model = nn.Sequential(nn.Linear(width, 60), nn.BatchNorm1d(60), nn.ReLU(), nn.Linear(60, 30), nn.ReLU(), nn.Linear(30, 5))
+        model = nn.Sequential(
+            nn.Linear(width, 60), nn.BatchNorm1d(60), nn.ReLU(), nn.Linear(60, 30), nn.ReLU(), nn.Linear(30, 5)
+        )
         with pytest.raises(ValueError, match="cannot be reached") as refused:
             compression.compress(model, torch.randn(50, width), kept=kept, resource=resource)
         named = float(str(refused.value).split()[-1])
-        assert compression.compress(model, torch.randn(50, width), kept=named, resource=resource).kept[resource] <= named
+        assert (
+            compression.compress(model, torch.randn(50, width), kept=named, resource=resource).kept[resource] <= named
+        )
 
 
 def mlp(last):
@@ -241,7 +263,10 @@ class Frozen(nn.Module):
     ("model", "words"),
     [
         (mlp(1), "The answers are one number each"),
-        (Frozen(), "No gradient of the answers reaches body.0, body.2, body.4, so ranks are by each layer's own error."),
+        (
+            Frozen(),
+            "No gradient of the answers reaches body.0, body.2, body.4, so ranks are by each layer's own error.",
+        ),
     ],
 )
 def test_answers_that_do_not_tell_what_they_feel(model, words):
@@ -279,12 +304,22 @@ def test_the_last_layer_is_the_last_used_and_a_kept_activation_does_no_harm():
 def test_networks_whose_layers_read_weights_in_their_own_way():
     torch.manual_seed(0)
     block = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
-    model = nn.Sequential(block, nn.Flatten(), nn.Linear(128, 60), nn.ReLU(), nn.Linear(60, 60), nn.ReLU(), nn.Linear(60, 5))
+    model = nn.Sequential(
+        block, nn.Flatten(), nn.Linear(128, 60), nn.ReLU(), nn.Linear(60, 60), nn.ReLU(), nn.Linear(60, 5)
+    )
     found = compression.compress(model, torch.randn(60, 4, 32), kept=0.9)
     whys = found.layers.set_index("layer")["why"]
     assert "TransformerEncoderLayer reads its weight" in whys["0.linear1"] and found.kept["macs"] <= 0.9
     assert torch.isfinite(found.model.eval()(torch.randn(3, 4, 32))).all()
-    normed = nn.Sequential(nn.Linear(30, 60), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(60, 60)), nn.ReLU(), nn.Linear(60, 60), nn.ReLU(), nn.Linear(60, 5))
+    normed = nn.Sequential(
+        nn.Linear(30, 60),
+        nn.ReLU(),
+        nn.utils.parametrizations.weight_norm(nn.Linear(60, 60)),
+        nn.ReLU(),
+        nn.Linear(60, 60),
+        nn.ReLU(),
+        nn.Linear(60, 5),
+    )
     found = compression.compress(normed, torch.randn(60, 30), kept=0.8)
     assert list(found.plan) == ["4"] and found.kept["macs"] <= 0.8
 

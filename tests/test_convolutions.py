@@ -112,7 +112,9 @@ def test_components_of_convolutions_are_ranked_over_the_network(net, rule):
     moments = statistics.collect_moments(net, names, images())
     plan = components.components_plan(cards, 0.4, rule=rule, resource="macs", factors=bases, moments=moments)
     assert 0.3 < profile.plan_cost(cards, plan, "macs") / profile.plan_cost(cards, {}, "macs") <= 0.4
-    assert counted(replace.apply_plan(Profile(net), plan, factors=bases, resource="macs")) == profile.plan_cost(cards, plan, "macs")
+    assert counted(replace.apply_plan(Profile(net), plan, factors=bases, resource="macs")) == profile.plan_cost(
+        cards, plan, "macs"
+    )
 
 
 def test_units_first_and_components_second_also_in_a_residual_network(net):
@@ -150,7 +152,9 @@ PLAN = {
 def test_each_kind_of_factors_loses_less_than_the_one_before(net):
     x, fresh = images(300), images(300, seed=1)
     kinds = ("svd", "data-aware", "sequential")
-    losses = [error(replace.apply_plan(Profile(net, x), PLAN, factors=kind, resource="macs"), net, fresh) for kind in kinds]
+    losses = [
+        error(replace.apply_plan(Profile(net, x), PLAN, factors=kind, resource="macs"), net, fresh) for kind in kinds
+    ]
     assert losses[1] < 0.5 * losses[0] and losses[2] < 0.8 * losses[1]
 
 
@@ -180,7 +184,9 @@ def test_the_scale_of_the_batch_norm_weighs_the_errors(net):
             loud.block1.conv1, "data-aware", statistics.collect_moments(loud, ["block1.conv1"], x)["block1.conv1"]
         )
     }
-    assert error(swept, loud, fresh) < 0.5 * error(replace.apply_plan(Profile(loud), {"block1.conv1": 4}, factors=plain, resource="parameters"), loud, fresh)
+    assert error(swept, loud, fresh) < 0.5 * error(
+        replace.apply_plan(Profile(loud), {"block1.conv1": 4}, factors=plain, resource="parameters"), loud, fresh
+    )
 
 
 def test_what_follows_each_layer(net):
@@ -269,7 +275,9 @@ def test_a_network_with_control_flow_is_swept_with_layer_targets_and_says_so(cap
     with caplog.at_level(logging.WARNING):
         small = sweep(Profile(model, x), {"a": 3, "b": 6})
     assert "cannot be traced by torch.fx" in caplog.text and "its own outputs as target" in caplog.text
-    assert error(small, model, x) < error(replace.apply_plan(Profile(model, x), {"a": 3, "b": 6}, factors="data-aware", resource="parameters"), model, x)
+    assert error(small, model, x) < error(
+        replace.apply_plan(Profile(model, x), {"a": 3, "b": 6}, factors="data-aware", resource="parameters"), model, x
+    )
     assert followed_by(model) == {}
 
 
@@ -321,9 +329,15 @@ def test_a_network_without_a_layer_to_factor():
     model = nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.ReLU())
     cards = profile.read_layers(model, (3, 10, 10))
     assert [c.reason for c in cards] == ["a depthwise convolution: each channel is one small kernel"]
-    assert profile.plan_cost(cards, {}, "parameters") == 30 and rules.threshold_plan(cards, threshold=0.9, resource="parameters") == {}
+    assert (
+        profile.plan_cost(cards, {}, "parameters") == 30
+        and rules.threshold_plan(cards, threshold=0.9, resource="parameters") == {}
+    )
     for kind in ("svd", "data-aware", "sequential"):
-        assert torch.equal(replace.apply_plan(Profile(model, images()), {}, factors=kind, resource="parameters")(images()), model(images()))
+        assert torch.equal(
+            replace.apply_plan(Profile(model, images()), {}, factors=kind, resource="parameters")(images()),
+            model(images()),
+        )
 
 
 def test_a_model_in_training_mode_is_used_in_eval_mode_and_put_back(net):
@@ -332,7 +346,10 @@ def test_a_model_in_training_mode_is_used_in_eval_mode_and_put_back(net):
     small = replace.apply_plan(Profile(model, images()), PLAN, factors="sequential", resource="macs")
     assert model.training and small.training and small.block1.conv1.first.training
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
-    assert torch.equal(small.eval()(images()), replace.apply_plan(Profile(Residual(), images()), PLAN, factors="sequential", resource="macs")(images()))
+    assert torch.equal(
+        small.eval()(images()),
+        replace.apply_plan(Profile(Residual(), images()), PLAN, factors="sequential", resource="macs")(images()),
+    )
 
 
 def test_stored_macs_of_other_layers_are_counted_by_torch():
@@ -364,7 +381,9 @@ def test_a_dead_unit_does_not_spoil_the_others():
     for steps in (1, 2, 10):
         small = sweep(Profile(model, x), {"0": 9}, relu=True, refit_dense=False, iterations=steps)  # full rank
         assert torch.allclose(small(x), model(x), atol=1e-5)
-    plain, relu = (error(sweep(Profile(model, x), {"0": 4}, relu=r, refit_dense=False)[:3], model[:3], x) for r in (False, True))
+    plain, relu = (
+        error(sweep(Profile(model, x), {"0": 4}, relu=r, refit_dense=False)[:3], model[:3], x) for r in (False, True)
+    )
     assert relu < plain
 
 
@@ -510,7 +529,12 @@ def test_operations_in_place_on_the_images_and_on_the_shortcut_change_nothing():
     for inplace in (True, False):
         model = Place(inplace).eval()
         for factors_of in ("sequential", "relu-aware", "data-aware"):
-            small = replace.apply_plan(Profile(model, given), {"c0": ("channel", 3), "c": ("channel", 3)}, factors=factors_of, resource="parameters")
+            small = replace.apply_plan(
+                Profile(model, given),
+                {"c0": ("channel", 3), "c": ("channel", 3)},
+                factors=factors_of,
+                resource="parameters",
+            )
             answers.append(small(x.clone()))
     assert torch.equal(given, x)
     for one, other in zip(answers, answers[3:]):
@@ -546,7 +570,10 @@ def test_a_sum_with_another_shape_is_no_shortcut(shape):
 
     model, x = Shifted().eval(), images(50)
     plan = {"c0": ("channel", 4), "c": ("channel", 4)}
-    swept, plain = (error(replace.apply_plan(Profile(model, x), plan, factors=kind, resource="parameters"), model, x) for kind in ("sequential", "data-aware"))
+    swept, plain = (
+        error(replace.apply_plan(Profile(model, x), plan, factors=kind, resource="parameters"), model, x)
+        for kind in ("sequential", "data-aware")
+    )
     assert swept < plain and followed_by(model, None, x)["c"].other is None
 
 

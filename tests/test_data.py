@@ -465,7 +465,11 @@ def test_fashion_mnist():
 
 def test_class_names_belong_to_the_sets():
     assert {name: len(classes) for name, classes in data.CLASSES.items()} == {
-        "fashion-mnist": 10, "mnist": 10, "cifar10": 10, "cifar100": 100, "digits": 10
+        "fashion-mnist": 10,
+        "mnist": 10,
+        "cifar10": 10,
+        "cifar100": 100,
+        "digits": 10,
     }
     assert list(data.CLASSES["cifar100"]) == sorted(set(data.CLASSES["cifar100"]))
     assert data.CLASSES["cifar10"][6] == "frog" and data.CLASSES["fashion-mnist"][9] == "Ankle boot"

@@ -136,9 +136,7 @@ def test_two_by_two_by_hand():
     assert found.objective == pytest.approx(4 - np.sqrt(4.5**2 - 9), rel=1e-6)
     assert np.allclose(found.weights, np.diag([0, 4 - np.sqrt(4.5**2 - 9)]), atol=1e-3)
     # the sign constraint costs: one weight, samples 1 and -2 and outputs 1 and 0 hold for any weight >= 0
-    assert ddlr.solve([[1.0], [-2.0]], [[1.0], [0.0]], 0.25, tolerance=1e-7).objective == pytest.approx(
-        0.75, rel=1e-6
-    )
+    assert ddlr.solve([[1.0], [-2.0]], [[1.0], [0.0]], 0.25, tolerance=1e-7).objective == pytest.approx(0.75, rel=1e-6)
 
 
 def test_known_violations():
@@ -146,9 +144,7 @@ def test_known_violations():
     found = ddlr.check([[1.0, 0.5], [0.0, -3.0]], x, y, epsilon=0.6)
     assert (found.error, found.sign, found.violation, found.feasible) == (0.5, 0.25, 0.25, False)
     assert ddlr.check([[1.0, -0.5], [0.0, -3.0]], x, y, epsilon=0.6).feasible
-    assert ddlr.check([[1.0, -0.5], [0.0, 0.0]], x, y, 0.6, relu=False).error == pytest.approx(
-        np.sqrt(1.25) / 2
-    )
+    assert ddlr.check([[1.0, -0.5], [0.0, 0.0]], x, y, 0.6, relu=False).error == pytest.approx(np.sqrt(1.25) / 2)
 
 
 @pytest.mark.parametrize("penalty", ddlr.PENALTIES)
@@ -211,9 +207,7 @@ def test_history_tells_the_best_so_far():
     x, y, u = digits_layer(60, 8)
     found = ddlr.solve(x, y, 0.1, original=u, tolerance=1e-4)
     history = found.history
-    assert (history["objective"].diff().dropna() <= 0).all() and (
-        history["bound"].diff().dropna() >= 0
-    ).all()
+    assert (history["objective"].diff().dropna() <= 0).all() and (history["bound"].diff().dropna() >= 0).all()
     assert (history["seconds"].diff().dropna() > 0).all()
     last = history.iloc[-1]
     assert last["iteration"] == found.iterations
@@ -367,9 +361,7 @@ def test_bad_input_is_named(message, change):
 
 def test_warm_start_of_another_layer_is_refused():
     other = ddlr.solve(X, Y[:, :3], 0.1)
-    with pytest.raises(
-        ValueError, match=r"warm_start has weights of shape \(5, 3\), this layer \(5, 4\)"
-    ):
+    with pytest.raises(ValueError, match=r"warm_start has weights of shape \(5, 3\), this layer \(5, 4\)"):
         ddlr.solve(X, Y, 0.1, warm_start=other)
 
 

@@ -75,12 +75,16 @@ def test_epsilon_by_layer_leaves_absent_layers_alone(x):
 def test_the_cascade_aims_at_the_original_outputs(x):
     model = mlp()
     found = ddlr_network.solve_network(Profile(model, x), 0.3, cascade=True, tolerance=1e-3)
-    small = replaced(model, {name: ddlr_network.dense(model.get_submodule(name), s.weights) for name, s in found.items()})
+    small = replaced(
+        model, {name: ddlr_network.dense(model.get_submodule(name), s.weights) for name, s in found.items()}
+    )
     with torch.no_grad():
         error = float((small(x) - model(x)).norm() / model(x).norm())
     assert error <= found["4"].epsilon + 1e-4  # the last layer answers for all that came before
     alone = ddlr_network.solve_network(Profile(model, x), 0.3, tolerance=1e-3)
-    beside = replaced(model, {name: ddlr_network.dense(model.get_submodule(name), s.weights) for name, s in alone.items()})
+    beside = replaced(
+        model, {name: ddlr_network.dense(model.get_submodule(name), s.weights) for name, s in alone.items()}
+    )
     with torch.no_grad():
         assert error < float((beside(x) - model(x)).norm() / model(x).norm())
 
@@ -96,7 +100,9 @@ def test_an_epsilon_out_of_reach_in_the_cascade_is_raised_and_told(x):
     with pytest.raises(admm.Infeasible) as caught:
         ddlr.solve(*data[:2], 0.01, data[2])
     assert found["2"].epsilon == pytest.approx(1.05 * caught.value.smallest, rel=1e-2)
-    short = ddlr_network.solve_network(Profile(model, x), {"0": 0.9, "2": 0.01}, cascade=True, tolerance=1e-12, max_iterations=3)["2"]
+    short = ddlr_network.solve_network(
+        Profile(model, x), {"0": 0.9, "2": 0.01}, cascade=True, tolerance=1e-12, max_iterations=3
+    )["2"]
     assert "raised to" in short.note and "the budget ended after 3 iterations" in short.note
 
 
@@ -114,7 +120,12 @@ def test_a_layer_that_gets_only_zeros_in_the_cascade_becomes_zero(x):
 
 def test_a_warm_start_of_the_network_saves_iterations(x):
     cold = ddlr_network.solve_network(Profile(mlp(), x), 0.2, tolerance=1e-5)
-    warm = ddlr_network.solve_network(Profile(mlp(), x), 0.2, tolerance=1e-5, warm_start=ddlr_network.solve_network(Profile(mlp(), x), 0.21, tolerance=1e-5))
+    warm = ddlr_network.solve_network(
+        Profile(mlp(), x),
+        0.2,
+        tolerance=1e-5,
+        warm_start=ddlr_network.solve_network(Profile(mlp(), x), 0.21, tolerance=1e-5),
+    )
     again = ddlr_network.solve_network(Profile(mlp(), x), 0.2, tolerance=1e-5, warm_start=cold)
     assert sum(s.iterations for s in again.values()) <= 3 * admm.CHECK_EVERY
     assert sum(s.iterations for s in warm.values()) < sum(s.iterations for s in cold.values())
@@ -189,7 +200,9 @@ def test_one_round_of_reweighting_minimises_the_weighted_norm():
 def test_reweighting_says_what_it_cannot_do(message, change, solved, x):
     inputs, outputs, _ = ddlr_network.layer_data(Profile(mlp(), x), "0")
     with pytest.raises(ValueError, match=message):
-        ddlr_network.reweighted(inputs, outputs, **{"epsilon": 0.3} | change | {"start": solved[change.get("start", "0")]})
+        ddlr_network.reweighted(
+            inputs, outputs, **{"epsilon": 0.3} | change | {"start": solved[change.get("start", "0")]}
+        )
 
 
 def test_low_rank_networks_do_what_the_answers_say(solved, x):
@@ -269,14 +282,20 @@ def test_cuts_are_relative_to_the_largest(solved, x):
     model = mlp()
     louder = {name: dataclasses.replace(s, weights=100 * s.weights) for name, s in solved.items()}
     for cut in (0.1, 0.3, 0.6):
-        assert ddlr_network.ranks(Profile(model), louder, cut=cut) == ddlr_network.ranks(Profile(model), solved, cut=cut)
+        assert ddlr_network.ranks(Profile(model), louder, cut=cut) == ddlr_network.ranks(
+            Profile(model), solved, cut=cut
+        )
 
 
 def test_refits_get_what_they_were_given(solved, x, monkeypatch):
     seen = {}
     monkeypatch.setattr(ddlr_network, "sweep", lambda profile, plan, **options: seen.update(options) or profile.model)
     ddlr_network.low_rank(Profile(mlp(), x), solved, relu=True, iterations=3, refit=True)
-    assert seen["relu"] is True and seen["iterations"] == 3 and set(seen["within"]) == set(ddlr_network.ranks(Profile(mlp()), solved))
+    assert (
+        seen["relu"] is True
+        and seen["iterations"] == 3
+        and set(seen["within"]) == set(ddlr_network.ranks(Profile(mlp()), solved))
+    )
 
 
 def test_sparse_cuts_do_not_look_at_the_bias(x):
@@ -363,10 +382,14 @@ def test_a_search_for_accuracy_ends_at_the_largest_epsilon_that_has_it(x):
     labels = model(x).argmax(1)
 
     def good(solutions):
-        net = replaced(model, {name: ddlr_network.dense(model.get_submodule(name), s.weights) for name, s in solutions.items()})
+        net = replaced(
+            model, {name: ddlr_network.dense(model.get_submodule(name), s.weights) for name, s in solutions.items()}
+        )
         return float((net(x).argmax(1) == labels).double().mean()) >= 0.9
 
-    epsilon, solutions, table = ddlr_network.search_epsilon(Profile(model, x), good=good, low=0.05, high=0.95, steps=5, tolerance=1e-2)
+    epsilon, solutions, table = ddlr_network.search_epsilon(
+        Profile(model, x), good=good, low=0.05, high=0.95, steps=5, tolerance=1e-2
+    )
     assert table.columns.tolist() == ["epsilon", "good", "seconds"] and len(table) == 7
     assert good(solutions) and all(s.epsilon == epsilon for s in solutions.values())
     assert epsilon == table.loc[table["good"], "epsilon"].max()
@@ -378,9 +401,13 @@ def test_a_search_for_a_budget_ends_at_the_smallest_epsilon_that_keeps_it(x):
     model = mlp((10, 16, 12, 3))
 
     def good(solutions):
-        return score.parameters(ddlr_network.low_rank(Profile(model), solutions, cut=0.01)[0]) <= 0.8 * score.parameters(model)
+        return score.parameters(
+            ddlr_network.low_rank(Profile(model), solutions, cut=0.01)[0]
+        ) <= 0.8 * score.parameters(model)
 
-    epsilon, solutions, table = ddlr_network.search_epsilon(Profile(model, x), good=good, low=0.05, high=0.9, steps=4, largest=False, tolerance=1e-2)
+    epsilon, solutions, table = ddlr_network.search_epsilon(
+        Profile(model, x), good=good, low=0.05, high=0.9, steps=4, largest=False, tolerance=1e-2
+    )
     assert good(solutions) and epsilon == table.loc[table["good"], "epsilon"].min()
     assert 1 < epsilon / table.loc[~table["good"], "epsilon"].max() <= (0.9 / 0.05) ** (2**-4) * (1 + 1e-9)
     assert table["epsilon"].tolist()[:2] == [0.9, 0.05]
@@ -419,7 +446,9 @@ def test_constraints_allow_for_the_rounding_of_stored_numbers(x):
 def test_constraints_are_asked_on_the_inputs_that_are_named(x):
     model = mlp((10, 20, 16, 3))
     found = ddlr_network.solve_network(Profile(model, x), 0.3, cascade=True)
-    small = replaced(model, {name: ddlr_network.dense(model.get_submodule(name), s.weights) for name, s in found.items()})
+    small = replaced(
+        model, {name: ddlr_network.dense(model.get_submodule(name), s.weights) for name, s in found.items()}
+    )
     wanted = {name: s.epsilon for name, s in found.items()}
     fitted = ddlr_network.constraints(Profile(model, x), small, wanted, inputs_of=small)
     original = ddlr_network.constraints(Profile(model, x), small, wanted)
@@ -435,21 +464,53 @@ def test_constraints_are_asked_on_the_inputs_that_are_named(x):
     ("message", "call"),
     [
         ("epsilon names no layer", lambda model, x, found: ddlr_network.solve_network(Profile(model, x), {})),
-        ("workers=0 is not a whole number", lambda model, x, found: ddlr_network.solve_network(Profile(model, x), 0.3, workers=0)),
-        ("images are a ndarray of shape", lambda model, x, found: ddlr_network.solve_network(Profile(model, x.numpy()), 0.3)),
-        (r"images are a Tensor of shape \(0, 10\)", lambda model, x, found: ddlr_network.solve_network(Profile(model, x[:0]), 0.3)),
-        ("warm_start is a Solution", lambda model, x, found: ddlr_network.solve_network(Profile(model, x), 0.3, warm_start=found["0"])),
+        (
+            "workers=0 is not a whole number",
+            lambda model, x, found: ddlr_network.solve_network(Profile(model, x), 0.3, workers=0),
+        ),
+        (
+            "images are a ndarray of shape",
+            lambda model, x, found: ddlr_network.solve_network(Profile(model, x.numpy()), 0.3),
+        ),
+        (
+            r"images are a Tensor of shape \(0, 10\)",
+            lambda model, x, found: ddlr_network.solve_network(Profile(model, x[:0]), 0.3),
+        ),
+        (
+            "warm_start is a Solution",
+            lambda model, x, found: ddlr_network.solve_network(Profile(model, x), 0.3, warm_start=found["0"]),
+        ),
         ("there is no layer '99'", lambda model, x, found: ddlr_network.layer_data(Profile(model, x), "99")),
         ("layer '1' is a ReLU", lambda model, x, found: ddlr_network.layer_data(Profile(model, x), "1")),
         ("epsilon names 'fc'", lambda model, x, found: ddlr_network.constraints(Profile(model, x), model, {"fc": 0.1})),
-        ("network compressed has no layer '2'", lambda model, x, found: ddlr_network.constraints(Profile(model, x), model[:2], 0.1)),
-        ("tolerance=nan is not", lambda model, x, found: ddlr_network.constraints(Profile(model, x), model, 0.1, inputs_of=None, tolerance=float("nan"))),
+        (
+            "network compressed has no layer '2'",
+            lambda model, x, found: ddlr_network.constraints(Profile(model, x), model[:2], 0.1),
+        ),
+        (
+            "tolerance=nan is not",
+            lambda model, x, found: ddlr_network.constraints(
+                Profile(model, x), model, 0.1, inputs_of=None, tolerance=float("nan")
+            ),
+        ),
         ("cut=1 is not a share", lambda model, x, found: ddlr_network.low_rank(Profile(model), found, cut=1)),
         ("cut=-0.1 is not a share", lambda model, x, found: ddlr_network.ranks(Profile(model), found, cut=-0.1)),
-        ("cut=nan is not a share", lambda model, x, found: ddlr_network.sparse(Profile(model), found, cut=float("nan"))),
-        ("kept=0 is not a share", lambda model, x, found: ddlr_network.cut_for(Profile(model), found, 0, kind="low_rank")),
-        ("unknown kind 'x'; known: low_rank", lambda model, x, found: ddlr_network.cut_for(Profile(model), found, 0.5, kind="x")),
-        (r"answer of layer '0' has shape \(9, 6\)", lambda model, x, found: ddlr_network.ranks(Profile(model), {"0": found["2"]})),
+        (
+            "cut=nan is not a share",
+            lambda model, x, found: ddlr_network.sparse(Profile(model), found, cut=float("nan")),
+        ),
+        (
+            "kept=0 is not a share",
+            lambda model, x, found: ddlr_network.cut_for(Profile(model), found, 0, kind="low_rank"),
+        ),
+        (
+            "unknown kind 'x'; known: low_rank",
+            lambda model, x, found: ddlr_network.cut_for(Profile(model), found, 0.5, kind="x"),
+        ),
+        (
+            r"answer of layer '0' has shape \(9, 6\)",
+            lambda model, x, found: ddlr_network.ranks(Profile(model), {"0": found["2"]}),
+        ),
     ],
 )
 def test_bad_input_is_named(message, call, solved, x):

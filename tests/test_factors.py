@@ -137,7 +137,9 @@ def test_other_bad_input_is_refused_in_words():
         svd.decompose_layer(layer, "data-aware")
     with pytest.raises(ValueError, match="moments of length 5 do not fit a layer with 6 inputs"):
         svd.decompose_layer(layer, "data-aware", seen(torch.randn(4, 5)))
-    with pytest.raises(ValueError, match="a depthwise convolution: each channel is one small kernel, so it cannot be factored"):
+    with pytest.raises(
+        ValueError, match="a depthwise convolution: each channel is one small kernel, so it cannot be factored"
+    ):
         svd.decompose_layer(nn.Conv2d(3, 3, 3, groups=3))
     with pytest.raises(ValueError, match="scheme 'spatial'"):
         svd.factorize(layer, 2, scheme="spatial")
@@ -185,7 +187,9 @@ def test_collecting_runs_without_dropout_and_names_what_it_cannot_watch():
     seen = statistics.collect_moments(model, ["1"], x)["1"]
     assert torch.equal(seen.mean, torch.ones(5).double()) and seen.covariance.abs().max() == 0
     for name in ("2", "9"):
-        with pytest.raises(ValueError, match=f"there is no layer '{name}' in this network that is linear or a convolution"):
+        with pytest.raises(
+            ValueError, match=f"there is no layer '{name}' in this network that is linear or a convolution"
+        ):
             statistics.collect_moments(model, [name], x)
 
     class First(nn.Sequential):

@@ -91,7 +91,9 @@ def test_one_decomposition_serves_every_rank():
     bases = replace.decompose_layers(Profile(model, x), ["fc1", "fc2"], "data-aware")
     for ranks in ({"fc1": 2}, {"fc1": 9, "fc2": 4}):
         direct = replace.apply_plan(Profile(model, x), ranks, factors="data-aware", resource="parameters")
-        assert torch.allclose(replace.apply_plan(Profile(model), ranks, factors=bases, resource="parameters")(x), direct(x), atol=1e-5)
+        assert torch.allclose(
+            replace.apply_plan(Profile(model), ranks, factors=bases, resource="parameters")(x), direct(x), atol=1e-5
+        )
 
 
 def test_a_network_that_is_one_layer():
@@ -138,7 +140,9 @@ def test_bad_input_is_refused_in_words():
     with pytest.raises(ValueError, match="unknown factors 'best'; known: svd, data-aware"):
         replace.apply_plan(Profile(model, torch.zeros(2, 30)), {"fc1": 2}, factors="best", resource="parameters")
     with pytest.raises(ValueError, match="no factors were given for the planned layers fc2"):
-        replace.apply_plan(Profile(model), {"fc2": 2}, factors=replace.decompose_layers(Profile(model), ["fc1"]), resource="parameters")
+        replace.apply_plan(
+            Profile(model), {"fc2": 2}, factors=replace.decompose_layers(Profile(model), ["fc1"]), resource="parameters"
+        )
     with pytest.raises(ValueError, match="unknown resource 'flops'; known: parameters, macs"):
         replace.apply_plan(Profile(model), {}, resource="flops")
     with pytest.raises(ValueError, match=r"cannot take one input of shape \(31,\)"):
@@ -163,7 +167,11 @@ def test_computed_weights_and_subclasses_are_named_and_left():
 def test_tied_weights_count_once_and_are_not_untied():
     tied = nn.Sequential(nn.Linear(20, 20, bias=False), nn.ReLU(), nn.Linear(20, 20, bias=False))
     tied[2].weight = tied[0].weight
-    assert profile.plan_cost(profile.read_layers(tied, (20,)), {}, "parameters") == 400 == sum(p.numel() for p in tied.parameters())
+    assert (
+        profile.plan_cost(profile.read_layers(tied, (20,)), {}, "parameters")
+        == 400
+        == sum(p.numel() for p in tied.parameters())
+    )
     with pytest.raises(ValueError, match="layer '0' shares its weight with another"):
         replace.apply_plan(Profile(tied), {"0": 3}, resource="parameters")
 
@@ -198,4 +206,6 @@ def test_factors_of_another_layer_are_refused():
 def test_the_cost_of_a_plan_without_biases(bias):
     model = nn.Sequential(nn.Linear(30, 20, bias=bias), nn.ReLU(), nn.Linear(20, 12, bias=bias))
     built = replace.apply_plan(Profile(model), {"0": 4}, resource="parameters")
-    assert profile.plan_cost(profile.read_layers(model, (30,)), {"0": 4}, "parameters") == sum(p.numel() for p in built.parameters())
+    assert profile.plan_cost(profile.read_layers(model, (30,)), {"0": 4}, "parameters") == sum(
+        p.numel() for p in built.parameters()
+    )

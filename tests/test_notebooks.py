@@ -70,9 +70,7 @@ def test_nothing_of_one_machine_or_one_run_is_kept(path):
     notebook = read(path)
     assert gallery.machine_paths(notebook) == []
     assert not [cell for cell in notebook.cells if "injected-parameters" in tags(cell)]
-    assert "papermill" not in notebook.metadata and not [
-        c for c in notebook.cells if "papermill" in c.metadata
-    ]
+    assert "papermill" not in notebook.metadata and not [c for c in notebook.cells if "papermill" in c.metadata]
     assert not [c for c in notebook.cells if "execution" in c.metadata], "timings: run make notebooks"
     assert not [i for i, o in outputs(notebook) if o.get("name") == "stderr"], "stderr: run make notebooks"
 

@@ -60,7 +60,15 @@ def test_spectra_and_rank_curves_have_one_panel_a_layer():
 
 
 def test_history_confusion_and_images():
-    table = pd.DataFrame({"epoch": [1, 2], "train_loss": [1, 0.5], "valid_loss": [1, 0.7], "valid_accuracy": [0.5, 0.6], "valid_f1": [0.4, 0.6]})
+    table = pd.DataFrame(
+        {
+            "epoch": [1, 2],
+            "train_loss": [1, 0.5],
+            "valid_loss": [1, 0.7],
+            "valid_accuracy": [0.5, 0.6],
+            "valid_f1": [0.4, 0.6],
+        }
+    )
     assert [axis.get_xlabel() for axis in training.history(table).axes] == ["epoch", "epoch"]
     figure = training.confusion([[3, 1], [0, 0]], ("cat", "dog"))
     assert [text.get_text() for text in figure.axes[0].texts] == ["75", "25", "0", "0"]
@@ -103,23 +111,53 @@ def test_the_gap_and_the_ball_are_drawn():
         assert np.hypot(*(touch - centre)) == pytest.approx(disc.radius)  # on the rim of what is allowed,
         assert touch.sum() == pytest.approx(np.max(ball.get_xdata()))  # on the ball,
         found = solve(torch.eye(2), torch.diag(torch.tensor([3.0, 4.0])), disc.radius / 5, relu=False, tolerance=1e-7)
-        assert torch.linalg.svdvals(found.weights).flip(0).numpy() == pytest.approx(touch, abs=1e-3)  # and where the solver ends
+        assert torch.linalg.svdvals(found.weights).flip(0).numpy() == pytest.approx(
+            touch, abs=1e-3
+        )  # and where the solver ends
 
 
 def sized(**more):
     """Rows of two seeds, two sizes and a chooser of somebody else's, in two kinds of factors."""
     rows = [
-        {"chooser": c, "factors": f, "scope": "every layer", "stored_as": "low rank", "refit": "none", "tuned": "none", "budget_kind": "kept", "budget": k, "parameters_kept": k, "seed": seed, "accuracy": k + 0.1 * seed + bonus}
-        for (c, bonus), f, k, seed in itertools.product({"energy": 0.1, "mine": 0.0}.items(), ("svd", "data-aware"), (0.2, 0.4), (0, 1))
+        {
+            "chooser": c,
+            "factors": f,
+            "scope": "every layer",
+            "stored_as": "low rank",
+            "refit": "none",
+            "tuned": "none",
+            "budget_kind": "kept",
+            "budget": k,
+            "parameters_kept": k,
+            "seed": seed,
+            "accuracy": k + 0.1 * seed + bonus,
+        }
+        for (c, bonus), f, k, seed in itertools.product(
+            {"energy": 0.1, "mine": 0.0}.items(), ("svd", "data-aware"), (0.2, 0.4), (0, 1)
+        )
     ]
-    rows += [{"chooser": "dense", "factors": "none", "scope": "none", "stored_as": "dense", "budget_kind": "dense", "seed": s, "accuracy": 0.9 + 0.02 * s} for s in (0, 1)]
+    rows += [
+        {
+            "chooser": "dense",
+            "factors": "none",
+            "scope": "none",
+            "stored_as": "dense",
+            "budget_kind": "dense",
+            "seed": s,
+            "accuracy": 0.9 + 0.02 * s,
+        }
+        for s in (0, 1)
+    ]
     return pd.DataFrame(rows).assign(**more)
 
 
 def drawn(figure):
     """{panel: {line: (x, y)}} of a figure."""
     lines = {axis.get_title(): {x.get_label(): x for x in axis.lines} for axis in figure.axes if axis.axison}
-    return {panel: {name: (list(x.get_xdata()), list(x.get_ydata())) for name, x in mine.items()} for panel, mine in lines.items()}
+    return {
+        panel: {name: (list(x.get_xdata()), list(x.get_ydata())) for name, x in mine.items()}
+        for panel, mine in lines.items()
+    }
 
 
 def test_rules_have_a_panel_for_each_scope_and_factors_and_draw_any_chooser():
@@ -127,7 +165,9 @@ def test_rules_have_a_panel_for_each_scope_and_factors_and_draw_any_chooser():
     panels = drawn(figure)
     assert list(panels) == ["every layer cut, svd, 2 seeds", "every layer cut, data-aware, 2 seeds"]
     for mine in panels.values():
-        assert mine["energy"][1] == pytest.approx([0.35, 0.55]) and mine["mine"][1] == pytest.approx([0.25, 0.45])  # means of seeds
+        assert mine["energy"][1] == pytest.approx([0.35, 0.55]) and mine["mine"][1] == pytest.approx(
+            [0.25, 0.45]
+        )  # means of seeds
         assert mine["dense"][1] == pytest.approx([0.91, 0.91])
     band = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
     assert band.min() == pytest.approx(0.3) and band.max() == pytest.approx(0.6)  # from the lowest to the highest seed
@@ -139,7 +179,9 @@ def test_rankings_and_programs_show_their_panels_and_cut_offs():
     rows.loc[units, ["factors", "stored_as", "refit"]] = ["none", "units", "folded"]
     figure = entropy_pruning.rankings(rows)
     assert [p.split(",")[0] for p in drawn(figure)] == ["components", "units"]
-    assert "units, mean folded, test images" in drawn(figure) and "components, data-aware factors, test images" in drawn(figure)
+    assert "units, mean folded, test images" in drawn(
+        figure
+    ) and "components, data-aware factors, test images" in drawn(figure)
     assert figure.axes[0].get_ylim()[0] == pytest.approx(0.51)  # 40 points below the dense network
     rows = sized()
     rows["chooser"] = rows["chooser"].replace({"energy": "DDLR", "mine": "energy"})
@@ -153,7 +195,9 @@ def test_rankings_and_programs_show_their_panels_and_cut_offs():
 
 def test_curves_have_a_panel_a_layer_and_leave_out_what_is_too_small():
     table = pd.DataFrame(
-        {"layer": name, "macs": macs, "energy": macs, "loss": 1 - macs} for name in ("a", "b") for macs in (0.5, 1.0, 0.2)
+        {"layer": name, "macs": macs, "energy": macs, "loss": 1 - macs}
+        for name in ("a", "b")
+        for macs in (0.5, 1.0, 0.2)
     )
     figure = rank_search.curves(table, points=pd.DataFrame([{"layer": "a", "macs": 0.2, "loss": 0.8}]))
     assert [axis.get_title() for axis in figure.axes] == ["a", "b"]
@@ -172,7 +216,16 @@ def test_choosers_have_a_row_a_network_and_a_band_over_draws():
         for network in ("n", "m") for chooser in ("ENC-Map", "exact") for factors in ("svd", "sequential", "data-aware")
         for kept in (0.5, 0.25) for draw in (0, 1)
     )  # fmt: skip
-    dense = {"dataset": "d", "network": "n", "chooser": "dense", "factors": "none", "budget_kind": "dense", "tuned": "none", "macs_kept": 1.0, "accuracy": 0.9}
+    dense = {
+        "dataset": "d",
+        "network": "n",
+        "chooser": "dense",
+        "factors": "none",
+        "budget_kind": "dense",
+        "tuned": "none",
+        "macs_kept": 1.0,
+        "accuracy": 0.9,
+    }
     lossless = dense | {"chooser": "exact", "factors": "svd", "budget_kind": "lossless"}
     figure = rank_search.choosers(pd.concat([pd.DataFrame([dense, lossless]), table]))
     assert len(figure.axes) == 6 and figure.axes[3].get_title() == "m on d, svd factors"
@@ -182,7 +235,12 @@ def test_choosers_have_a_row_a_network_and_a_band_over_draws():
 
 
 def ways():
-    kinds = {"dense": (1000, 10.0, 0.9), "low rank": (300, 4.0, 0.88), "8 bit": (250, 30.0, 0.895), "zeros": (400, 10.0, 0.5)}
+    kinds = {
+        "dense": (1000, 10.0, 0.9),
+        "low rank": (300, 4.0, 0.88),
+        "8 bit": (250, 30.0, 0.895),
+        "zeros": (400, 10.0, 0.5),
+    }
     stored = {"8 bit": "low rank", "zeros": "sparse"}
     return pd.DataFrame(
         {"dataset": "digits", "network": "lenet300", "chooser": way, "stored_as": stored.get(way, way), "bits": 8 if way == "8 bit" else 32,

@@ -31,7 +31,12 @@ def test_it_holds_what_is_read_one_by_one(x):
     apart = profile.read_layers(model, (1, 8, 8), dense=["6"])
     assert [layer.name for layer in read] == [layer.name for layer in apart] == ["0", "4", "6"]
     for mine, theirs in zip(read, apart, strict=True):
-        assert (mine.macs, mine.parameters, mine.reason, mine.costs) == (theirs.macs, theirs.parameters, theirs.reason, theirs.costs)
+        assert (mine.macs, mine.parameters, mine.reason, mine.costs) == (
+            theirs.macs,
+            theirs.parameters,
+            theirs.reason,
+            theirs.costs,
+        )
         assert (mine.singular_values == theirs.singular_values).all()
     assert read.factorable == ["0", "4"] and read["4"] is read[1] and len(read) == 3
     assert read.order == ["0", "4", "6"]
@@ -48,11 +53,18 @@ def test_statistics_are_collected_once(x, monkeypatch):
     calls = []
     for name in ("collect_moments", "fisher"):
         original = getattr(statistics, name)
-        monkeypatch.setattr(statistics, name, lambda model, names, *a, f=original, n=name: calls.append((n, tuple(names))) or f(model, names, *a))
+        monkeypatch.setattr(
+            statistics,
+            name,
+            lambda model, names, *a, f=original, n=name: calls.append((n, tuple(names))) or f(model, names, *a),
+        )
     read = lowrank_utils.profile(net(), x)
     assert calls == []
     first = read.moments_of(["0"])["0"]
-    assert read.moments_of(["0", "4"])["0"] is first and calls == [("collect_moments", ("0",)), ("collect_moments", ("4",))]
+    assert read.moments_of(["0", "4"])["0"] is first and calls == [
+        ("collect_moments", ("0",)),
+        ("collect_moments", ("4",)),
+    ]
     other = read.but(dense=["4"])
     assert other.moments_of(["0"])["0"] is first and len(calls) == 2 and other.factorable == ["0", "6"]
     read.fisher_of(["4"])
@@ -63,7 +75,9 @@ def test_statistics_are_collected_once(x, monkeypatch):
 
 def test_spectra_are_computed_when_they_are_read(monkeypatch):
     calls, original = [], profile._singular_values
-    monkeypatch.setattr(profile, "_singular_values", lambda layer, scheme: calls.append(scheme) or original(layer, scheme))
+    monkeypatch.setattr(
+        profile, "_singular_values", lambda layer, scheme: calls.append(scheme) or original(layer, scheme)
+    )
     read = lowrank_utils.profile(net(), input_shape=(1, 8, 8))
     assert calls == []
     read["4"].singular_values, read["4"].singular_values
@@ -97,7 +111,9 @@ def test_every_chooser_and_factoriser_takes_it_and_leaves_the_model_alone(x):
 def test_a_plan_of_compress_is_applied_again_as_it_stands(resource):
     torch.manual_seed(0)
     # of a strided convolution a rank can pay in one resource and not in the other
-    model = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)
+    ).eval()
     x = torch.randn(60, 8, 8, 8)
     found = lowrank_utils.compress(model, x, kept=0.6, resource=resource, dense=[])
     again = replace.apply_plan(lowrank_utils.profile(model, x), found.plan)
@@ -133,10 +149,18 @@ def half(change):
     [
         (nn.Sequential(nn.ReLU()), {"input_shape": (3,)}, "no parameters, so it has no layer to read"),
         (net().to("meta"), {"input_shape": (1, 8, 8)}, "meta"),
-        (half(lambda m: m[4].weight.data.fill_(torch.nan)), {"input_shape": (1, 8, 8)}, "layer '4' holds NaN or infinite weights"),
+        (
+            half(lambda m: m[4].weight.data.fill_(torch.nan)),
+            {"input_shape": (1, 8, 8)},
+            "layer '4' holds NaN or infinite weights",
+        ),
         (half(lambda m: m[4].weight.data.fill_(torch.nan)), {}, "NaN"),
         (net(), {"input_shape": (3, 8, 8)}, r"the network cannot take one input of shape \(3, 8, 8\)"),
-        (net(), {"calibration": torch.zeros(4, 1, 9, 9)}, r"the network cannot take calibration images of shape \(1, 9, 9\)"),
+        (
+            net(),
+            {"calibration": torch.zeros(4, 1, 9, 9)},
+            r"the network cannot take calibration images of shape \(1, 9, 9\)",
+        ),
         (net(), {"input_shape": (1, 8, 8), "dense": ["fc"]}, "dense= names a layer that the model does not have: fc"),
         (net(), {"input_shape": (1, 8, 8), "scheme": "diagonal"}, "unknown scheme 'diagonal'"),
     ],
@@ -154,7 +178,9 @@ def test_what_was_not_given_is_asked_for():
             use()
     with pytest.raises(ValueError, match="make the profile with input_shape= or calibration="):
         _ = lowrank_utils.profile(net()).layers
-    with pytest.raises(ValueError, match="a profile has no device to change; it has calibration, input_shape, dense, scheme"):
+    with pytest.raises(
+        ValueError, match="a profile has no device to change; it has calibration, input_shape, dense, scheme"
+    ):
         read.but(device="cpu")
     with pytest.raises(KeyError, match="there is no layer 'fc' in this profile; it has 0, 4, 6"):
         read["fc"]

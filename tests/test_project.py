@@ -40,15 +40,15 @@ def test_conda_and_pip_name_the_same_packages_and_versions():
     found = conda()
     python = found.pop("python")
     found.pop("pip")
-    assert {name: str(r.specifier) for name, r in found.items()} == {r.name: str(r.specifier) for r in WANTED if str(r) not in EXTRAS["site"]}
+    assert {name: str(r.specifier) for name, r in found.items()} == {
+        r.name: str(r.specifier) for r in WANTED if str(r) not in EXTRAS["site"]
+    }
     assert "3.11.0" in python.specifier and PROJECT["requires-python"] == ">=3.11"
 
 
 def test_conda_says_who_needs_what_and_installs_the_package():
     text = (paths.ROOT / "environment.yml").read_text()
-    listed = [
-        line for line in text.split("dependencies:")[1].splitlines() if re.match(r"\s+- (?!pip:)", line)
-    ]
+    listed = [line for line in text.split("dependencies:")[1].splitlines() if re.match(r"\s+- (?!pip:)", line)]
     assert all(re.search(r"  ?# \w", line) for line in listed)
     content = yaml.safe_load(text)
     assert content["dependencies"][-1] == {"pip": ["-e ."]} and content["channels"][0] == "conda-forge"
@@ -317,7 +317,6 @@ def test_ci_calls_make_test():
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "digits", "fashion-mnist", "mnist"])
 def test_presets_train_by_the_published_recipe(name):
     import dataclasses
-
 
     (job,) = jobs.plan_jobs(only=["01"], preset=name)
     recipe = dataclasses.asdict(training.recipe_for(job.parameters["network"], name))

@@ -83,7 +83,9 @@ def test_plans_meet_the_budget_and_count_what_is_really_saved(sizes, rule, way, 
     moments = statistics.collect_moments(model, names, torch.randn(50, sizes[0]))
     bases = replace.decompose_layers(Profile(model), names)
     kept = budget_above(rules.least_kept(cards, resource), way)
-    plan = components.components_plan(cards, kept, rule=rule, resource=resource, factors=bases, moments=moments, seed=seed)
+    plan = components.components_plan(
+        cards, kept, rule=rule, resource=resource, factors=bases, moments=moments, seed=seed
+    )
     built = replace.apply_plan(Profile(model), plan, resource=resource)
     cost = score.parameters(built) if resource == "parameters" else score.macs(built, (sizes[0],))
     total = score.parameters(model) if resource == "parameters" else score.macs(model, (sizes[0],))
@@ -96,7 +98,9 @@ def test_plans_come_close_to_the_budget_in_a_real_network():
     cards = profile.read_layers(mlp((784, 300, 100, 10)), (784,))
     for rule in ("entropy", "energy", "magnitude", "random"):
         for kept in (0.1, 0.2, 0.3, 0.6):
-            size = profile.plan_cost(cards, components.components_plan(cards, kept, rule=rule, resource="parameters"), "parameters") / profile.plan_cost(cards, {}, "parameters")
+            size = profile.plan_cost(
+                cards, components.components_plan(cards, kept, rule=rule, resource="parameters"), "parameters"
+            ) / profile.plan_cost(cards, {}, "parameters")
             assert kept - 0.005 < size <= kept, (rule, kept, size)
 
 
@@ -146,13 +150,17 @@ def test_wrong_component_requests_are_refused_in_words():
         components.components_plan(cards, 0.5, rule="entropie", resource="parameters")
     with pytest.raises(ValueError, match=r"needs factors and moments of every layer; missing: 0, 2, 4"):
         components.components_plan(cards, 0.5, rule="output", resource="parameters")
-    with pytest.raises(ValueError, match=r"kept=0.01 of parameters cannot be reached: rank 1 in every layer keeps 0\.\d+"):
+    with pytest.raises(
+        ValueError, match=r"kept=0.01 of parameters cannot be reached: rank 1 in every layer keeps 0\.\d+"
+    ):
         components.components_plan(cards, 0.01, resource="parameters")
     for wrong in (1.5, 0, -1, "half", True):
         with pytest.raises(ValueError, match="is not a share in"):
             components.components_plan(cards, wrong, resource="parameters")
     with pytest.raises(ValueError, match="no layer of this network can be factored: 0: a layer of type Conv1d"):
-        components.components_plan(profile.read_layers(nn.Sequential(nn.Conv1d(1, 2, 3)), (1, 8)), 0.5, resource="parameters")
+        components.components_plan(
+            profile.read_layers(nn.Sequential(nn.Conv1d(1, 2, 3)), (1, 8)), 0.5, resource="parameters"
+        )
 
 
 # ---- activations
@@ -285,7 +293,9 @@ def test_units_are_ranked_as_the_formulas_say(digits):
     by = rank_units(Profile(model), seen, "output").set_index(["layer", "unit"])["score"]
     with torch.no_grad():
         h = torch.relu(model[0](digits)).double()
-        gains = torch.stack([torch.outer(h[:, j] - h[:, j].mean(), model[2].weight[:, j].double()).square().sum() for j in range(20)])
+        gains = torch.stack(
+            [torch.outer(h[:, j] - h[:, j].mean(), model[2].weight[:, j].double()).square().sum() for j in range(20)]
+        )
     assert np.allclose(by["0"].sort_index(), (gains / gains.sum()).numpy(), rtol=1e-5)
     norms = model[0].weight.detach().double().norm(dim=1)
     by = rank_units(Profile(model), seen, "magnitude").set_index(["layer", "unit"])["score"]
@@ -299,7 +309,12 @@ def test_units_are_ranked_as_the_formulas_say(digits):
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.lists(st.integers(2, 14), min_size=3, max_size=5), st.floats(0, 1), st.sampled_from(profile.RESOURCES), st.booleans())
+@given(
+    st.lists(st.integers(2, 14), min_size=3, max_size=5),
+    st.floats(0, 1),
+    st.sampled_from(profile.RESOURCES),
+    st.booleans(),
+)
 def test_unit_plans_cost_what_they_say(sizes, way, resource, bias):
     model = mlp(sizes, bias=bias)
     seen = statistics.collect_activations(model, torch.randn(60, sizes[0]))
@@ -328,7 +343,9 @@ def test_a_layer_that_would_lose_every_unit_keeps_a_floor_and_says_so(caplog):
     assert len(plan["0"]) == 1 and 1 < len(plan["2"]) < 7
     assert caplog.messages == ["every unit of 0 would go: it keeps its last 1"]
     assert len(units_that_stay(Profile(model, input_shape=(12,)), order, 0.5, floor=3, resource="parameters")["0"]) == 3
-    with pytest.raises(ValueError, match=r"kept=0.01 of parameters cannot be reached .*: 1 unit in every hidden layer keeps 0\.\d+"):
+    with pytest.raises(
+        ValueError, match=r"kept=0.01 of parameters cannot be reached .*: 1 unit in every hidden layer keeps 0\.\d+"
+    ):
         units_that_stay(Profile(model, input_shape=(12,)), order, 0.01, resource="parameters")
     with pytest.raises(ValueError, match="floor=0 is not a whole number of at least 1"):
         units_that_stay(Profile(model, input_shape=(12,)), order, 0.5, floor=0, resource="parameters")
@@ -352,7 +369,11 @@ def test_dead_and_constant_units_go_without_a_trace(bias, way, digits):
     seen = statistics.collect_activations(model, digits)
     moments = statistics.collect_moments(model, ["2", "4"], digits)
     stay = {"0": [u for u in range(20) if u not in gone]}
-    small = remove_units(Profile(model), stay, activations=seen) if way == "folded" else remove_units(Profile(model), stay, moments=moments)
+    small = (
+        remove_units(Profile(model), stay, activations=seen)
+        if way == "folded"
+        else remove_units(Profile(model), stay, moments=moments)
+    )
     assert torch.allclose(small(digits), model(digits), atol=1e-5)
     assert small[0].weight.shape == (20 - len(gone), 64) and small[2].weight.shape[1] == 20 - len(gone)
     assert (small[2].bias is None) == (not bias)
@@ -419,7 +440,12 @@ def test_both_meets_the_budget_and_beats_each_alone(digits):
     found = units_then_components(Profile(model, x), 0.1, units=0.5)
     assert 0.09 < score.parameters(found) / score.parameters(model) <= 0.1
     seen = statistics.collect_activations(model, x)
-    stay = units_that_stay(Profile(model, input_shape=images.input_shape), rank_units(Profile(model), seen, "output"), 0.1, resource="parameters")
+    stay = units_that_stay(
+        Profile(model, input_shape=images.input_shape),
+        rank_units(Profile(model), seen, "output"),
+        0.1,
+        resource="parameters",
+    )
     units = remove_units(Profile(model), stay, moments=statistics.collect_moments(model, ["fc2", "fc3"], x))
     with torch.inference_mode():
         assert (found(x) - wanted).square().mean() < (units(x) - wanted).square().mean()
@@ -437,9 +463,16 @@ def test_a_million_parameters_are_ranked_and_pruned_within_a_second():
     readings = []
     for _ in range(3):
         began = time.process_time()  # other tests run beside this one
-        stay = units_that_stay(Profile(model, input_shape=(784,)), rank_units(Profile(model), seen), 0.3, resource="parameters")
+        stay = units_that_stay(
+            Profile(model, input_shape=(784,)), rank_units(Profile(model), seen), 0.3, resource="parameters"
+        )
         remove_units(Profile(model), stay, activations=seen)
-        replace.apply_plan(Profile(model), components.components_plan(cards, 0.3, resource="parameters"), factors=bases, resource="parameters")
+        replace.apply_plan(
+            Profile(model),
+            components.components_plan(cards, 0.3, resource="parameters"),
+            factors=bases,
+            resource="parameters",
+        )
         readings.append(time.process_time() - began)
     assert min(readings) < 1
 
@@ -600,11 +633,24 @@ def test_both_heeds_each_of_its_arguments():
         cards = profile.read_layers(model, shape)
         names = [card.name for card in cards]
         bases = replace.decompose_layers(Profile(model, x), names, "data-aware")
-        plan = components.components_plan(cards, 0.1, rule="output", factors=bases, moments=statistics.collect_moments(model, names, x), resource="parameters")
+        plan = components.components_plan(
+            cards,
+            0.1,
+            rule="output",
+            factors=bases,
+            moments=statistics.collect_moments(model, names, x),
+            resource="parameters",
+        )
         alone = replace.apply_plan(Profile(model), plan, factors=bases, resource="parameters")
         assert (found(x) - wanted).square().mean() < (alone(x) - wanted).square().mean()
-    units = [units_then_components(Profile(model, x), 0.1, units=0.5, rules=(rule, "output")) for rule in ("output", "magnitude")]
-    parts = [units_then_components(Profile(model, x), 0.2, units=0.5, rules=("output", rule)) for rule in ("output", "magnitude")]
+    units = [
+        units_then_components(Profile(model, x), 0.1, units=0.5, rules=(rule, "output"))
+        for rule in ("output", "magnitude")
+    ]
+    parts = [
+        units_then_components(Profile(model, x), 0.2, units=0.5, rules=("output", rule))
+        for rule in ("output", "magnitude")
+    ]
     for one, two in (units, parts):
         assert [p.shape for p in one.parameters()] != [p.shape for p in two.parameters()]
     dense = units_then_components(Profile(model, x, dense=("fc3",)), 0.2, units=0.5, rules=("output", "magnitude"))
@@ -959,7 +1005,9 @@ def test_a_constant_channel_folds_exactly_but_at_a_border_of_zeros():
         with torch.no_grad():
             model.bn1.weight[2], model.bn1.bias[2] = 0, 2
             wanted = model(x)
-            folded = remove_units(Profile(model), staying, activations=statistics.collect_activations(model, x))(x) - wanted
+            folded = (
+                remove_units(Profile(model), staying, activations=statistics.collect_activations(model, x))(x) - wanted
+            )
             moments = {"conv2": moments_of(patches(model, "conv2", x))}
             refitted = remove_units(Profile(model), staying, moments=moments)(x) - wanted
         inside = slice(padding, 8 - padding)
@@ -974,7 +1022,10 @@ def test_folding_keeps_the_mean_output_where_no_zeros_pad(options):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3, **options))
     x = torch.rand(40, 3, 12, 12) * torch.linspace(0, 1, 12)  # positions differ
-    plain, folded = (remove_units(Profile(model), {"0": [2, 5]}, activations=seen) for seen in (None, statistics.collect_activations(model, x)))
+    plain, folded = (
+        remove_units(Profile(model), {"0": [2, 5]}, activations=seen)
+        for seen in (None, statistics.collect_activations(model, x))
+    )
     with torch.inference_mode():
         wanted = model(x)
         assert torch.allclose(folded(x).mean((0, 2, 3)), wanted.mean((0, 2, 3)), atol=1e-5)

@@ -123,7 +123,9 @@ def test_output_error_is_the_error_of_the_layer_on_data(model, cards, x, factors
             over = (0, 2, 3) if out.ndim == 4 else 0
             for scheme, ranks in measured_ranks(own, 3).items():
                 entry = ranks[1] if scheme is None else (scheme, ranks[1])
-                thin = replace.apply_plan(Profile(model, x if factors != "svd" else None), {own.name: entry}, factors=factors, resource="macs")
+                thin = replace.apply_plan(
+                    Profile(model, x if factors != "svd" else None), {own.name: entry}, factors=factors, resource="macs"
+                )
                 lost = thin.get_submodule(own.name)(seen) - out
                 lost, whole = (y - y.mean(over, keepdim=True) for y in (lost, out))
                 expected = float(lost.square().sum() / whole.square().sum())
@@ -250,7 +252,9 @@ def test_dense_layers_count_towards_the_budget(model):
     choices = rank_options(cards)
     assert [o.name for o in choices] == ["3", "5", "8"]
     found = exact_search(cards, 0.5, options=choices, values=logarithms(energy(cards, choices)))
-    assert score.macs(replace.apply_plan(Profile(model), found.plan, resource="macs"), (3, 8, 8)) <= 0.5 * score.macs(model, (3, 8, 8))
+    assert score.macs(replace.apply_plan(Profile(model), found.plan, resource="macs"), (3, 8, 8)) <= 0.5 * score.macs(
+        model, (3, 8, 8)
+    )
 
 
 def test_bad_input(cards, choices):
@@ -390,7 +394,10 @@ def test_model_counts_what_stays_dense(model, x):
     for own in choices:
         at = [own.entries.index(plan.get(own.name)) for plan in wide.ranked]
         assert (min(at), max(at)) == tuple(own.entries.index(end.get(own.name)) for end in (low, high))
-    assert len(wide.ranked) > 30 and len(enc_model(cards, 0.5, options=choices, curves=curves, margin=0.9, top=3).ranked) == 3
+    assert (
+        len(wide.ranked) > 30
+        and len(enc_model(cards, 0.5, options=choices, curves=curves, margin=0.9, top=3).ranked) == 3
+    )
     # a map that spends the budget to the last bit fits
     exactly = enc_map(cards, cost_of(cards, high), options=choices, curves=curves)
     assert exactly.plan == high

@@ -135,9 +135,7 @@ def test_an_address_says_data_set_network_and_seed():
     assert jobs.Job("02_arsvd", "x", parameters, "", "").label == "02_arsvd-folder_my_pets-mlp-seed3"
 
 
-@given(
-    st.dictionaries(st.text(), st.one_of(st.integers(), st.floats(allow_nan=False), st.text(), st.booleans()))
-)
+@given(st.dictionaries(st.text(), st.one_of(st.integers(), st.floats(allow_nan=False), st.text(), st.booleans())))
 def test_a_job_is_a_value(parameters):
     job = jobs.Job("01_x", "x.ipynb", parameters, "f", "s")
     again = pickle.loads(pickle.dumps(job))
@@ -199,7 +197,9 @@ def test_a_run_leaves_notebooks_rows_and_provenance(ran):
     assert "01_first-seed0: 100%" in ran.result.err and "5/5" not in ran.result.out
     names = {p.name: sorted(q.name for q in p.iterdir()) for p in ran.place.iterdir() if p.is_dir()}
     assert [name.rsplit("-", 1)[0] for name in sorted(names)] == ["01_first-seed0", "02_second-seed0"]
-    assert set(map(tuple, names.values())) == {("big.bin", "done.json", "notebook.ipynb", "results.csv", "results.parquet")}
+    assert set(map(tuple, names.values())) == {
+        ("big.bin", "done.json", "notebook.ipynb", "results.csv", "results.parquet")
+    }
     record = json.loads((ran.place / "run.json").read_text())
     assert record["status"] == "done" and [job["status"] for job in record["jobs"]] == ["done", "done"]
     assert record["provenance"]["versions"]["python"] and record["provenance"]["cores"]
@@ -237,10 +237,7 @@ def test_a_failing_notebook_stops_the_run_and_can_be_mended(project):
     with pytest.raises(runs.NotebookFailed) as error:
         go(project, settings={"word": "boom"}, only=["02"])
     message, where, hint = str(error.value).splitlines()
-    assert (
-        message
-        == "02_second failed in cell 3 (In [3]), which begins `import time, os`: ValueError: went wrong"
-    )
+    assert message == "02_second failed in cell 3 (In [3]), which begins `import time, os`: ValueError: went wrong"
     assert where.endswith("failed.ipynb") and "--resume" in hint
     (place,) = project.runs.iterdir()
     assert statuses(place) == ["failed"] and not list(place.glob("*/notebook.ipynb"))
@@ -358,9 +355,7 @@ def test_runs_that_start_in_one_second_get_a_folder_each(tmp_path):
 # ---- runs: no room
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"), [("size=1m", "No space left"), ("ro", "Read-only file system")]
-)
+@pytest.mark.parametrize(("options", "reason"), [("size=1m", "No space left"), ("ro", "Read-only file system")])
 def test_a_folder_without_room_is_refused_before_any_work(project, tmp_path, options, reason):
     with mounted(tmp_path / "small", options) as folder:
         result = project.call("run", "--output-folder", folder)
@@ -433,9 +428,7 @@ def test_refresh_drops_timings_and_stderr(project):
     runs.refresh(project.first)
     notebook = nbformat.read(project.first, as_version=4)
     assert [c.get("execution_count") for c in notebook.cells] == [None, 1, 2]
-    assert [o.text for o in notebook.cells[2].outputs] == ["7\n"] and "execution" not in notebook.cells[
-        2
-    ].metadata
+    assert [o.text for o in notebook.cells[2].outputs] == ["7\n"] and "execution" not in notebook.cells[2].metadata
     assert "injected-parameters" not in project.first.read_text()
     write_notebook(project.first, "1 / 0")
     before = project.first.read_bytes()

@@ -86,7 +86,9 @@ def test_iterations_lower_the_error_after_the_relu(x):
 
 def test_images_in_batches_give_the_same_answer(x):
     model = mlp()
-    one, many = (sweep(Profile(model, x), {"0": 3, "2": 3}, relu=True, iterations=4, batch_size=size) for size in (1000, 17))
+    one, many = (
+        sweep(Profile(model, x), {"0": 3, "2": 3}, relu=True, iterations=4, batch_size=size) for size in (1000, 17)
+    )
     assert torch.allclose(one(x), many(x), atol=1e-4)
 
 
@@ -137,7 +139,11 @@ def test_apply_takes_both_sweeps_by_name(x):
     plan = {"0": 3, "2": 3}
     by_name = replace.apply_plan(Profile(model, x), plan, factors="relu-aware", resource="parameters")
     assert torch.allclose(by_name(x), sweep(Profile(model, x), plan, relu=True)(x), atol=1e-5)
-    assert torch.allclose(replace.apply_plan(Profile(model, x), plan, factors="sequential", resource="parameters")(x), sweep(Profile(model, x), plan)(x), atol=1e-5)
+    assert torch.allclose(
+        replace.apply_plan(Profile(model, x), plan, factors="sequential", resource="parameters")(x),
+        sweep(Profile(model, x), plan)(x),
+        atol=1e-5,
+    )
     with pytest.raises(ValueError, match="factors='sequential' need calibration images"):
         replace.apply_plan(Profile(model), plan, factors="sequential", resource="parameters")
 
@@ -220,7 +226,15 @@ def test_weighted_factors_change_the_answer_less(x):
     with torch.no_grad():
         before = model(x).log_softmax(1)
         plain, weighted = (
-            (before.exp() * (before - replace.apply_plan(Profile(model, x), plan, factors=way, resource="parameters")(x).log_softmax(1))).sum(1).mean()
+            (
+                before.exp()
+                * (
+                    before
+                    - replace.apply_plan(Profile(model, x), plan, factors=way, resource="parameters")(x).log_softmax(1)
+                )
+            )
+            .sum(1)
+            .mean()
             for way in ("sequential", "fisher-weighted")
         )
     assert weighted < plain
@@ -257,7 +271,8 @@ def test_more_iterations_never_end_far_above_fewer(x):
     for seed in range(4):
         model = mlp((12, 11, 4), seed)
         errors = [
-            relu_error(sweep(Profile(model, x), {"0": 3}, relu=True, refit_dense=False, iterations=n), model, x) for n in (1, 10, 40)
+            relu_error(sweep(Profile(model, x), {"0": 3}, relu=True, refit_dense=False, iterations=n), model, x)
+            for n in (1, 10, 40)
         ]
         assert errors[1] <= errors[0] and errors[2] <= 1.02 * errors[1]
 
@@ -317,7 +332,11 @@ def test_as_many_images_as_inputs_do_not_fit_the_noise():
     fresh = torch.randn(2000, 60)
 
     def lost(count, **options):
-        small = sequential.sweep(Profile(model, torch.randn(count, 60, generator=torch.Generator().manual_seed(1))), {"0": 20, "2": 20}, **options)
+        small = sequential.sweep(
+            Profile(model, torch.randn(count, 60, generator=torch.Generator().manual_seed(1))),
+            {"0": 20, "2": 20},
+            **options,
+        )
         with torch.no_grad():
             return float((small(fresh) - model(fresh)).square().mean() / model(fresh).var(0).mean())
 
@@ -470,7 +489,9 @@ def test_layers_may_be_called_by_keyword(x):
     named, plain = Keyword(True), Keyword(False)
     assert [c.macs for c in profile.read_layers(named, (12,))] == [c.macs for c in profile.read_layers(plain, (12,))]
     for kind in ("data-aware", "sequential"):
-        one, other = (replace.apply_plan(Profile(m, x), {"a": 4}, factors=kind, resource="parameters") for m in (named, plain))
+        one, other = (
+            replace.apply_plan(Profile(m, x), {"a": 4}, factors=kind, resource="parameters") for m in (named, plain)
+        )
         assert torch.allclose(one(x), other(x), atol=1e-6)
 
 
@@ -489,8 +510,14 @@ def test_networks_that_cannot_be_swept_are_refused_in_one_sentence(x):
     model, empty = Choosy(), nn.Sequential(nn.ReLU())
     some = torch.cat([x[:50].abs(), -x[:50].abs()])
     calls = [
-        (lambda: sweep(Profile(model, some), {"a": 3}, batch_size=50), "some calibration images do not reach layer 'a'"),
-        (lambda: sweep(Profile(model, x[:, :5]), {"a": 3}), r"cannot take calibration images of shape \(5,\): wrong width"),
+        (
+            lambda: sweep(Profile(model, some), {"a": 3}, batch_size=50),
+            "some calibration images do not reach layer 'a'",
+        ),
+        (
+            lambda: sweep(Profile(model, x[:, :5]), {"a": 3}),
+            r"cannot take calibration images of shape \(5,\): wrong width",
+        ),
         (lambda: sweep(Profile(model, x[:, None]), {"a": 3}), r"cannot take calibration images of shape \(1, 12\)"),
         (lambda: statistics.collect_moments(model, ["a"], x[:, :5]), r"cannot take calibration images of shape \(5,\)"),
         (lambda: profile.read_layers(model, (5,)), r"cannot take one input of shape \(5,\)"),

@@ -168,7 +168,9 @@ def test_a_network_for_images_on_another_scale(networks, tmp_path):
     small = copy.deepcopy(net.small)
     small.normalise = models.Rescale([0.5, 2.0, 1.0], [0.1, 0.0, -1.0])
     checkpoints.save_compressed(small, tmp_path / "net.safetensors", net.plan, **net.about)
-    assert torch.equal(outputs(checkpoints.load_compressed(tmp_path / "net.safetensors")[0], net.x), outputs(small, net.x))
+    assert torch.equal(
+        outputs(checkpoints.load_compressed(tmp_path / "net.safetensors")[0], net.x), outputs(small, net.x)
+    )
 
 
 class Stateful(nn.Linear):
@@ -270,7 +272,9 @@ def test_a_bad_file(networks, change, words, tmp_path):
 
 def test_a_file_that_is_none(networks, tmp_path):
     net, path = networks["lenet300"], tmp_path / "net.safetensors"
-    with pytest.raises(FileNotFoundError, match="no compressed network .*net.safetensors; `checkpoints.save_compressed` writes one"):
+    with pytest.raises(
+        FileNotFoundError, match="no compressed network .*net.safetensors; `checkpoints.save_compressed` writes one"
+    ):
         checkpoints.load_compressed(path)
     checkpoints.save_compressed(net.small, path, net.plan, **net.about)
     whole = path.read_bytes()
@@ -281,7 +285,9 @@ def test_a_file_that_is_none(networks, tmp_path):
     with pytest.raises(ValueError, match="is damaged or no safetensors file"):
         checkpoints.load_compressed(tmp_path)
     checkpoints.save(net.model, path, net.about)
-    with pytest.raises(ValueError, match="holds no plan, so no compressed network; `checkpoints.load` reads dense ones"):
+    with pytest.raises(
+        ValueError, match="holds no plan, so no compressed network; `checkpoints.load` reads dense ones"
+    ):
         checkpoints.load_compressed(path)
 
 
@@ -289,7 +295,10 @@ def test_a_readers_network_that_is_not_the_one(networks, tmp_path):
     net, path = networks["lenet300"], tmp_path / "net.safetensors"
     checkpoints.save_compressed(net.small, path, net.plan, **net.about)
     for mine, words in (
-        (net.small, "does not fit the network given as model=: layer 'fc1': a layer of type Sequential is not factored"),
+        (
+            net.small,
+            "does not fit the network given as model=: layer 'fc1': a layer of type Sequential is not factored",
+        ),
         (models.build("mlp", (1, 12, 12), 10), r"another network: fc1.first.weight has|another network: fc1.second"),
         (copy.deepcopy(net.model).to("meta"), "is on the meta device"),
     ):

@@ -248,7 +248,12 @@ def test_a_killed_worker_is_replaced_and_a_cell_that_goes_on_without_its_sweep_i
 def test_a_worker_waits_for_another_at_the_same_cell_only(tmp_path):
     fs, root = sweeps._locate(tmp_path)
     held = "with s._alone(*s._locate(sys.argv[1]), 'x-0000000a'): print(flush=True), time.sleep(60)"
-    words = [sys.executable, "-c", f"import sys, time; from lowrank_utils.workbook import sweeps as s\n{held}", str(tmp_path)]
+    words = [
+        sys.executable,
+        "-c",
+        f"import sys, time; from lowrank_utils.workbook import sweeps as s\n{held}",
+        str(tmp_path),
+    ]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         with sweeps._alone(fs, root, "x-0000000b"):

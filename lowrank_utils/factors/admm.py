@@ -162,9 +162,7 @@ class Problem:
         """Whether the constraints hold, signs exactly up to rounding."""
         reached = self.operator @ u
         sign = float(torch.where(self.active, 0, reached).max())
-        return float(self.error(reached).norm()) <= self.radius and sign <= 1e-11 * float(
-            self.y.abs().max()
-        )
+        return float(self.error(reached).norm()) <= self.radius and sign <= 1e-11 * float(self.y.abs().max())
 
     def repair(self, u: torch.Tensor, anchor: torch.Tensor) -> tuple[float, torch.Tensor | None, bool]:
         """Return the best feasible point near `u`, its norm, and whether it had to be moved to the anchor.
@@ -423,9 +421,7 @@ def iterate(
     anderson = _Anderson(s)
     stalled, marked, proven, changed = 0, math.inf, rho, 0
     relaxation = 1.9
-    bar = tqdm(
-        total=max_iterations, disable=not progress, desc=f"epsilon {problem.epsilon:g}", leave=False
-    )
+    bar = tqdm(total=max_iterations, disable=not progress, desc=f"epsilon {problem.epsilon:g}", leave=False)
     iteration, done = 0, upper - lower <= tolerance * upper
     while not done and iteration < max_iterations:
         iteration += 1

@@ -232,8 +232,7 @@ def solve(
     given = None if original is None else _weights(original, x, y, "original")
     if warm_start is not None and warm_start.weights.shape != (x.shape[1], y.shape[1]):
         raise ValueError(
-            f"warm_start has weights of shape {tuple(warm_start.weights.shape)}, "
-            f"this layer {(x.shape[1], y.shape[1])}"
+            f"warm_start has weights of shape {tuple(warm_start.weights.shape)}, this layer {(x.shape[1], y.shape[1])}"
         )
     if given is not None:
         found = check(given, x, y, epsilon, relu)
@@ -352,18 +351,14 @@ def _data(inputs, outputs, relu):
     if len(x) != len(y):
         raise ValueError(f"inputs hold {len(x)} samples and outputs {len(y)}; they must be as many")
     if relu and (y < 0).any():
-        raise ValueError(
-            f"outputs go down to {float(y.min()):.3g}, but after a ReLU none is negative; use relu=False"
-        )
+        raise ValueError(f"outputs go down to {float(y.min()):.3g}, but after a ReLU none is negative; use relu=False")
     return x, y
 
 
 def _weights(values, x, y, name):
     u = _matrix(values, name).to(x.device)
     if u.shape != (x.shape[1], y.shape[1]):
-        raise ValueError(
-            f"{name} has shape {tuple(u.shape)}; this layer needs {(x.shape[1], y.shape[1])}"
-        )
+        raise ValueError(f"{name} has shape {tuple(u.shape)}; this layer needs {(x.shape[1], y.shape[1])}")
     return u
 
 

@@ -79,7 +79,9 @@ def apply_plan(
     missing = [name for name in chosen if name not in factors]
     if missing:
         raise ValueError(f"no factors were given for the planned layers {', '.join(missing)}")
-    thin: dict[str, nn.Module] = {name: _thin(model, name, scheme, rank, factors[name]) for name, (scheme, rank) in chosen.items()}
+    thin: dict[str, nn.Module] = {
+        name: _thin(model, name, scheme, rank, factors[name]) for name, (scheme, rank) in chosen.items()
+    }
     for name in list(thin):
         second: Any = thin[name].get_submodule("second")
         if model.get_submodule(name).bias is None and second.bias is not None:

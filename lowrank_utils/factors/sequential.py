@@ -157,7 +157,9 @@ def sweep(
     def alone(name):  # a copy of a shared parameter would be one more
         return all(len(holders[id(value)]) == 1 for value in modules[name].parameters())
 
-    refitted = [name for name in weight_layers(model) if refit_dense and "weight" in modules[name]._parameters and alone(name)]
+    refitted = [
+        name for name in weight_layers(model) if refit_dense and "weight" in modules[name]._parameters and alone(name)
+    ]
     wanted = [name for name in weight_layers(model) if name in plan or name in refitted]
     order = _order(model, wanted, plan, calibration[:2].to(first.device, first.dtype, copy=True))
     tied = [name for name in plan if not alone(name)]

@@ -117,6 +117,7 @@ def _right(left, right, seen, blocks, inverse, steps=8):
         right, residual, rho = right + step * direction, residual - step * image, now
     return right
 
+
 METHODS = ("svd", "data-aware")
 
 
@@ -258,7 +259,11 @@ def decompose_layer(
 
 
 def factorize(
-    layer: nn.Linear | nn.Conv2d, rank: int, scheme: str | None = None, method: str = "svd", moments: Moments | None = None
+    layer: nn.Linear | nn.Conv2d,
+    rank: int,
+    scheme: str | None = None,
+    method: str = "svd",
+    moments: Moments | None = None,
 ) -> nn.Sequential:
     """Return `layer` as stock thin layers of `rank`: ``nn.Sequential(first, second)``.
 

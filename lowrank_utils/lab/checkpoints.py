@@ -229,6 +229,7 @@ def load_public(
         model.normalise = Rescale([b / s for _, b, _, s in each], [(a - m) / s for a, _, m, s in each])
     return model.eval(), metadata
 
+
 NEEDED = ("network", "input_shape", "classes")  # what `models.build` makes a network from
 
 
@@ -367,7 +368,9 @@ def _read(path):
             metadata = {name: json.loads(header[name]) for name in sorted(header)}  # the file keeps no order
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError:
-        raise FileNotFoundError(f"there is no compressed network {path}; `checkpoints.save_compressed` writes one") from None
+        raise FileNotFoundError(
+            f"there is no compressed network {path}; `checkpoints.save_compressed` writes one"
+        ) from None
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
     if not isinstance(metadata["plan"], dict):

@@ -193,9 +193,7 @@ def fit(
     rate, decay = recipe.learning_rate, recipe.weight_decay
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=True)
     batches = -(-len(images) // recipe.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, rate, total_steps=max(recipe.epochs * batches, 2)
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=max(recipe.epochs * batches, 2))
     shuffle = torch.Generator().manual_seed(seed)
     augment = augmentation(data) if recipe.augment else None
     rows = []

@@ -81,7 +81,12 @@ def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
 def linear(weight: torch.Tensor, bias: torch.Tensor | None, like: nn.Linear) -> nn.Linear:
     """Return an ``nn.Linear`` of `weight` (d_out x d_in) and `bias` (d_out, or None), with the type and device of the layer `like`."""
     layer = nn.utils.skip_init(
-        nn.Linear, weight.shape[1], weight.shape[0], bias is not None, device=like.weight.device, dtype=like.weight.dtype
+        nn.Linear,
+        weight.shape[1],
+        weight.shape[0],
+        bias is not None,
+        device=like.weight.device,
+        dtype=like.weight.dtype,
     )
     return _holding(layer, weight, bias)  # pyright: ignore[reportReturnType]  # skip_init is typed as giving any module
 

@@ -172,7 +172,12 @@ def read_layers(
             raise ValueError(f"unknown scheme {wanted!r}; known: {', '.join(unfold.NAMES)}")
     modules.check_there(model)
     uses, calls, counted_macs = count_uses(model, input_shape)
-    own_path = {id(part) for block in model.modules() if isinstance(block, nn.TransformerEncoderLayer) for part in (block.linear1, block.linear2)}
+    own_path = {
+        id(part)
+        for block in model.modules()
+        if isinstance(block, nn.TransformerEncoderLayer)
+        for part in (block.linear1, block.linear2)
+    }
     holders = owners(model)
     counted = set()
     cards = []
@@ -398,7 +403,9 @@ class Profile(Sequence[LayerProfile]):
     def check_unchanged(self) -> None:
         """Raise ValueError where the weights of the model are no longer those that were read."""
         if _digest(self.model) != self.digest:
-            raise ValueError("the model has changed since its profile was made; make a new one with lowrank_utils.profile")
+            raise ValueError(
+                "the model has changed since its profile was made; make a new one with lowrank_utils.profile"
+            )
 
     @property
     def layers(self) -> tuple[LayerProfile, ...]:
@@ -478,7 +485,12 @@ class Profile(Sequence[LayerProfile]):
         ['0']
         """
         self.check_unchanged()
-        options = {"calibration": self.calibration, "input_shape": self.input_shape, "dense": self.dense, "scheme": self.scheme}
+        options = {
+            "calibration": self.calibration,
+            "input_shape": self.input_shape,
+            "dense": self.dense,
+            "scheme": self.scheme,
+        }
         unknown = changes.keys() - options.keys()
         if unknown:
             raise ValueError(f"a profile has no {', '.join(sorted(unknown))} to change; it has {', '.join(options)}")

@@ -101,7 +101,8 @@ def collect_moments(
                 f"there is no layer {name!r} in this network that is linear or a convolution, whose inputs could be collected"
             )
     found = {
-        name: Moments.empty(modules[name].weight[0].numel(), first.device, unfold.groups(modules[name])) for name in names
+        name: Moments.empty(modules[name].weight[0].numel(), first.device, unfold.groups(modules[name]))
+        for name in names
     }
 
     def update(name):
@@ -241,6 +242,7 @@ class CrossMoments:
         self.x += dx * (x.shape[1] / total)
         self.e += de * (x.shape[1] / total)
         self.count = total
+
 
 _PASS_NUMBERS = 2**21  # of the largest activation of one pass: 8 MiB in float32
 _PIECE_NUMBERS = 2**18  # counted at once, in float64 and int64: a few times 2 MiB

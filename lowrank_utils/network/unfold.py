@@ -88,7 +88,9 @@ class Unfolding(ABC):
         """Return the places of a patch in the order (offset of the second layer, column of the matrix)."""
 
     @abstractmethod
-    def empty_pair(self, layer: nn.Module, rank: int, bias: bool) -> tuple[nn.Linear, nn.Linear] | tuple[nn.Conv2d, nn.Conv2d]:
+    def empty_pair(
+        self, layer: nn.Module, rank: int, bias: bool
+    ) -> tuple[nn.Linear, nn.Linear] | tuple[nn.Conv2d, nn.Conv2d]:
         """Return the two layers at `rank`, without numbers; `bias`, whether the second one has a bias."""
 
     @abstractmethod

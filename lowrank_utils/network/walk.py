@@ -97,7 +97,10 @@ class Walk:
                 needed.add(some)
                 ahead += some.all_input_nodes
         live = {source for some in needed for source in some.all_input_nodes if source in env}
-        run.env = {**env, **{source: _copied(env[source]) for source in live}}  # operations in place must not reach these
+        run.env = {
+            **env,
+            **{source: _copied(env[source]) for source in live},
+        }  # operations in place must not reach these
         for some in sorted(needed, key=self.place.__getitem__):
             run.env[some] = run.run_node(some)
         return run.env[node]
@@ -157,5 +160,7 @@ def _inputs(model, instead, name, batch):
     with hooked(model, {name: catch}, before=True), hooked(model, replaced), contextlib.suppress(_Reached):
         model(batch.clone())  # some networks write into their input
     if not caught:
-        raise ValueError(f"some calibration images do not reach layer {name!r}; give it images that do, or leave it out")
+        raise ValueError(
+            f"some calibration images do not reach layer {name!r}; give it images that do, or leave it out"
+        )
     return caught[0]

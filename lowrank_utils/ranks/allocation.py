@@ -405,7 +405,9 @@ def _integer(costs, values, budgets, prices, choice, max_seconds, fits):
     allowed = [np.flatnonzero(r.max() - r <= gap) for r in reduced]
     parts = [(cost[own], v[own]) for cost, v, own in zip(costs, values, allowed)]
     left = max_seconds - (time.perf_counter() - began)
-    found, dual, status = _highs(parts, budgets, left, lambda inner: fits([int(own[j]) for own, j in zip(allowed, inner)]))
+    found, dual, status = _highs(
+        parts, budgets, left, lambda inner: fits([int(own[j]) for own, j in zip(allowed, inner)])
+    )
     bound = min(bound, value if status == 2 else dual)  # 2: with the options left nothing fits
     if found is not None:
         found = [int(own[j]) for own, j in zip(allowed, found)]

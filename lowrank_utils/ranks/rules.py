@@ -68,6 +68,7 @@ def greedy_plan(
         size += change
     return {name: free[name].entry(r) for name, r in found.items() if if_cheaper(free[name], r, resource) is not None}
 
+
 RULES = ("energy", "entropy", "fixed")
 
 
@@ -121,7 +122,7 @@ def levels(singular_values: ArrayLike, rule: str) -> np.ndarray:
     [0.667, 0.833, 1.0]
     """
     if rule not in RULES:
-        raise ValueError(f"unknown rule {rule!r}; known: {', '.join(RULES)}, and \"evbmf\" which takes no threshold")
+        raise ValueError(f'unknown rule {rule!r}; known: {", ".join(RULES)}, and "evbmf" which takes no threshold')
     p = energy_shares(singular_values)
     if not p[0]:
         return p
@@ -256,7 +257,9 @@ def _events(profile, rule, resource):
         if not level[-1]:
             continue
         # components of zero would be bought for nothing
-        real = int((card.singular_values > card.singular_values.max() * max(card.shape) * np.finfo(np.float32).eps).sum())
+        real = int(
+            (card.singular_values > card.singular_values.max() * max(card.shape) * np.finfo(np.float32).eps).sum()
+        )
         for r in range(1, min(card.break_even(resource) + 1, real)):
             steps.append((level[r - 1], card.name, r + 1))
     return sorted(steps)
@@ -328,9 +331,13 @@ def adaptive_threshold(
         found = threshold_plan(profile, threshold=threshold, rule=rule, resource=resource)
         value = measure(found)
         if not np.isfinite(value):
-            raise ValueError(f"the accuracy of the plan at threshold {threshold:.4g} is {value}, not a number to compare by")
+            raise ValueError(
+                f"the accuracy of the plan at threshold {threshold:.4g} is {value}, not a number to compare by"
+            )
         within = bool(value >= dense - drop - 1e-9)
-        rows.append({"threshold": threshold, "accuracy": value, "cost": plan_cost(profile, found, resource), "within": within})
+        rows.append(
+            {"threshold": threshold, "accuracy": value, "cost": plan_cost(profile, found, resource), "within": within}
+        )
         return within, found, value
 
     low, high = -1, len(candidates) - 1

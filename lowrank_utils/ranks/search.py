@@ -361,7 +361,9 @@ def exact_search(
         least: Any = sum(own.costs[:, place].min() for own in options)
         if budget < least:
             smallest = (least + _fixed(profile, options, counted)) / total
-            raise ValueError(f"kept={share} of {counted} cannot be reached: the smallest possible is {rounded_up(smallest)}")
+            raise ValueError(
+                f"kept={share} of {counted} cannot be reached: the smallest possible is {rounded_up(smallest)}"
+            )
         budgets.append(budget)
     _check_curves(options, values)
     began = time.perf_counter()
@@ -415,7 +417,9 @@ def _check_curves(options, *curves):
                 raise ValueError(f"there are no values for layer {own.name!r}")
             own_values = np.asarray(curve[own.name])
             if own_values.shape != (len(own.entries),) or np.isnan(own_values).any() or np.isposinf(own_values).any():
-                raise ValueError(f"layer {own.name!r} needs {len(own.entries)} values, one an option, and no NaN or +inf")
+                raise ValueError(
+                    f"layer {own.name!r} needs {len(own.entries)} values, one an option, and no NaN or +inf"
+                )
 
 
 def _check_enc(options, resource, *curves):
@@ -471,7 +475,9 @@ def enc_map(
     choice, cost = _map(options, curves, budget)
     if cost > budget:
         smallest = (cost + _fixed(profile, options, resource)) / total
-        raise ValueError(f"kept={kept} of {resource} cannot be reached: the smallest possible is {rounded_up(smallest)}")
+        raise ValueError(
+            f"kept={kept} of {resource} cannot be reached: the smallest possible is {rounded_up(smallest)}"
+        )
     seconds = time.perf_counter() - began
     plan = _plan(options, choice)
     return SearchResult(plan, worth(options, logarithms(curves), plan), seconds=seconds, note=_fall(options, curves))
@@ -523,7 +529,9 @@ def enc_model(
     step = 1.0
     while step < 1e6 and math.prod(_size(axis, step) for axis in axes) > density:
         step *= 1.1
-    spans = [sum(options[p].costs[high[p], 0] - options[p].costs[low[p], 0] for p in members) for members in groups.values()]
+    spans = [
+        sum(options[p].costs[high[p], 0] - options[p].costs[low[p], 0] for p in members) for members in groups.values()
+    ]
     at_map, sizes = set(), [_size(axis, step) for axis in axes]
     for place in np.argsort(spans, kind="stable"):
         if math.prod(sizes) <= density:
@@ -536,7 +544,9 @@ def enc_model(
     ]
     notes = [start.note] + ([_fall(options, accuracy)] if accuracy else [])
     if at_map:
-        notes.append(f"{len(at_map)} of {len(axes)} groups of layers stay as ENC-Map has them, or the box would hold too many plans")
+        notes.append(
+            f"{len(at_map)} of {len(axes)} groups of layers stay as ENC-Map has them, or the box would hold too many plans"
+        )
     logs = [logarithms(curves)] + ([logarithms(accuracy)] if accuracy else [])
     cost = np.full(1, float(fixed))
     sums: list[Any] = [np.zeros(1) for _ in logs]
@@ -619,4 +629,6 @@ def enc_inf(found: SearchResult, *, measure: Callable[[Plan], float], count: int
         raise ValueError("a measurement of a plan is not a finite number")
     winner = tried[int(np.argmax(scores))]
     seconds = found.seconds + time.perf_counter() - began
-    return SearchResult(winner, np.nan, seconds=seconds, evaluations=len(tried), candidates=found.candidates, ranked=tried)
+    return SearchResult(
+        winner, np.nan, seconds=seconds, evaluations=len(tried), candidates=found.candidates, ranked=tried
+    )

@@ -48,7 +48,14 @@ def rank_units(
             if rule == "entropy":
                 score = seen.entropy
             elif rule == "output":
-                gains = cast(torch.Tensor, model.get_submodule(h.reader).weight).double().flatten(1).square().sum(0).view(h.units, h.span)
+                gains = (
+                    cast(torch.Tensor, model.get_submodule(h.reader).weight)
+                    .double()
+                    .flatten(1)
+                    .square()
+                    .sum(0)
+                    .view(h.units, h.span)
+                )
                 score = (seen.column_variance.to(gains.device) * gains).sum(1)
                 score = score / score.sum().clamp(min=torch.finfo(torch.float64).tiny)
             elif rule == "magnitude":

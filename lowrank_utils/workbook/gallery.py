@@ -213,7 +213,11 @@ def quote(text: str, tables: Mapping[str, str]) -> str:
     '# A\\nWords, #1.\\n\\n| new |\\n\\n# B\\n| y |\\n'
     """
     for heading, table in tables.items():
-        text = re.sub(rf"(?m)^(#+ {re.escape(heading)}\n(?:(?![#|]).*\n)*)(?:\|.*\n)+", lambda found, table=table: f"{found[1]}{table}\n", text)
+        text = re.sub(
+            rf"(?m)^(#+ {re.escape(heading)}\n(?:(?![#|]).*\n)*)(?:\|.*\n)+",
+            lambda found, table=table: f"{found[1]}{table}\n",
+            text,
+        )
     return text
 
 
@@ -268,9 +272,7 @@ def claims(folder: str | Path | None = None) -> pd.DataFrame:
 
 def errors(notebook: NotebookNode) -> list[int]:
     """Return the positions (from 0) of the cells of a notebook that ended in an error."""
-    return [
-        i for i, c in enumerate(notebook.cells) if any(o.output_type == "error" for o in c.get("outputs", []))
-    ]
+    return [i for i, c in enumerate(notebook.cells) if any(o.output_type == "error" for o in c.get("outputs", []))]
 
 
 def machine_paths(notebook: dict[str, Any]) -> list[str]:

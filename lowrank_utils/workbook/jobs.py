@@ -115,9 +115,7 @@ def inspect(path: str | Path) -> dict[str, tuple[str, Any, str]]:
         try:
             default = ast.literal_eval(card["default"])
         except (ValueError, SyntaxError):
-            raise ValueError(
-                f"{Path(path).name}: the default of {name} is not a literal: {card['default']}"
-            ) from None
+            raise ValueError(f"{Path(path).name}: the default of {name} is not a literal: {card['default']}") from None
         kind = card["inferred_type_name"]
         found[name] = (kind, default if name == GIVEN else typed(name, kind, default), card["help"])
     return found
@@ -171,9 +169,7 @@ def read_preset(name: str | Path, folder: str | Path | None = None) -> dict[str,
     path = Path(name) if Path(name).suffix in (".yaml", ".yml") else presets / f"{name}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in presets.glob("*.yaml"))
-        raise ValueError(
-            f"unknown preset {name!r}; known: {', '.join(known) or 'none'}{_closest(name, known)}"
-        )
+        raise ValueError(f"unknown preset {name!r}; known: {', '.join(known) or 'none'}{_closest(name, known)}")
     return read_yaml(path, "preset")
 
 
@@ -184,9 +180,7 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{what} {Path(path).name} is not readable as YAML: {' '.join(str(error).split())}"
-        ) from None
+        raise ValueError(f"{what} {Path(path).name} is not readable as YAML: {' '.join(str(error).split())}") from None
     if values is not None and not isinstance(values, dict):
         raise ValueError(f"{what} {Path(path).name} must hold lines of the form name: value")
     return values or {}
@@ -269,9 +263,7 @@ def plan_jobs(
 
                 for network in named:
                     models.check_name(network)
-            jobs.append(
-                Job(notebook, str(path), values, fingerprint(values.get("dataset")), sources[notebook])
-            )
+            jobs.append(Job(notebook, str(path), values, fingerprint(values.get("dataset")), sources[notebook]))
     return jobs
 
 

@@ -88,7 +88,9 @@ def image_grid(images: np.ndarray, labels: Iterable[int], classes: Sequence[str]
     """Return a grid of uint8 `images` (n x H x W or n x H x W x 3) under their class names."""
     rows = int(np.ceil(len(images) / columns))
     with sns.axes_style("white"):
-        figure, axes = plt.subplots(rows, columns, figsize=(1.1 * columns, 1.35 * rows), layout="constrained", squeeze=False)
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(1.1 * columns, 1.35 * rows), layout="constrained", squeeze=False
+        )
     plt.close(figure)
     for axis in axes.ravel():
         axis.set_axis_off()
@@ -124,13 +126,19 @@ def frontier(
         for chooser in in_order(mine["chooser"]):
             these = mine[mine["chooser"] == chooser]
             line = these.groupby(["budget_kind", "budget"], sort=False, dropna=False)  # pyright: ignore[reportAttributeAccessIssue]
-            points = pd.DataFrame({"kept": line["parameters_kept"].mean()} | {w: line[metric].agg(w) for w in ("mean", "min", "max")})
+            points = pd.DataFrame(
+                {"kept": line["parameters_kept"].mean()} | {w: line[metric].agg(w) for w in ("mean", "min", "max")}
+            )
             points = points.sort_values("kept")
             axis.plot(points["kept"], points["mean"], label=chooser, **line_style(chooser, alone=len(points) == 1))
             axis.fill_between(points["kept"], points["min"], points["max"], color=colour_of(chooser), alpha=0.2)
         if baseline is not None and baseline == baseline:
             axis.axhline(baseline, color="black", linestyle=":", label="dense")
-        axis.set(xscale="log", xlabel="parameters kept (share of dense)", title=f"{name}{' factors' * (panels == 'factors')}, {title}")
+        axis.set(
+            xscale="log",
+            xlabel="parameters kept (share of dense)",
+            title=f"{name}{' factors' * (panels == 'factors')}, {title}",
+        )
         axis.xaxis.set_major_locator(FixedLocator([0.03, 0.05, 0.1, 0.2, 0.3, 0.6, 1.0]))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -109,14 +109,9 @@ def check_kernel() -> str:
     try:
         command = KernelSpecManager().get_kernel_spec("python3").argv[0]
     except NoSuchKernel:
-        raise RunError(
-            "there is no Jupyter kernel 'python3' here; install it with: pip install ipykernel"
-        ) from None
+        raise RunError("there is no Jupyter kernel 'python3' here; install it with: pip install ipykernel") from None
     # jupyter_client puts this interpreter in the place of a bare "python"
-    if (
-        not re.fullmatch(r"python[\d.]*", command)
-        and not Path(command).resolve() == Path(sys.executable).resolve()
-    ):
+    if not re.fullmatch(r"python[\d.]*", command) and not Path(command).resolve() == Path(sys.executable).resolve():
         raise RunError(f"the Jupyter kernel 'python3' starts {command}, not this Python ({sys.executable})")
     return "python3"
 
@@ -252,9 +247,7 @@ def run(
         record |= {"provenance": provenance(), "jobs": [_entry(job, is_done(job, place)) for job in jobs]}
         write_json(place / "run.json", record)
         try:
-            with tqdm(
-                total=len(jobs), desc="notebooks", unit="notebook", disable=None if progress else True
-            ) as bar:
+            with tqdm(total=len(jobs), desc="notebooks", unit="notebook", disable=None if progress else True) as bar:
                 for job, entry in zip(jobs, record["jobs"]):
                     if entry["status"] != "done":
                         entry["status"] = "running"
@@ -313,9 +306,7 @@ def locked(place: Path) -> Iterator[None]:
         named = ""
         with contextlib.suppress(OSError):
             named = owner.read_text().strip()
-        raise RunError(
-            f"run {place.name} is being worked on by process {named or '?'}: wait for its end"
-        ) from None
+        raise RunError(f"run {place.name} is being worked on by process {named or '?'}: wait for its end") from None
     try:
         owner.write_text(str(os.getpid()))
         yield
@@ -404,12 +395,8 @@ def provenance() -> dict[str, Any]:
 def _commit():
     git = ["git", "-C", str(paths.ROOT)]
     try:
-        commit = subprocess.run(
-            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
-        )
-        edits = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        )
+        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        edits = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return ""
     return commit.stdout.strip() + ("+changes" if edits.stdout.strip() else "")

@@ -201,8 +201,6 @@ def _table(rows, columns):
     return f'<div style="overflow-x: auto">\n{page}\n</div>'
 
 
-
-
 def _figures(folder, figures):
     """Write figures below `folder`; return the Markdown that shows them, each with its alternative text."""
     if not figures:

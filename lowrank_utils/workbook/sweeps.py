@@ -361,7 +361,9 @@ def gather(finished: Collection[jobs.Job], to: str | Path) -> tuple[pd.DataFrame
     with _here(fs, root, finished) as place:
         for job in finished:
             given = {f"run_{name}": value for name, value in job.parameters.items() if name not in KEYS}
-            given = {name: json.dumps(value) if isinstance(value, list | dict) else value for name, value in given.items()}
+            given = {
+                name: json.dumps(value) if isinstance(value, list | dict) else value for name, value in given.items()
+            }
             tables.append(results.job_rows(place / job.address).assign(**given))
     rows = results.joined(tables)
     means = over_seeds(rows)

@@ -28,6 +28,8 @@ def span(gain: pd.Series) -> str:
 def dense_accuracy(table: pd.DataFrame, keys: Sequence[str]) -> pd.Series:
     # accuracy of the dense network of each run
     return table[table["chooser"] == "dense"].groupby(keys)["accuracy"].mean()
+
+
 RUN = "python -m lowrank_utils run --preset"
 
 

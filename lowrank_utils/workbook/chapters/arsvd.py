@@ -283,9 +283,14 @@ def tables(table):
     where = ["data set", "network", "factored", "factors"]
     return {
         "Parameters kept at no more than one point lost": markdown([*where, *rules, "EVBMF, own size"], second),
-        "Accuracy at equal size, energy / entropy / fixed": markdown([*where, "10 % kept", "20 % kept", "30 % kept"], wide),
-        "Accuracy at equal size, with spread": markdown([*where, "kept", *rules, "energy - fixed, lowest to highest seed"], third),
+        "Accuracy at equal size, energy / entropy / fixed": markdown(
+            [*where, "10 % kept", "20 % kept", "30 % kept"], wide
+        ),
+        "Accuracy at equal size, with spread": markdown(
+            [*where, "kept", *rules, "energy - fixed, lowest to highest seed"], third
+        ),
     }
+
 
 ONE_EACH = True  # a figure for each data set and network
 
@@ -305,7 +310,6 @@ def pictures(table):
         return {}
     plain = shown[shown["factors"].isin(["svd", "none"])]
     return {"arsvd": rules(plain, f"{shown['seed'].nunique()} seeds")}
-
 
 
 CLAIMS = (  # paper, claim, setting, theirs, measure, rerun

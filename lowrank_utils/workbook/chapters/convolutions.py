@@ -117,9 +117,12 @@ def tables(table):
         dense = mean_and_spread(part.loc[part["chooser"] == "dense", "accuracy"])
         for chooser, ranks in {"fixed": "one fixed share", "energy": "energy"}.items():
             mine = part[part["chooser"] == chooser]
-            rows.append([*key, dense, ranks, *(at_sizes(mine[mine["factors"] == kind], mean_in_words) for kind in kinds)])
+            rows.append(
+                [*key, dense, ranks, *(at_sizes(mine[mine["factors"] == kind], mean_in_words) for kind in kinds)]
+            )
     header = ["data set", "network", "dense", "ranks", *kinds]
     return {"Convolutions: accuracy with 75 / 50 / 35 / 25 % of the MACs": markdown(header, rows)}
+
 
 ONE_EACH = False  # a figure for each data set and network
 

@@ -29,11 +29,10 @@ from lowrank_utils.workbook.tables import (
 
 NOTEBOOK = "04_ddlr"
 CAPTIONS = {  # of its tables
-    "DDLR and Net-Trim: accuracy with 5 / 10 / 20 % kept": "DDLR and Net-Trim are cut to each size, epsilon chosen on valid images, \"-\" where no epsilon of the preset reaches it; *DDLR* is as posed, at 20 % by a search over epsilon. All others have the classifier left dense. Both refits see the same images.",
+    "DDLR and Net-Trim: accuracy with 5 / 10 / 20 % kept": 'DDLR and Net-Trim are cut to each size, epsilon chosen on valid images, "-" where no epsilon of the preset reaches it; *DDLR* is as posed, at 20 % by a search over epsilon. All others have the classifier left dense. Both refits see the same images.',
     "DDLR and Net-Trim: accuracy, with spread": "Every method, mean ± standard deviation over seeds.",
 }
 FIGURE_CAPTION = "What loses more than 15 points is cut off; sizes that some seeds did not reach are left out."
-
 
 
 # ---- the experiment --------------------------------------------------------------------------------------------------
@@ -294,7 +293,9 @@ def _units_first(lab, others, kept):
 def at_sizes(lab: Laboratory, answers: dict, trimmed: dict, shares=SHARES) -> list[dict]:
     """Return the rows of every method at every share of the parameters; what cannot be made so small is left out."""
     others = rivals(lab)
-    return [row for kept in shares for row in (*convex_rows(lab, answers, trimmed, kept), *rival_rows(lab, others, kept))]
+    return [
+        row for kept in shares for row in (*convex_rows(lab, answers, trimmed, kept), *rival_rows(lab, others, kept))
+    ]
 
 
 def experiment(
@@ -318,7 +319,9 @@ def experiment(
     samples, calibration_images : training images that the program, and that refits and data-aware factors see.
     options : of `ddlr.solve`; shares : sizes, as shares of the parameters; about : dataset, network, seed.
     """
-    lab = laboratory(images, model, samples=samples, calibration_images=calibration_images, options=options or {}, **about)
+    lab = laboratory(
+        images, model, samples=samples, calibration_images=calibration_images, options=options or {}, **about
+    )
     answers = {epsilon: ddlr_network.solve_network(lab.samples, epsilon, **lab.options)}
     trimmed = {epsilon: ddlr_network.solve_network(lab.samples, epsilon, penalty="l1", **lab.options)}
     rows = [lab.dense_row(), *steps(lab, answers[epsilon], epsilon)[0], *at_budget(lab, 0.2, epsilon)[0]]
@@ -405,17 +408,32 @@ def norm_ball():
     solid.plot_surface(*surface.transpose(1, 0, 2), color=COLOURS["energy"], alpha=0.35, linewidth=0)
     for circle in (rim, other):
         solid.plot(*circle, color=COLOURS["evbmf"], linewidth=3)
-    solid.set(xlabel="a", ylabel="b", zlabel="c", title="[[a, b], [b, c]], nuclear norm at most 1:\nrank 1 lies on the rims")
+    solid.set(
+        xlabel="a", ylabel="b", zlabel="c", title="[[a, b], [b, c]], nuclear norm at most 1:\nrank 1 lies on the rims"
+    )
     solid.zaxis.labelpad = 8
     solid.view_init(18, -60)
     flat = figure.add_subplot(1, 2, 2)
-    flat.set(xlabel="a", ylabel="c", title="b = 0: diag(a, c), allowed around diag(3, 4)", aspect="equal", xlim=(-2.2, 9.4), ylim=(-1.4, 10.6))
+    flat.set(
+        xlabel="a",
+        ylabel="c",
+        title="b = 0: diag(a, c), allowed around diag(3, 4)",
+        aspect="equal",
+        xlim=(-2.2, 9.4),
+        ylim=(-1.4, 10.6),
+    )
     for epsilon, colour, dash in ((0.2, "entropy", "--"), (0.9, "fixed", "-")):
         radius = 5 * epsilon
         shrunk = radius / np.sqrt(2)
         touch = (3 - shrunk, 4 - shrunk) if shrunk < 3 else (0.0, 4 - np.sqrt(radius**2 - 9))
         size, rank = sum(touch), 2 if shrunk < 3 else 1
-        allowed = plt.Circle((3, 4), radius, facecolor=(*COLOURS[colour], 0.15), edgecolor=COLOURS[colour], label=f"epsilon {epsilon}: allowed")
+        allowed = plt.Circle(
+            (3, 4),
+            radius,
+            facecolor=(*COLOURS[colour], 0.15),
+            edgecolor=COLOURS[colour],
+            label=f"epsilon {epsilon}: allowed",
+        )
         flat.add_patch(allowed)
         corners = np.array([[size, 0, -size, 0, size], [0, size, 0, -size, 0]])
         flat.plot(*corners, dash, color=COLOURS[colour], label=f"ball of norm {size:.2f}")
@@ -473,7 +491,10 @@ def ddlr_ahead(ours, theirs):
             return None
         gain = (by[ours] - by[theirs]).dropna()
         ahead = clearly_ahead(gain, by[theirs].reindex(gain.index))
-        return f"points ahead of Net-Trim: {span(gain)}; ahead in {ahead.sum()} of {len(gain)}", "yes" if ahead.all() else "no"
+        return (
+            f"points ahead of Net-Trim: {span(gain)}; ahead in {ahead.sum()} of {len(gain)}",
+            "yes" if ahead.all() else "no",
+        )
 
     return measure
 
@@ -494,7 +515,9 @@ def tables(table):
     where = ["data set", "network"]
     return {
         "DDLR and Net-Trim: accuracy with 5 / 10 / 20 % kept": markdown([*where, *METHODS], equal),
-        "DDLR and Net-Trim: accuracy, with spread": markdown([*where, "method", "5 % kept", "10 % kept", "20 % kept"], spread),
+        "DDLR and Net-Trim: accuracy, with spread": markdown(
+            [*where, "method", "5 % kept", "10 % kept", "20 % kept"], spread
+        ),
     }
 
 

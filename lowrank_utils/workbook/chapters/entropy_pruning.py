@@ -65,7 +65,9 @@ def ways() -> list[Way]:
     found += [Way("energy", method, scope) for scope in ("every layer", "hidden layers") for method in svd.METHODS]
     rankings = [*(f"unit {rule}" for rule in units.UNIT_RULES), "unit entropy one range"]
     found += [Way(name, "none", "hidden layers", "units", refit) for name in rankings for refit in REFITS]
-    found += [Way(f"both {rule}", "data-aware", "every layer", "both", "least squares") for rule in ("entropy", "output")]
+    found += [
+        Way(f"both {rule}", "data-aware", "every layer", "both", "least squares") for rule in ("entropy", "output")
+    ]
     return found
 
 
@@ -193,7 +195,9 @@ TUNED = (
 )
 
 
-def fine_tuned(lab: Laboratory, kept: float, epochs: int, device="auto", chosen=TUNED) -> tuple[list[dict], pd.DataFrame]:
+def fine_tuned(
+    lab: Laboratory, kept: float, epochs: int, device="auto", chosen=TUNED
+) -> tuple[list[dict], pd.DataFrame]:
     """Return (rows, test accuracy in percent before and after) of networks trained on after they were cut to a share `kept`.
 
     The usual recipe at a third of its rate, the same for all; among them the dense network, trained on as long.
@@ -301,15 +305,28 @@ def ranking(table, stays):
         axis.plot(mine["component"], mine["score"], "--", color="gray", label="score")
         rank = stays.get(name, len(mine))
         for part, style, label in ((mine[:rank], {}, "stays"), (mine[rank:], {"mfc": "white"}, "dropped")):
-            axis.plot(part["component"], part["key"], "o", color=COLOURS["entropy"], ms=3.5, mew=0.8, label=label, **style)
+            axis.plot(
+                part["component"], part["key"], "o", color=COLOURS["entropy"], ms=3.5, mew=0.8, label=label, **style
+            )
         axis.set(xlabel="component", yscale="log", title=f"{name}: {min(rank, len(mine))} of {len(mine)} stay")
     axes[0].set_ylabel("score (nats)")
     axes[-1].legend()
     return figure
 
 
-BEST = {"low rank": "data-aware", "both": "data-aware", "units": "refitted"}  # how tables have each ranking written down
-SHOWN = ["component entropy", "component output", "arsvd, classifier dense", "unit entropy", "unit random", "unit output"]
+BEST = {
+    "low rank": "data-aware",
+    "both": "data-aware",
+    "units": "refitted",
+}  # how tables have each ranking written down
+SHOWN = [
+    "component entropy",
+    "component output",
+    "arsvd, classifier dense",
+    "unit entropy",
+    "unit random",
+    "unit output",
+]
 SHOWN += ["both entropy", "both output"]
 THREE = (0.1, 0.2, 0.3)
 
@@ -322,7 +339,9 @@ def tables(table):
     for key, part in mine.groupby(["dataset", "network"]):
         by = {name: part[part["method"] == name] for name in SHOWN}
         drop = [rows[(rows["budget_kind"] == "drop") & (rows["budget"] == 0.01)] for rows in by.values()]
-        small.append([*key, *(f"{mean_and_spread(rows['parameters_kept'])} ({-rows['lost'].mean():+.1f})" for rows in drop)])
+        small.append(
+            [*key, *(f"{mean_and_spread(rows['parameters_kept'])} ({-rows['lost'].mean():+.1f})" for rows in drop)]
+        )
         sizes = [at_equal_size(rows).groupby("budget")["accuracy"].mean() for rows in by.values()]
         equal.append([*key, *(" / ".join(f"{size.get(kept, np.nan):.1f}" for kept in THREE) for size in sizes)])
     for key, part in at_equal_size(table).groupby(["dataset", "network", "method", "written_as"]):

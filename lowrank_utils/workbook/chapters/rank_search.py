@@ -197,7 +197,9 @@ def plan_goodness(read: Profile, values: Values, goodness: Callable) -> Callable
     return lambda plan: goodness(replace.apply_plan(read, plan, factors=bases))
 
 
-def searches(lab: Laboratory, values: Values, shares: Sequence[float], evaluations: int = 20) -> dict[tuple, SearchResult]:
+def searches(
+    lab: Laboratory, values: Values, shares: Sequence[float], evaluations: int = 20
+) -> dict[tuple, SearchResult]:
     """Return {(share, chooser): SearchResult} of one fixed share of the rank, ENC's three searches and both exact ones.
 
     `shares` of the MACs are kept; ENC-Inf measures `evaluations` plans at each.
@@ -244,7 +246,9 @@ def dense_row(lab: Laboratory) -> dict:
     return lab.row(lab.profile.model, chooser="dense", **about)
 
 
-def searched_rows(lab: Laboratory, found: dict[tuple, SearchResult], told: pd.DataFrame, methods: Sequence[str]) -> list[dict]:
+def searched_rows(
+    lab: Laboratory, found: dict[tuple, SearchResult], told: pd.DataFrame, methods: Sequence[str]
+) -> list[dict]:
     """Return the rows of every plan of `searches` in every kind of factors of `methods`; `told` is what `promises` says."""
     predicted, rows = told.set_index(["kept", "chooser"])["predicted"], []
     for ((share, chooser), one), method in itertools.product(found.items(), methods):
@@ -363,7 +367,7 @@ def curves(table, least=1e-4, points=None):
         axis.set_axis_off()
     for axis in axes[max(len(names) - across, 0) : len(names)]:
         axis.set_xlabel("MACs of the layer kept")
-    for axis in axes[:: across]:
+    for axis in axes[::across]:
         axis.set_ylabel("damage")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(kinds), fontsize="small")
@@ -380,10 +384,14 @@ def choosers(table):
     cut = table[(table["budget_kind"] == "macs") & (table["tuned"] == "none")]
     cases = list(cut[["dataset", "network"]].drop_duplicates().itertuples(index=False, name=None))
     kinds = list(dict.fromkeys(cut["factors"]))
-    figure, axes = canvas(len(kinds), len(cases), width=4.2, height=3.2, sharex=True)  # each its own height: what differs is small
+    figure, axes = canvas(
+        len(kinds), len(cases), width=4.2, height=3.2, sharex=True
+    )  # each its own height: what differs is small
     for axis, ((dataset, network), kind) in zip(axes, [(case, kind) for case in cases for kind in kinds]):
         mine = table[(table["dataset"] == dataset) & (table["network"] == network)]
-        axis.axhline(mine.loc[mine["chooser"] == "dense", "accuracy"].mean(), color="black", linestyle=":", label="dense")
+        axis.axhline(
+            mine.loc[mine["chooser"] == "dense", "accuracy"].mean(), color="black", linestyle=":", label="dense"
+        )
         mine = cut[(cut["dataset"] == dataset) & (cut["network"] == network) & (cut["factors"] == kind)]
         for chooser in in_order(mine["chooser"]):
             line = mine[mine["chooser"] == chooser].groupby("budget", sort=False)
@@ -426,7 +434,10 @@ def lossless(table):
     dense = dense_accuracy(table[table["notebook"] == "05_rank_search"], keys)
     dense = dense.reindex(mine.set_index(keys).index).to_numpy()
     lost = dense - mine["accuracy"].to_numpy()
-    spans = {name: dict.fromkeys(f"{100 * v:.0f}" for v in (part.min(), part.max())) for name, part in mine.groupby("network")["macs_kept"]}
+    spans = {
+        name: dict.fromkeys(f"{100 * v:.0f}" for v in (part.min(), part.max()))
+        for name, part in mine.groupby("network")["macs_kept"]
+    }
     said = ", ".join(f"{network} {' to '.join(ends)} %" for network, ends in spans.items())
     verdict = verdict_of((~clearly_ahead(lost, dense)).mean())
     return f"MACs kept: {said}; at most {max(lost.max(), 0):.1f} points lost on test", f"{verdict}, by our search"
@@ -451,12 +462,20 @@ def tables(table):
             mine = part[part["factors"] == factors]
             by = {name: mine[mine["chooser"] == name] for name in choosers}
             equal.append(
-                [*key, mean_and_spread(dense["accuracy"].drop_duplicates()), factors, draws, *(at_sizes(by[c], mean_in_words) for c in choosers)]
+                [
+                    *key,
+                    mean_and_spread(dense["accuracy"].drop_duplicates()),
+                    factors,
+                    draws,
+                    *(at_sizes(by[c], mean_in_words) for c in choosers),
+                ]
             )
             spread.append([*key, factors, *(at_sizes(by[c], range_in_words) for c in choosers)])
         if key in _ENC_TABLE:
             lines = (_ENC_TABLE[key].get(name) for name in choosers)
-            equal.append([*key, "-", "svd, in the paper", "1", *(f"- / {line} / - / -" if line else "-" for line in lines)])
+            equal.append(
+                [*key, "-", "svd, in the paper", "1", *(f"- / {line} / - / -" if line else "-" for line in lines)]
+            )
         for size in SIZES:
             mine = part[at_share(part, size) & (part["factors"] == "svd")]
             worth = {name: mine.loc[mine["chooser"] == name, "predicted"].mean() for name in choosers[1:5]}
@@ -465,10 +484,17 @@ def tables(table):
                 left.append([*key, f"{100 * size:.0f} %", *(f"{v:.3f}" for v in worth.values()), f"{bound:.3f}"])
     where = ["data set", "network"]
     return {
-        "Rank search: accuracy with 75 / 50 / 35 / 25 % of the MACs": markdown([*where, "dense", "factors", "draws", *choosers], equal),
-        "Rank search: predicted value (log A_p + log A_m) and its proved bound": markdown([*where, "MACs kept", *choosers[1:5], "bound"], left),
-        "Rank search: accuracy, with spread from the lowest to the highest draw": markdown([*where, "factors", *choosers], spread),
+        "Rank search: accuracy with 75 / 50 / 35 / 25 % of the MACs": markdown(
+            [*where, "dense", "factors", "draws", *choosers], equal
+        ),
+        "Rank search: predicted value (log A_p + log A_m) and its proved bound": markdown(
+            [*where, "MACs kept", *choosers[1:5], "bound"], left
+        ),
+        "Rank search: accuracy, with spread from the lowest to the highest draw": markdown(
+            [*where, "factors", *choosers], spread
+        ),
     }
+
 
 ONE_EACH = False  # a figure for each data set and network
 
@@ -479,7 +505,6 @@ def usable(table):
 
 
 figure = choosers
-
 
 
 CLAIMS = (  # paper, claim, setting, theirs, measure, rerun

@@ -42,7 +42,13 @@ FIGURE_CAPTION = "What loses more than ten points is counted in the corner."
 # ---- the experiment --------------------------------------------------------------------------------------------------
 
 # What each chooser must be told beside the weights, and which of the statistics it takes, whose seconds it is charged.
-NEEDS = {"fixed": "nothing", "energy": "nothing", "entropy": "nothing", "component output": "images", "ENC-Map": "nothing"}
+NEEDS = {
+    "fixed": "nothing",
+    "energy": "nothing",
+    "entropy": "nothing",
+    "component output": "images",
+    "ENC-Map": "nothing",
+}
 NEEDS |= {"ENC-Model": "labels", "ENC-Inf": "labels", "exact": "labels", "exact-Fisher": "images"}
 TAKES = {"component output": ["moments"], "exact-Fisher": ["moments", "fisher", "losses"]}
 TAKES |= {chooser: ["measured"] for chooser, needs in NEEDS.items() if needs == "labels"}
@@ -172,13 +178,28 @@ class Bench:
         self.entries.append((row | {"threads": self.threads}, net))
         return self.entries[-1][0]
 
-    def entry(self, network: str, chooser: str, factors: str | None = None, budget: float | None = None, bits: int = 32, runtime: str = "torch"):
+    def entry(
+        self,
+        network: str,
+        chooser: str,
+        factors: str | None = None,
+        budget: float | None = None,
+        bits: int = 32,
+        runtime: str = "torch",
+    ):
         """Return (row, network) of the last entry that fits; factors and budget where they are given."""
         for row, net in reversed(self.entries):
-            fits = (row["network"], row["chooser"], row.get("bits", 32), row.get("runtime", "torch")) == (network, chooser, bits, runtime)
+            fits = (row["network"], row["chooser"], row.get("bits", 32), row.get("runtime", "torch")) == (
+                network,
+                chooser,
+                bits,
+                runtime,
+            )
             if fits and factors in (None, row.get("factors")) and budget in (None, row.get("budget")):
                 return row, net
-        raise ValueError(f"the table has no {chooser!r} of {network!r} in {factors} factors at {budget} in {runtime}, {bits} bit")
+        raise ValueError(
+            f"the table has no {chooser!r} of {network!r} in {factors} factors at {budget} in {runtime}, {bits} bit"
+        )
 
     def table(self) -> pd.DataFrame:
         """Return the rows so far."""
@@ -215,7 +236,9 @@ def low_rank_rows(bench: Bench, one: Subject, plans: dict[float, dict[str, Found
             seconds += found.seconds + one.values.seconds["moments"] * (method == "data-aware")
             told = NEEDS[chooser] == "labels" or method == "svd"
             needs = NEEDS[chooser] if told else "images"
-            new = bench.enter(one, net, times, chooser=chooser, factors=method, needs=needs, seconds_to_find=seconds, **about)
+            new = bench.enter(
+                one, net, times, chooser=chooser, factors=method, needs=needs, seconds_to_find=seconds, **about
+            )
             times = {name: new[name] for name in new if name.startswith(("latency", "faster"))}
 
 
@@ -286,7 +309,13 @@ def other_rows(bench: Bench, one: Subject, shares: Sequence[float], factors: str
         bench.enter(one, net, seconds_to_find=seconds, **asked | own)
     for share in shares:
         net, seconds = timed(lambda share=share: zeroed(one, share))
-        about = {"chooser": "magnitude", "scope": "every layer", "budget_kind": "kept", "budget": share, "stored_as": "sparse"}
+        about = {
+            "chooser": "magnitude",
+            "scope": "every layer",
+            "budget_kind": "kept",
+            "budget": share,
+            "stored_as": "sparse",
+        }
         counts = stored_sparse(net, one.model) | {"seconds_to_find": seconds, "evaluations": 0}
         bench.enter(one, net, needs="nothing", **about, **counts)
     return orders
@@ -300,7 +329,13 @@ def convex_rows(bench: Bench, one: Subject, max_seconds: float = 60.0) -> dict[s
     read, gaps = one.profile, {}
     linear = [layer.name for layer in read if layer.kind == "linear" and layer.name not in read.dense]
     asked = dict.fromkeys(linear, EPSILON)
-    about = {"scope": "hidden layers", "budget_kind": "epsilon", "budget": EPSILON, "refit": "least squares", "needs": "images"}
+    about = {
+        "scope": "hidden layers",
+        "budget_kind": "epsilon",
+        "budget": EPSILON,
+        "refit": "least squares",
+        "needs": "images",
+    }
     for chooser, penalty in (("DDLR", "nuclear"), ("Net-Trim", "l1")) if linear else ():
         options = {"penalty": penalty, "max_seconds": max_seconds, "tolerance": 1e-2}
         found, seconds = timed(lambda options=options: ddlr_network.solve_network(read, asked, **options))
@@ -321,7 +356,12 @@ def onnx_rows(bench: Bench, one: Subject, share: float, factors: str, folder: Pa
 
     The first two run in 8 bit, too. Files are written into `folder`. Returns how far each answer is from torch's (relative, in norm).
     """
-    asked = [("dense", None, None), ("exact-Fisher", factors, share), ("units", None, share), ("units then ranks", None, share)]
+    asked = [
+        ("dense", None, None),
+        ("exact-Fisher", factors, share),
+        ("units", None, share),
+        ("units then ranks", None, share),
+    ]
     apart, test = [], bench.images.tensors("test")[0]
     for chooser, method, budget in asked:
         row, net = bench.entry(one.name, chooser, method, budget)
@@ -337,7 +377,16 @@ def onnx_rows(bench: Bench, one: Subject, share: float, factors: str, folder: Pa
     return apart
 
 
-def fine_tune(bench: Bench, finetuned: Sequence[str], *, images: int = 2000, valid: int = 500, epochs: int = 1, rate: float = 1e-4, device: str = "auto") -> None:
+def fine_tune(
+    bench: Bench,
+    finetuned: Sequence[str],
+    *,
+    images: int = 2000,
+    valid: int = 500,
+    epochs: int = 1,
+    rate: float = 1e-4,
+    device: str = "auto",
+) -> None:
     """Fine-tune a copy of every network of the table whose chooser is named, all alike, and write what it gave into its row.
 
     So many training `images`, `epochs` over them, peak learning `rate`; `valid` images are looked at after each. Networks in
@@ -433,7 +482,9 @@ def named(table: pd.DataFrame) -> pd.DataFrame:
     written = table["chooser"].map(WRITTEN).fillna(table["factors"]).astype(str)
     written += table["runtime"].eq("onnxruntime").map({True: " in onnxruntime", False: ""})
     written += table["bits"].eq(8).map({True: ", 8 bit", False: ""})
-    sizes = [SIZE.get(kind, f"{kind} {{}}").format(budget) for kind, budget in zip(table["budget_kind"], table["budget"])]
+    sizes = [
+        SIZE.get(kind, f"{kind} {{}}").format(budget) for kind, budget in zip(table["budget_kind"], table["budget"])
+    ]
     method = table["chooser"].replace(SHOWN).astype(str)
     return table.assign(**{"method": method, "written as": written, "size": sizes, "way": way_of(table)})
 
@@ -474,7 +525,12 @@ def trade_off(table, floor=0.1):
         axis.axhline(dense, color="black", linestyle=":", linewidth=1)
         for way in [w for w in WAYS if w in set(mine["way"])]:
             part, (colour, marker) = mine[mine["way"] == way], WAYS[way]
-            style = {"linestyle": "none", "color": colours[colour], "marker": marker, "markersize": 10 if way == "dense" else 6}
+            style = {
+                "linestyle": "none",
+                "color": colours[colour],
+                "marker": marker,
+                "markersize": 10 if way == "dense" else 6,
+            }
             axis.plot(part[column], part["accuracy"], label=way, **style, alpha=0.8)
             if "tuned_accuracy" in part:
                 axis.plot(part[column], part["tuned_accuracy"], markerfacecolor="none", **style)
@@ -492,7 +548,12 @@ def trade_off(table, floor=0.1):
         bottom = max(low, shown[shown >= low].min() - 0.1 * floor)
         if below:
             axis.annotate(f"{below} lower down", (0.98, 0.03), xycoords="axes fraction", ha="right", fontsize="small")
-        axis.set(xscale="log", xlabel=label, title=f"{network} on {dataset}", ylim=(bottom, min(1.0, mine["accuracy"].max() + 0.1 * floor)))
+        axis.set(
+            xscale="log",
+            xlabel=label,
+            title=f"{network} on {dataset}",
+            ylim=(bottom, min(1.0, mine["accuracy"].max() + 0.1 * floor)),
+        )
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter("{x:g}")
@@ -515,16 +576,28 @@ def explorer(card, rank, shares, points):
     index, stays = np.arange(1, len(values) + 1), len(values) if rank is None else rank
     left.bar(index[:stays], values[:stays], width=1.0, color=COLOURS["energy"], label="stays")
     left.bar(index[stays:], values[stays:], width=1.0, color="lightgray", label="goes")
-    left.set(xlabel="component", ylabel="singular value", title=f"{card.name}: {'dense' if rank is None else f'rank {rank}'} of {len(values)}")
+    left.set(
+        xlabel="component",
+        ylabel="singular value",
+        title=f"{card.name}: {'dense' if rank is None else f'rank {rank}'} of {len(values)}",
+    )
     left.legend(fontsize="small")
     colours = dict(zip(shares.columns, sns.color_palette("colorblind")))
     shares.plot.bar(ax=middle, color=colours, width=0.8, legend=len(shares.columns) > 1)
-    middle.set(xlabel="", ylabel="MACs of the layer kept", title="which layers pay", ylim=(0, 1.3), yticks=np.linspace(0, 1, 6))
+    middle.set(
+        xlabel="", ylabel="MACs of the layer kept", title="which layers pay", ylim=(0, 1.3), yticks=np.linspace(0, 1, 6)
+    )
     for label, (kept, accuracy) in points.items():
         style = {"color": colours.get(label, "black"), "marker": "*" if label == "dense" else "o"}
         right.plot(kept, accuracy, linestyle="none", markersize=9, label=label, **style)
     reached = [accuracy for _, accuracy in points.values()]
-    right.set(xlabel="MACs kept (share of dense)", ylabel="accuracy", title="what it costs", xlim=(0, 1.05), ylim=(max(0, min(reached) - 0.05), max(reached) + 0.02))
+    right.set(
+        xlabel="MACs kept (share of dense)",
+        ylabel="accuracy",
+        title="what it costs",
+        xlim=(0, 1.05),
+        ylim=(max(0, min(reached) - 0.05), max(reached) + 0.02),
+    )
     for axis in (right.xaxis, middle.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
     right.yaxis.set_major_formatter(PercentFormatter(1))
@@ -542,14 +615,29 @@ def ledger(table):
     percent = {"parameters_kept": "parameters %", "macs_kept": "MACs %", "accuracy": "accuracy %", "f1": "F1 %"}
     percent |= {"tuned_accuracy": "tuned %", "tuned_f1": "tuned F1 %"}
     words = {"bytes": "kB", "latency_ms_1": "ms, 1"}
-    words |= {"latency_ms_64": "ms, 64", "faster_1": "faster, 1", "faster_64": "faster, 64", "seconds_to_find": "seconds", "evaluations": "tried", "source": "from"}
+    words |= {
+        "latency_ms_64": "ms, 64",
+        "faster_1": "faster, 1",
+        "faster_64": "faster, 64",
+        "seconds_to_find": "seconds",
+        "evaluations": "tried",
+        "source": "from",
+    }
     order = "needs parameters_kept macs_kept bytes latency_ms_1 faster_1 latency_ms_64 faster_64"
     order += " accuracy f1 tuned_accuracy tuned_f1 seconds_to_find evaluations source"
     shown = named(table).assign(**{name: 100 * table[name] for name in percent}, bytes=table["bytes"] / 1000)
     shown = shown.sort_values(["network", "size", "accuracy"], ascending=[True, True, False])
     shown = shown[["network", "size", "method", "written as", *order.split()]].rename(columns=percent | words)
     shown = Styler(shown, cell_ids=False).hide()  # an id for each cell would double the file
-    digits = {"kB": "{:.0f}", "ms, 1": "{:.2f}", "ms, 64": "{:.2f}", "faster, 1": "{:.1f}", "faster, 64": "{:.1f}", "seconds": "{:.2f}", "tried": "{:.0f}"}
+    digits = {
+        "kB": "{:.0f}",
+        "ms, 1": "{:.2f}",
+        "ms, 64": "{:.2f}",
+        "faster, 1": "{:.1f}",
+        "faster, 64": "{:.1f}",
+        "seconds": "{:.2f}",
+        "tried": "{:.0f}",
+    }
     digits |= dict.fromkeys(percent.values(), "{:.1f}")
     return shown.format(digits, na_rep="").set_table_attributes('style="font-size: 75%"').set_sticky(axis="columns")
 
@@ -565,8 +653,13 @@ def tables(table):
         sized = part[part["written as"].isin(kinds) & (part["budget_kind"] == "macs")]
         for chooser in sized["method"].unique():
             mine = sized[sized["method"] == chooser]
-            cells = [[mine.loc[(mine["written as"] == k) & (mine["budget"] == t), "accuracy"].mean() for t in shares] for k in kinds]
-            crossed.append([*key, chooser, *(" / ".join("-" if v != v else f"{v:.1f}" for v in cell) for cell in cells)])
+            cells = [
+                [mine.loc[(mine["written as"] == k) & (mine["budget"] == t), "accuracy"].mean() for t in shares]
+                for k in kinds
+            ]
+            crossed.append(
+                [*key, chooser, *(" / ".join("-" if v != v else f"{v:.1f}" for v in cell) for cell in cells)]
+            )
         shown = part[~part["written as"].isin(kinds) | part["method"].isin(["evbmf", "exact, Fisher"])]
         method = shown.groupby(["method", "written as", "size"], sort=False)
         mean = method[["parameters_kept", "macs_kept", "bytes", "faster_64", "accuracy"]].mean()
@@ -574,16 +667,44 @@ def tables(table):
             row, rows = mean.loc[name], method.get_group(name)
             tuned = 100 * rows["tuned_accuracy"].dropna()
             ways.append(
-                [*key, *name, f"{100 * row['parameters_kept']:.0f}", f"{100 * row['macs_kept']:.0f}", f"{row['bytes'] / 1000:.0f}"]
-                + [f"{row['faster_64']:.1f}", mean_and_spread(rows["accuracy"]), mean_and_spread(100 * rows["f1"]), mean_and_spread(tuned) if len(tuned) else "-", str(rows["seed"].nunique())]
+                [
+                    *key,
+                    *name,
+                    f"{100 * row['parameters_kept']:.0f}",
+                    f"{100 * row['macs_kept']:.0f}",
+                    f"{row['bytes'] / 1000:.0f}",
+                ]
+                + [
+                    f"{row['faster_64']:.1f}",
+                    mean_and_spread(rows["accuracy"]),
+                    mean_and_spread(100 * rows["f1"]),
+                    mean_and_spread(tuned) if len(tuned) else "-",
+                    str(rows["seed"].nunique()),
+                ]
             )
     sizes = " / ".join(f"{100 * t:.0f}" for t in shares)
     where = ["data set", "network"]
-    header = [*where, "method", "written as", "size asked for", "parameters %", "MACs %", "kB", "times faster, 64 inputs", "accuracy", "macro F1", "fine-tuned", "seeds"]
+    header = [
+        *where,
+        "method",
+        "written as",
+        "size asked for",
+        "parameters %",
+        "MACs %",
+        "kB",
+        "times faster, 64 inputs",
+        "accuracy",
+        "macro F1",
+        "fine-tuned",
+        "seeds",
+    ]
     return {
-        f"Side by side: choosers times factors, accuracy with {sizes} % of the MACs": markdown([*where, "ranks", *kinds], crossed),
+        f"Side by side: choosers times factors, accuracy with {sizes} % of the MACs": markdown(
+            [*where, "ranks", *kinds], crossed
+        ),
         "Side by side: every other way": markdown(header, ways),
     }
+
 
 ONE_EACH = False  # a figure for each data set and network
 

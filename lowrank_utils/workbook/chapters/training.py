@@ -16,6 +16,7 @@ CAPTIONS = {  # of its tables
     "Dense networks": "Before anything is cut, as trained by our recipes.",
 }
 
+
 def experiment(images: Dataset, model: nn.Module, history: pd.DataFrame, **about) -> pd.DataFrame:
     """Return the one row of a network that was trained: what it costs, and how good it is on test images.
 
@@ -67,7 +68,15 @@ def tables(rows):
     """Return {heading: Markdown table} of the dense networks: parameters, accuracy and macro F1 over seeds."""
     rows = rows.assign(accuracy=100 * rows["accuracy"], f1=100 * rows["f1"])
     lines = [
-        [*key, f"{int(part['parameters'].iloc[0]):,}", mean_and_spread(part["accuracy"]), mean_and_spread(part["f1"]), str(part["seed"].nunique())]
+        [
+            *key,
+            f"{int(part['parameters'].iloc[0]):,}",
+            mean_and_spread(part["accuracy"]),
+            mean_and_spread(part["f1"]),
+            str(part["seed"].nunique()),
+        ]
         for key, part in rows.groupby(["dataset", "network"])
     ]
-    return {"Dense networks": markdown(["data set", "network", "parameters", "accuracy %", "macro F1 %", "seeds"], lines)}
+    return {
+        "Dense networks": markdown(["data set", "network", "parameters", "accuracy %", "macro F1 %", "seeds"], lines)
+    }
