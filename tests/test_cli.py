@@ -106,8 +106,6 @@ def test_presets_run_from_any_folder(project, tmp_path):
     shown = project.call("report", "--gallery")
     assert shown.out.count(" 0.1") == 2
     assert sorted(p.name for p in paths.GALLERY.iterdir()) == [
-        "01_first-seed3.ipynb",
-        "01_first-seed4.ipynb",
         "README.md",
-        "results.csv",
+        "results.parquet",
     ]

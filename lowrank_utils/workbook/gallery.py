@@ -129,7 +129,7 @@ def drawn_figures(table: pd.DataFrame) -> dict[str, Figure]:
     the highest; where runs differ in more, each setting has a figure of its own, which names it. What no row supports is
     left out.
     """
-    needed = "notebook dataset network seed target way accuracy parameters_kept macs_kept bytes faster_64".split()
+    needed = "notebook dataset network seed accuracy parameters_kept macs_kept bytes faster_64".split()
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, *needed, *KEY])))
     table = table[table[["notebook", "chooser", "budget_kind", "accuracy"]].notna().all(axis=1)]
     table = table.assign(setting=settings(table))
@@ -258,7 +258,7 @@ def claims(folder: str | Path | None = None) -> pd.DataFrame:
     import pandas as pd
 
     table = published_rows(folder=folder)
-    needed = [*RUN, *KEY, "target", "accuracy", "parameters_kept", "macs_kept"]
+    needed = [*RUN, *KEY, "accuracy", "parameters_kept", "macs_kept"]
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, *needed])))  # other notebooks write other columns
     table = table.assign(accuracy=100 * table["accuracy"])
     rows = [
