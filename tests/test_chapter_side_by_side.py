@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lowrank_utils.lab import columns, data, export, score, training
+from lowrank_utils.workbook import benchmark
 from lowrank_utils.workbook.chapters import side_by_side
 
 ABOUT = {"dataset": "digits", "seed": 0}
@@ -42,7 +43,7 @@ def test_each_row_is_one_network_in_columns(rows):
     assert not rows.duplicated([name for name in (*columns.RUN, *columns.KEY) if name in rows]).any()
     torch_rows = rows[rows["runtime"] == "torch"]
     counts = torch_rows["chooser"].value_counts()
-    assert (counts[list(side_by_side.NEEDS)] == 2).all()  # two kinds of factors
+    assert (counts[list(benchmark.NEEDS)] == 2).all()  # two kinds of factors
     others = ["dense", "evbmf", "units", "units then ranks", "magnitude", "DDLR", "Net-Trim"]
     assert (counts[others] == 1).all() and len(torch_rows) == 18 + 7
     assert (rows[list(TIMES)] == list(TIMES.values())).all(axis=None)
@@ -56,7 +57,7 @@ def test_the_clock_compares_with_the_dense_network_of_the_same_moment(images, tm
     if in_onnx:
         export.to_onnx(small, tmp_path / "small.onnx", images.tensors("test", limit=8)[0])
         small = export.onnx_session(tmp_path / "small.onnx", 1)
-    times = side_by_side.clock(small, large, images.input_shape, 1)
+    times = benchmark.clock(small, large, images.input_shape, 1)
     assert set(times) == set(TIMES)
     assert times["faster_64"] > 2 and min(times.values()) > 0
 
@@ -106,11 +107,11 @@ def test_fine_tuning_is_for_those_named(rows):
 
 
 def test_fine_tuning_leaves_zeros_and_the_network_alone(images, model):
-    one = side_by_side.subject(images, "mlp", model, **FEW)
-    net = side_by_side.zeroed(one, 0.3)
+    one = benchmark.subject(images, "mlp", model, **FEW)
+    net = benchmark.zeroed(one, 0.3)
     gone = [p.detach() == 0 for p in net.parameters()]
     before = [p.clone() for p in net.parameters()]
-    after = side_by_side._tuned(net, images, training.Recipe(1, 64), True, 0, "cpu")
+    after = benchmark._tuned(net, images, training.Recipe(1, 64), True, 0, "cpu")
     weights = [m.weight for m in after.modules() if isinstance(m, nn.Linear)]
     assert all((w[g] == 0).all() for w, g in zip(weights, [g for g in gone if g.ndim == 2], strict=True))
     assert any((w != b).any() for w, b in zip(weights, [b for b in before if b.ndim == 2], strict=True))
@@ -121,7 +122,7 @@ def test_sparse_storage_by_hand():
     layer = nn.Linear(4, 2)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 0, 0, 2], [0, 0, 3, 0]]))
-    counts = side_by_side.stored_sparse(nn.Sequential(layer), nn.Sequential(layer))
+    counts = benchmark.stored_sparse(nn.Sequential(layer), nn.Sequential(layer))
     assert counts["parameters"] == round(3 + 2 + 1.5 + 3)  # non-zeros, biases, half an index each, pointers
     assert counts["parameters_kept"] == counts["parameters"] / 10
     assert score.bytes_on_disk(nn.Sequential(layer)) - counts["bytes"] == round(4 * (5 - 1.5 - 3))
@@ -145,8 +146,8 @@ def test_bad_input_is_named(images, model):
         side_by_side.experiment(images, {"mlp": model}, shares=(0,), **ABOUT)
     with pytest.raises(ValueError, match="curve='loss' is neither"):
         side_by_side.experiment(images, {"mlp": model}, curve="loss", **ABOUT)
-    bench = side_by_side.Bench(images, 1, ABOUT)
+    bench = benchmark.Bench(images, 1, ABOUT)
     with pytest.raises(ValueError, match="finetuned names 'exact, Fisher', which is no method of the table"):
-        side_by_side.fine_tune(bench, ["exact, Fisher"])
+        benchmark.fine_tune(bench, ["exact, Fisher"])
     with pytest.raises(ValueError, match="the table has no 'units' of 'mlp'"):
         bench.entry("mlp", "units")
