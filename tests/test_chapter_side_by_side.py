@@ -31,7 +31,7 @@ def model(images):
 def rows(images, model):
     finetuning = {"images": 100, "valid": 50, "device": "cpu"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(side_by_side, "clock", lambda *_: TIMES)  # which has a test of its own
+        patch.setattr(benchmark, "clock", lambda *_: TIMES)  # which has a test of its own
         return side_by_side.experiment(
             images, {"mlp": model}, shares=(0.4,), factorisers=("svd", "sequential"), evaluations=2, convex=True, max_seconds=2,
             finetuned=("dense", "exact-Fisher", "magnitude"), finetuning=finetuning, **FEW, **ABOUT
