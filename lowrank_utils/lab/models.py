@@ -107,7 +107,7 @@ class _Block(nn.Module):
 
 
 class Rescale(nn.Module):
-    """scale x + shift, one fixed number a channel; not a layer, so that no survey, count or training meets it."""
+    """scale x + shift, one fixed number a channel; not a layer, so that no profile, count or training meets it."""
 
     scale: torch.Tensor
     shift: torch.Tensor

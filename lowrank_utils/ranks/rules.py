@@ -269,7 +269,7 @@ def least_kept(profile: Sequence[LayerProfile], resource: str = "macs") -> float
     """Return the smallest share of the carded layers' cost that a plan can reach: rank 1 wherever it pays."""
     total = plan_cost(profile, {}, resource)
     if not total:
-        raise ValueError(f"these {len(profile)} cards hold no {resource}, so there is no share of them")
+        raise ValueError(f"these {len(profile)} layers hold no {resource}, so there is no share of them")
     return plan_cost(profile, least_plan(profile, resource), resource) / total
 
 
