@@ -247,7 +247,7 @@ def test_where_no_plan_passes_the_dense_network_is_the_answer():
 
 def test_a_network_without_cards_is_said():
     assert rules.threshold_plan([], threshold=0.9, resource="parameters") == {}
-    with pytest.raises(ValueError, match="these 0 cards hold no parameters"):
+    with pytest.raises(ValueError, match="these 0 layers hold no parameters"):
         rules.least_kept([], "parameters")
 
 
