@@ -13,7 +13,7 @@ from torch import nn
 from lowrank_utils import checks
 from lowrank_utils.factors import replace, svd
 from lowrank_utils.lab import score
-from lowrank_utils.network import modules, profile, unfold
+from lowrank_utils.network import profile, unfold
 from lowrank_utils.ranks import search
 
 FISHER_IMAGES = 1000
@@ -106,7 +106,7 @@ def compress(
     read = _read(model, calibration, dense)
     options = search.rank_options(read, (resource,), mixed=True, floor=floor)
     share = _share(read, options, kept, resource)
-    values, note = _values(read, options)
+    values, note = search.predicted_values(read, options, FISHER_IMAGES)
     chosen = factors or ("relu-aware" if note else "fisher-weighted")
     if len(calibration) < FEW:
         note += f"{' ' * bool(note)}Ranks and factors rest on {len(calibration)} input{'s' * (len(calibration) > 1)} only; a few hundred are wanted."
@@ -153,31 +153,6 @@ def _share(read, options, kept, resource):
             f"kept={kept} of {resource} cannot be reached: the smallest possible is {search.rounded_up(smallest)}"
         )
     return (kept * (carded + outside) - outside) / carded if outside else kept
-
-
-def _values(read, options):
-    # (values, note); what the answers cannot tell is judged by each layer's own error
-    names = [own.name for own in options]
-    with modules.evaluating(read.model):
-        answers = read.model(read.calibration[:1].to(next(read.model.parameters())))
-    if not torch.is_tensor(answers) or answers.ndim != 2:
-        why = "The answers are not N x classes"
-    elif answers.shape[1] == 1:
-        why = "The answers are one number each, which has no alternative"
-    else:
-        try:
-            metric = read.fisher_of(names, FISHER_IMAGES)
-        except RuntimeError as error:
-            if "does not require grad" not in str(error):
-                raise
-            metric = dict.fromkeys(names, torch.zeros(1))
-        without = [name for name, own in metric.items() if not own.any()]
-        if not without:
-            losses = search.output_error(read, options, metric=metric)
-            return {name: -loss for name, loss in losses.items()}, ""
-        why = f"No gradient of the answers reaches {', '.join(without[:3])}{' and others' * (len(without) > 3)}"
-    values = search.from_error(search.output_error(read, options))
-    return values, f"{why}, so ranks are by each layer's own error."
 
 
 def _table(read, plan, options):

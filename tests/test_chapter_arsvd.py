@@ -6,6 +6,7 @@ from torch import nn
 
 from lowrank_utils.lab import columns, data
 from lowrank_utils.lab.training import Recipe, fit
+from lowrank_utils.ranks import rules
 from lowrank_utils.workbook.chapters import arsvd
 from lowrank_utils.workbook.chapters import training as chapter_training
 
@@ -55,7 +56,9 @@ def test_sizes_are_met_and_the_drop_is_kept(rows):
     dense = rows.loc[rows["chooser"] == "dense"].iloc[0]
     searched = rows[rows["budget_kind"] == "drop"]
     assert (
-        len(searched) == 2 * 3 * 2 and searched["evaluations"].notna().all() and searched["latency_ms_64"].notna().all()
+        len(searched) == 2 * len(rules.RULES) * 2
+        and searched["evaluations"].notna().all()
+        and searched["latency_ms_64"].notna().all()
     )
     assert dense["latency_ms_64"] > 0
 

@@ -124,6 +124,19 @@ def test_a_model_that_has_changed_is_not_served(x):
     model = net()
     read = lowrank_utils.profile(model, x)
     read.moments_of(["0"])
+    plan = rules.plan_at_size(read, 0.5)
+    with torch.no_grad():
+        model[4].weight[0, 0] += 1e-3
+    for use in (
+        lambda: rules.plan_at_size(read, 0.5),
+        lambda: read.followers,
+        lambda: read.order,
+        lambda: profile.plan_cost(read, plan),
+    ):
+        with pytest.raises(ValueError, match="the model has changed since its profile was made"):
+            use()
+    model = net()
+    read = lowrank_utils.profile(model, x)
     model[4].weight.data[0, 0] += 1e-3  # past autograd's version counter
     for use in (
         lambda: read.moments,
@@ -155,6 +168,12 @@ def half(change):
             "layer '4' holds NaN or infinite weights",
         ),
         (half(lambda m: m[4].weight.data.fill_(torch.nan)), {}, "NaN"),
+        (nn.Sequential(nn.BatchNorm1d(3)), {"input_shape": (3,)}, "no layer with a weight matrix or kernel"),
+        (
+            half(lambda m: m[4].bias.data.fill_(torch.nan)),
+            {"input_shape": (1, 8, 8)},
+            "4.bias holds NaN or infinite values",
+        ),
         (net(), {"input_shape": (3, 8, 8)}, r"the network cannot take one input of shape \(3, 8, 8\)"),
         (
             net(),
@@ -173,8 +192,11 @@ def test_what_cannot_be_read_is_refused_in_one_sentence(model, given, words):
 
 def test_what_was_not_given_is_asked_for():
     read = lowrank_utils.profile(net(), input_shape=(1, 8, 8))
-    for use, what in ((lambda: read.moments, "moments of layer inputs"), (lambda: read.fisher, "Fisher information")):
-        with pytest.raises(ValueError, match=f"{what} need calibration inputs: make the profile with calibration="):
+    for use, what in (
+        (lambda: read.moments, "moments of layer inputs need"),
+        (lambda: read.fisher, "Fisher information needs"),
+    ):
+        with pytest.raises(ValueError, match=f"{what} calibration inputs: make the profile with calibration="):
             use()
     with pytest.raises(ValueError, match="make the profile with input_shape= or calibration="):
         _ = lowrank_utils.profile(net()).layers
@@ -184,3 +206,18 @@ def test_what_was_not_given_is_asked_for():
         read.but(device="cpu")
     with pytest.raises(KeyError, match="there is no layer 'fc' in this profile; it has 0, 4, 6"):
         read["fc"]
+
+
+def test_without_spectra_rules_say_how_to_get_them():
+    read = lowrank_utils.profile(net(), input_shape=(1, 8, 8), spectra=False)
+    for use in (rules.plan_at_size, rules.threshold_plan, rules.least_plan, components.components_plan, search.enc_map):
+        given = {"threshold": 0.9} if use is rules.threshold_plan else {}
+        with pytest.raises(ValueError, match="this profile has no spectra; make it with spectra=True"):
+            use(read, *[] if use in (rules.threshold_plan, rules.least_plan) else [0.5], **given)
+
+
+def test_the_exact_search_says_where_the_answers_tell_nothing(x):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1)).eval()
+    found = search.exact_search(lowrank_utils.profile(model, x, dense=["3"]), 0.5)
+    assert "The answers are one number each" in found.note and found.value < 0

@@ -30,7 +30,7 @@ def apply_plan(
     plan: Plan,
     *,
     factors: str | Mapping[str, svd.Factors] = "svd",
-    resource: str | None = "macs",
+    resource: str | None = "either",
     **options: Any,
 ) -> nn.Module:
     """Return a new model with the planned layers replaced by stock thin ones; the profile and its model stay as they were.
@@ -56,6 +56,10 @@ def apply_plan(
       (second): Linear(in_features=4, out_features=10, bias=True)
     )
     """
+    if not hasattr(profile, "check_unchanged"):
+        raise ValueError(
+            f"apply_plan needs a profile, not a {type(profile).__name__}; make one with lowrank_utils.profile"
+        )
     profile.check_unchanged()
     model, calibration = profile.model, profile.calibration
     if resource not in (None, "either"):

@@ -91,7 +91,7 @@ def trace(model: nn.Module, wanted: Iterable[str]) -> fx.Graph | None:
 def followed_by(
     model: nn.Module, graph: fx.Graph | None = None, images: torch.Tensor | None = None
 ) -> dict[str, Followers]:
-    """Return ``{layer: Followed}`` of the linear layers and convolutions of `model`, by ``torch.fx``; {} where it cannot be traced.
+    """Return ``{layer: Followers}`` of the linear layers and convolutions of `model`, by ``torch.fx``; {} where it cannot be traced.
 
     With `images` (two are enough) shapes are checked: a sum of tensors of different shapes is no shortcut, and a batch
     norm only counts where its channels are the layer's outputs (not for tokens, N x T x C).

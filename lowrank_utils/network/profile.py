@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, overload
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -84,12 +84,12 @@ class LayerProfile:
 
     @property
     def full_rank(self) -> int:
-        """The full rank of the matrix in the card's scheme: min(rows, columns)."""
+        """The full rank of the matrix in the layer's scheme: min(rows, columns)."""
         return self._cost(None).full_rank
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """(rows, columns) of the matrix in the card's scheme: `shape` for a linear layer."""
+        """(rows, columns) of the matrix in the layer's scheme: `shape` for a linear layer."""
         return self._cost(None).shape
 
     def entry(self, rank: int) -> Entry:
@@ -315,6 +315,9 @@ def plan_cost(cards: Sequence[LayerProfile], plan: Plan, resource: str = "macs")
 
     Batch norms and other layers without a weight matrix are in no card; `score.parameters` counts them too.
     """
+    unknown = [name for name in plan if all(card.name != name for card in cards)]
+    if unknown:
+        raise ValueError(f"the plan names a layer {unknown[0]!r} that the profile does not have")
     return sum(card.cost(if_cheaper(card, plan.get(card.name), resource), resource) for card in cards)
 
 
@@ -355,7 +358,15 @@ class Profile(Sequence[LayerProfile]):
         scheme: str | dict[str, str] | None = None,
         spectra: bool = True,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"a profile is of an nn.Module, not of a {type(model).__name__}")
         modules.check_there(model)
+        if calibration is not None and not torch.is_tensor(calibration):
+            raise ValueError(
+                f"calibration is a {type(calibration).__name__}; pass a tensor of inputs, the inputs along its first axis"
+            )
+        if isinstance(dense, str):
+            raise ValueError(f"dense={dense!r} must be a list of layer names, such as [{dense!r}]")
         if next(model.parameters(), None) is None:
             raise ValueError("this network has no parameters, so it has no layer to read")
         told = "one input"
@@ -365,7 +376,8 @@ class Profile(Sequence[LayerProfile]):
         self.input_shape = None if input_shape is None else tuple(input_shape)
         self.dense, self.scheme, self._spectra = tuple(dense), scheme, spectra
         self._layers: tuple[LayerProfile, ...] | None = None
-        self._uses, self._order, self._followers = None, None, None
+        self._uses, self._order, self._followers, self._graph = None, None, None, False
+        self._seen = _versions(model)
         self._moments: dict[str, statistics.Moments] = {}
         self._fisher: dict[tuple[str, int], torch.Tensor] = {}
         self.digest = _digest(model)
@@ -376,6 +388,11 @@ class Profile(Sequence[LayerProfile]):
             layers = read_layers(model, self.input_shape, spectra, self.dense, scheme, guard=self.check_unchanged)
         except ValueError as error:
             raise ValueError(str(error).replace("take one input of shape", f"take {told} of shape")) from error
+        if not layers:
+            raise ValueError("this network has no layer with a weight matrix or kernel, so there is nothing to read")
+        bad = next((name for name, value in model.named_parameters() if not torch.isfinite(value).all()), None)
+        if bad is not None:
+            raise ValueError(f"{bad} holds NaN or infinite values; a profile needs finite ones")
         self._layers = tuple(layers)
 
     def __len__(self) -> int:
@@ -407,9 +424,16 @@ class Profile(Sequence[LayerProfile]):
                 "the model has changed since its profile was made; make a new one with lowrank_utils.profile"
             )
 
+    def _glance(self):
+        # the digest reads every number, so it is asked only where autograd's counters say that something was written
+        if _versions(self.model) != self._seen:
+            self.check_unchanged()
+            self._seen = _versions(self.model)
+
     @property
     def layers(self) -> tuple[LayerProfile, ...]:
         """One `LayerProfile` for each layer with weights, in the order of ``model.named_modules()``."""
+        self._glance()
         if self._layers is None:
             raise ValueError("costs need the shape of an input: make the profile with input_shape= or calibration=")
         return self._layers
@@ -427,8 +451,17 @@ class Profile(Sequence[LayerProfile]):
         return self._uses
 
     @property
+    def graph(self) -> fx.Graph | None:
+        """The network as torch.fx traces it, its layers with weights as leaves; None where it cannot be traced, or is one layer."""
+        self._glance()
+        if self._graph is False:
+            self._graph = graph.trace(self.model, graph.weight_layers(self.model))
+        return self._graph
+
+    @property
     def order(self) -> list[str]:
         """The names of the layers with weights as a forward pass meets them, each time that it does."""
+        self._glance()
         if self._order is None:
             first = next(self.model.parameters())
             names = [layer.name for layer in self.layers if layer.positions]
@@ -439,8 +472,10 @@ class Profile(Sequence[LayerProfile]):
     @property
     def followers(self) -> dict[str, graph.Followers]:
         """What becomes of each layer's output (`graph.followed_by`), shapes checked where calibration is at hand."""
+        self._glance()
         if self._followers is None:
-            self._followers = graph.followed_by(self.model, None, self.calibration)
+            held = self.graph
+            self._followers = {} if held is None else graph.followed_by(self.model, held, self.calibration)
         return self._followers
 
     def takes_mean(self, name: str) -> bool:
@@ -461,7 +496,7 @@ class Profile(Sequence[LayerProfile]):
 
     def moments_of(self, names: Collection[str]) -> dict[str, statistics.Moments]:
         """Return {layer: Moments} of the named layers; what was collected before is not collected again."""
-        calibration = self._need_calibration("the moments of layer inputs")
+        calibration = self._need_calibration("the moments of layer inputs need")
         missing = [name for name in names if name not in self._moments]
         if missing:
             self._moments |= statistics.collect_moments(self.model, missing, calibration)
@@ -469,7 +504,7 @@ class Profile(Sequence[LayerProfile]):
 
     def fisher_of(self, names: Collection[str], images: int | None = None) -> dict[str, torch.Tensor]:
         """Return {layer: Fisher information, d_out x d_out} of the named layers, from the first `images` calibration inputs (None: all)."""
-        calibration = self._need_calibration("the Fisher information")
+        calibration = self._need_calibration("the Fisher information needs")
         count = len(calibration) if images is None else min(images, len(calibration))
         missing = [name for name in names if (name, count) not in self._fisher]
         if missing:
@@ -502,7 +537,7 @@ class Profile(Sequence[LayerProfile]):
     def _need_calibration(self, what: str) -> torch.Tensor:
         self.check_unchanged()
         if self.calibration is None:
-            raise ValueError(f"{what} need calibration inputs: make the profile with calibration=")
+            raise ValueError(f"{what} calibration inputs: make the profile with calibration=")
         return self.calibration
 
 
@@ -532,6 +567,12 @@ def profile(
     (640, 8, ['1'])
     """
     return Profile(model, calibration, input_shape=input_shape, dense=dense, scheme=scheme, spectra=spectra)
+
+
+def _versions(model):
+    # (place, how often written to) of every tensor; a change through .data does not count as one
+    held = (*model.parameters(), *model.buffers())
+    return [(value.data_ptr(), 0 if value.is_inference() else value._version) for value in held]
 
 
 def _digest(model):

@@ -24,7 +24,7 @@ from lowrank_utils.network.unfold import Entry, parse_entry
 
 def least_plan(profile: Sequence[LayerProfile], resource: str = "macs") -> dict[str, Entry]:
     """Return the smallest plan: rank 1 wherever it pays, rank 0 for a layer of zeros."""
-    ones = {card.name: int(np.any(card.singular_values)) for card in profile if not card.reason}
+    ones = {card.name: int(np.any(_spectrum(card.singular_values))) for card in profile if not card.reason}
     return {c.name: c.entry(ones[c.name]) for c in profile if if_cheaper(c, ones.get(c.name), resource) is not None}
 
 
@@ -73,6 +73,8 @@ RULES = ("energy", "entropy", "fixed")
 
 
 def _spectrum(singular_values):
+    if singular_values is None:
+        raise ValueError("this profile has no spectra; make it with spectra=True")
     s = np.asarray(singular_values, dtype=np.float64)
     if s.ndim != 1 or len(s) == 0:
         raise ValueError(f"singular values must be a list of at least one number, not shape {s.shape}")
@@ -226,7 +228,9 @@ def rank_table(
         found, why = None, card.reason
         if not why:
             if rule == "evbmf":
-                found = max(evbmf_rank(card.singular_values, card.matrix_shape), int(np.any(card.singular_values)))
+                found = max(
+                    evbmf_rank(card.singular_values, card.matrix_shape), int(np.any(_spectrum(card.singular_values)))
+                )
             else:
                 found = rank(card.singular_values, threshold, rule)
             if if_cheaper(card, found, resource) is None:

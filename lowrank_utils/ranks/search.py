@@ -23,6 +23,7 @@ from lowrank_utils.checks import check_count, check_share
 from lowrank_utils.factors import svd
 from lowrank_utils.factors.replace import apply_plan, decompose_layers
 from lowrank_utils.network import unfold
+from lowrank_utils.network.modules import evaluating
 from lowrank_utils.network.profile import RESOURCES, LayerProfile, Plan, Profile, plan_cost
 from lowrank_utils.network.unfold import Entry, parse_entry
 from lowrank_utils.ranks.allocation import allocate, falling
@@ -291,13 +292,41 @@ def logarithms(*curves: Values) -> dict[str, np.ndarray]:
         return sums
 
 
-def predicted_values(profile: Profile, options: Sequence[Options]) -> dict[str, np.ndarray]:
-    """Return ``{layer: values}`` for `exact_search`: minus the predicted rise of the loss of each option (nats).
+def predicted_values(
+    profile: Profile, options: Sequence[Options], images: int | None = 1000
+) -> tuple[dict[str, np.ndarray], str]:
+    """Return ({layer: values}, note) for `exact_search`: minus the predicted rise of the loss of each option (nats).
 
-    Data-aware factors, errors weighted by Fisher information (`output_error`). Needs calibration inputs.
+    Data-aware factors, errors weighted by the Fisher information of the first `images` calibration inputs. Where the
+    answers are not N x classes, or do not tell what they feel of a layer (as one logit alone), each layer's own relative
+    error takes its place (`from_error`), which the note says.
     """
-    losses = output_error(profile, options, metric=profile.fisher_of([own.name for own in options]))
-    return {name: -loss for name, loss in losses.items()}
+    names = [own.name for own in options]
+    profile.moments_of(names)
+    why = _unfelt(profile, names, images)
+    if why:
+        return from_error(output_error(profile, options)), f"{why}, so ranks are by each layer's own error."
+    losses = output_error(profile, options, metric=profile.fisher_of(names, images))
+    return {name: -loss for name, loss in losses.items()}, ""
+
+
+def _unfelt(profile, names, images):
+    # why the answers do not tell what errors in these layers do, or nothing
+    with evaluating(profile.model):
+        answers = profile.model(profile.calibration[:1].to(next(profile.model.parameters())))
+    if not torch.is_tensor(answers) or answers.ndim != 2:
+        return "The answers are not N x classes"
+    if answers.shape[1] == 1:
+        return "The answers are one number each, which has no alternative"
+    try:
+        metric = profile.fisher_of(names, images)
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+        metric = dict.fromkeys(names, torch.zeros(1))
+    without = [name for name, own in metric.items() if not own.any()]
+    more = " and others" * (len(without) > 3)
+    return f"No gradient of the answers reaches {', '.join(without[:3])}{more}" if without else ""
 
 
 # Searches -------------------------------------------------------------------------------------------------------------
@@ -343,11 +372,11 @@ def exact_search(
 
     Raises ValueError where no plan meets the budget, with the smallest share possible.
     """
-    resources = (resource,) if isinstance(resource, str) else tuple(resource)
+    resources, told = (resource,) if isinstance(resource, str) else tuple(resource), ""
     if options is None:
         options = rank_options(profile, resources, mixed=True)
     if values is None:
-        values = predicted_values(profile, options)
+        values, told = predicted_values(profile, options)
     shares = [kept] * len(resources) if np.isscalar(kept) or kept is None else list(cast(Sequence[float], kept))
     if len(shares) != len(resources):
         raise ValueError(f"{len(shares)} budgets are given for {len(resources)} resources")
@@ -370,7 +399,9 @@ def exact_search(
     found = allocate([values[own.name] for own in options], [own.costs for own in options], budgets, exact, max_seconds)
     seconds = time.perf_counter() - began
     plan = _plan(options, found.choice)
-    return SearchResult(plan, found.value, found.bound, found.gap, seconds, note=found.note)
+    return SearchResult(
+        plan, found.value, found.bound, found.gap, seconds, note=" ".join(filter(None, [told, found.note]))
+    )
 
 
 def _plan(options, choice):

@@ -13,7 +13,7 @@ from torch import nn
 
 from lowrank_utils import checks
 from lowrank_utils.checks import is_whole
-from lowrank_utils.factors import replace
+from lowrank_utils.factors import replace, svd
 from lowrank_utils.network.graph import NORMS, hidden_layers
 from lowrank_utils.network.modules import conv2d, linear, replaced
 from lowrank_utils.network.profile import Profile, plan_cost
@@ -285,9 +285,8 @@ def units_then_components(
     stay = units_that_stay(profile, order, units, resource="parameters")
     fewer = Profile(remove_units(profile, stay, moments=moments), profile.calibration, dense=profile.dense)
     names = fewer.factorable
-    bases = replace.decompose_layers(fewer, names, factors)
+    inputs = fewer.moments_of(names)
+    bases = {name: svd.decompose_layer(fewer.model.get_submodule(name), factors, inputs[name]) for name in names}
     share = min(1.0, kept * plan_cost(profile, {}, "parameters") / plan_cost(fewer, {}, "parameters"))
-    found = components_plan(
-        fewer, share, rule=rules[1], resource="parameters", factors=bases, moments=fewer.moments_of(names)
-    )
+    found = components_plan(fewer, share, rule=rules[1], resource="parameters", factors=bases, moments=inputs)
     return replace.apply_plan(fewer, found, factors=bases, resource="parameters")

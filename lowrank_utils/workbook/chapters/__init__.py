@@ -1,11 +1,11 @@
 """One module a notebook: its experiment, tables, claims, figures and captions.
 
-A chapter is found by its name ``NOTEBOOK``. What it may have beside it, and who asks for it:
+A chapter is found by its name ``NOTEBOOK``; ``tables`` and ``CAPTIONS`` it must have. What else it may have, and who asks for it:
 
 - ``experiment(...)``: the notebook's result rows;
 - ``tables(rows)``: {heading: Markdown table}, and ``CAPTIONS`` {heading: text}: the gallery;
 - ``CLAIMS``: (paper, claim, setting, theirs, measure, rerun): the claim table;
-- ``usable(rows)``, ``figure(rows, title)``, ``FIGURE_CAPTION``, ``ONE_EACH``: the pages of a run and of the gallery;
+- ``usable(rows)``, ``figure(rows, title)``, ``FIGURE_CAPTION``, ``ONE_EACH``, all four or none: the pages of a run and of the gallery;
 - ``pictures(rows)``: {name: figure} that the README shows.
 """
 
@@ -21,4 +21,5 @@ def every() -> dict[str, ModuleType]:
     ['01_training', '02_arsvd']
     """
     found = (importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__))
+    found = [chapter for chapter in found if hasattr(chapter, "NOTEBOOK")]  # a file of helpers has none
     return {chapter.NOTEBOOK: chapter for chapter in sorted(found, key=lambda chapter: chapter.NOTEBOOK)}

@@ -39,7 +39,7 @@ REFITS = ("none", "folded", "least squares")
 class Way:
     """One way to make a network smaller: what ranks the candidates, and how what stays is written down.
 
-    The fields are columns of a result row. ``stored_as``: "low rank" (components dropped), "units", or "both".
+    The fields but ``rule``, by which candidates are ranked, are columns of a result row. ``stored_as``: "low rank" (components dropped), "units", or "both".
     """
 
     chooser: str
@@ -47,6 +47,12 @@ class Way:
     scope: str = "every layer"
     stored_as: str = "low rank"
     refit: str = "none"
+    rule: str = ""
+
+    @property
+    def columns(self) -> dict:
+        """The columns of a result row that this way fills."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "rule"}
 
     @property
     def method(self) -> str:
@@ -61,12 +67,15 @@ class Way:
 
 def ways() -> list[Way]:
     """Return all ways that the chapter compares."""
-    found = [Way(f"component {rule}", method) for rule in components.COMPONENT_RULES for method in svd.METHODS]
+    found = [
+        Way(f"component {rule}", method, rule=rule) for rule in components.COMPONENT_RULES for method in svd.METHODS
+    ]
     found += [Way("energy", method, scope) for scope in ("every layer", "hidden layers") for method in svd.METHODS]
     rankings = [*(f"unit {rule}" for rule in units.UNIT_RULES), "unit entropy one range"]
     found += [Way(name, "none", "hidden layers", "units", refit) for name in rankings for refit in REFITS]
     found += [
-        Way(f"both {rule}", "data-aware", "every layer", "both", "least squares") for rule in ("entropy", "output")
+        Way(f"both {rule}", "data-aware", "every layer", "both", "least squares", rule)
+        for rule in ("entropy", "output")
     ]
     return found
 
@@ -88,7 +97,7 @@ class Laboratory(laboratories.Laboratory):
 
     def measured(self, net: nn.Module, way: Way, **more) -> dict:
         """Return the result row of a network that was made in some way, on test images."""
-        return self.row(net, **dataclasses.asdict(way), **more)
+        return self.row(net, **way.columns, **more)
 
 
 CONTROL = Way("dense control", scope="none", stored_as="dense")
@@ -138,7 +147,7 @@ def fewer_components(lab: Laboratory, way: Way, share: float, start=None):
         plan = rules.plan_at_size(chosen, share, rule="energy", resource="parameters")
     else:
         plan = components.components_plan(
-            read, share, rule=way.chooser.split()[1], resource="parameters", factors=bases[way.factors], moments=read.moments, seed=lab.seed
+            read, share, rule=way.rule, resource="parameters", factors=bases[way.factors], moments=read.moments, seed=lab.seed
         )  # fmt: skip
     return replace.apply_plan(read, plan, factors=bases[way.factors], resource="parameters")
 
@@ -152,7 +161,7 @@ def build(lab: Laboratory, way: Way, share: float):
     if way.stored_as == "low rank":
         return fewer_components(lab, way, share)
     # units first, components second, at the halfway point that is best on validation images
-    rule = way.chooser.split()[1]
+    rule = way.rule
     tries = [fewer_components(lab, way, share, lab.halfway[rule, half]) for half in HALFWAY if half >= share]
     return max(tries, key=lab.valid) if tries else fewer_components(lab, way, share)
 
@@ -184,13 +193,13 @@ def smallest(lab: Laboratory, drop: float, chosen=None) -> list[dict]:
 
 
 TUNED = (
-    Way("component entropy", "svd"),
-    Way("component output", "data-aware"),
+    Way("component entropy", "svd", rule="entropy"),
+    Way("component output", "data-aware", rule="output"),
     Way("unit entropy", "none", "hidden layers", "units", "folded"),
     Way("unit entropy", "none", "hidden layers", "units", "least squares"),
     Way("unit output", "none", "hidden layers", "units", "least squares"),
     Way("unit random", "none", "hidden layers", "units", "least squares"),
-    Way("both output", "data-aware", "every layer", "both", "least squares"),
+    Way("both output", "data-aware", "every layer", "both", "least squares", "output"),
     CONTROL,
 )
 

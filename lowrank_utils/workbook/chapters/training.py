@@ -2,8 +2,9 @@
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
+from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from sklearn.metrics import ConfusionMatrixDisplay
 from torch import nn
 
 from lowrank_utils.lab import columns, score
@@ -50,17 +51,25 @@ def history(table):
     return figure
 
 
-def confusion(matrix, classes):
-    """Return a heat map of a confusion matrix (classes x classes, rows true, counts) as shares of each row."""
-    shares = np.asarray(matrix) / np.maximum(np.asarray(matrix).sum(1, keepdims=True), 1)
+def confusion(matrix, classes) -> Figure:
+    """Return a heat map of a confusion matrix (classes x classes, rows true, counts) as shares of each row, in percent."""
+    shares = 100 * np.asarray(matrix) / np.maximum(np.asarray(matrix).sum(1, keepdims=True), 1)
     few = len(classes) <= 20
     figure, (axis,) = canvas(width=6.2, height=5.2)
-    sns.heatmap(
-        100 * shares, ax=axis, cmap="rocket_r", vmin=0, vmax=100, square=True, annot=few, fmt=".0f",
-        annot_kws={"size": 7}, xticklabels=classes if few else False, yticklabels=classes if few else False,
-        cbar_kws={"label": "% of the true class"},
-    )  # fmt: skip
+    shown = ConfusionMatrixDisplay(shares, display_labels=classes if few else None)
+    shown.plot(
+        ax=axis,
+        cmap="rocket_r",
+        include_values=few,
+        values_format=".0f",
+        xticks_rotation="vertical",
+        text_kw={"size": 7},
+    )
+    axis.grid(False)
     axis.set(xlabel="predicted class", ylabel="true class")
+    if not few:
+        axis.set(xticks=[], yticks=[])
+    figure.axes[-1].set_ylabel("% of the true class")
     return figure
 
 
