@@ -35,8 +35,9 @@ def test_a_large_layer_at_a_fifth_of_its_macs_is_at_least_twice_as_fast(pair, ba
 def test_one_decomposition_makes_a_plan_cheap_to_try(benchmark):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
-    bases = replace.decompose_layers(Profile(model), ["0", "2"])
-    smaller = benchmark(replace.apply_plan, model, {"0": 40, "2": 20}, bases)
+    read = Profile(model)
+    bases = replace.decompose_layers(read, ["0", "2"])
+    smaller = benchmark(replace.apply_plan, read, {"0": 40, "2": 20}, factors=bases)
     assert score.parameters(smaller) == 40 * 1084 + 300 + 20 * 400 + 100 + 1010
 
 

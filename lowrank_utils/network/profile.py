@@ -362,8 +362,9 @@ class Profile(Sequence[LayerProfile]):
             raise ValueError(f"a profile is of an nn.Module, not of a {type(model).__name__}")
         modules.check_there(model)
         if calibration is not None and not torch.is_tensor(calibration):
+            shape = f" of shape {tuple(calibration.shape)}" if hasattr(calibration, "shape") else ""
             raise ValueError(
-                f"calibration is a {type(calibration).__name__}; pass a tensor of inputs, the inputs along its first axis"
+                f"calibration images are a {type(calibration).__name__}{shape}; they must be a tensor, the images along its first axis"
             )
         if isinstance(dense, str):
             raise ValueError(f"dense={dense!r} must be a list of layer names, such as [{dense!r}]")

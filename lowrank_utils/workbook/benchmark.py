@@ -1,5 +1,7 @@
 """The bench of chapter 06: networks made smaller in many ways, each timed beside the dense one it came from."""
 
+from __future__ import annotations
+
 import copy
 import dataclasses
 import itertools
@@ -9,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -96,7 +99,7 @@ class Found:
     evaluations: int
 
 
-def timed(call: Callable):
+def timed(call: Callable) -> tuple[Any, float]:
     """Return (what `call` returns, its seconds)."""
     began = time.perf_counter()
     found = call()
@@ -153,7 +156,7 @@ class Bench:
     about: dict
     entries: list[tuple[dict, object]] = field(default_factory=list)
 
-    def enter(self, one: Subject, net, times: dict | None = None, **more) -> dict:
+    def enter(self, one: Subject, net: nn.Module, times: dict | None = None, **more) -> dict:
         """Add a network to the table and return its row; `times`: milliseconds that are known, None to measure them."""
         about = {"notebook": "06_side_by_side", **self.about, "network": one.name, "source": "here"}
         about |= dict.fromkeys(("tuned_accuracy", "tuned_f1", "tuned_seconds"), np.nan) | more
@@ -170,7 +173,7 @@ class Bench:
         budget: float | None = None,
         bits: int = 32,
         runtime: str = "torch",
-    ):
+    ) -> nn.Module:
         """Return (row, network) of the last entry that fits; factors and budget where they are given."""
         for row, net in reversed(self.entries):
             fits = (row["network"], row["chooser"], row.get("bits", 32), row.get("runtime", "torch")) == (
@@ -190,7 +193,7 @@ class Bench:
         return columns.table([row for row, _ in self.entries])
 
 
-def clock(net, dense: nn.Module, shape: Sequence[int], threads: int) -> dict[str, float]:
+def clock(net: nn.Module, dense: nn.Module, shape: Sequence[int], threads: int) -> dict[str, float]:
     """Return milliseconds for 1 and 64 inputs on the CPU, and how many times faster than the `dense` network in torch."""
     whole, found = copy.deepcopy(dense).cpu(), {}
     for batch in (1, 64):

@@ -122,12 +122,16 @@ def _write_source(source, place, gallery):
         own = _run_pages(source, place, executed) if place else []
     with _reading(gallery):
         published = _gallery_pages(source, gallery)
+    about = []
+    if (paths.ROOT / "CONTRIBUTING.md").is_file():
+        shutil.copy(paths.ROOT / "CONTRIBUTING.md", source)
+        about = ["CONTRIBUTING"]
     trees = {
         "The workbook": [f"notebooks/{name}" for name in chapters],
         "Solutions": [f"notebooks/solutions/{path.stem}" for path in solved],
         "This run": own,
         "Results": published,
-        "About": ["data/README"],
+        "About": ["data/README", *about],
     }
     with _reading(paths.ROOT / "README.md"):
         first = (paths.ROOT / "README.md").read_text()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+
+import pandas as pd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -45,7 +48,7 @@ def in_points(table: pd.DataFrame) -> pd.DataFrame:
 SIZES = (0.75, 0.5, 0.35, 0.25)  # shares of the MACs
 
 
-def at_share(table, *shares):
+def at_share(table: pd.DataFrame, *shares: float) -> pd.DataFrame:
     """Return which rows (a boolean Series) were asked for one of these shares of the MACs, and not fine-tuned.
 
     >>> import pandas as pd

@@ -1,11 +1,16 @@
 """Chapter 02, ARSVD: adaptive ranks by energy or spectral entropy against one fixed share."""
 
+from __future__ import annotations
+
 import json
 import time
+from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from torch import nn
 
 from lowrank_utils import checks
@@ -164,7 +169,7 @@ def together(dense: dict, *tables: pd.DataFrame) -> pd.DataFrame:
 # ---- its figures and tables ------------------------------------------------------------------------------------------
 
 
-def spectra(before, after):
+def spectra(before: dict[str, Any], after: dict[str, Any]) -> Figure:
     """Return singular values against their index, one panel a layer, before (dashed) and after training.
 
     `before` and `after`: ``{layer name: singular values}`` with the same names.
@@ -180,7 +185,7 @@ def spectra(before, after):
     return figure
 
 
-def rank_curves(table):
+def rank_curves(table: pd.DataFrame) -> Figure:
     """Return rank per layer against threshold: columns layer, rule, threshold, rank, full_rank, break_even.
 
     The dotted line is the break-even rank, above which the dense layer is cheaper.
@@ -198,7 +203,7 @@ def rank_curves(table):
     return figure
 
 
-def rules(table, title="test images"):
+def rules(table: pd.DataFrame, title: str = "test images") -> Figure:
     """Return accuracy against parameters kept for the rank rules of notebook 02, a panel for each scope and kind of factors.
 
     `table`: result rows as for `frontier` with column scope; rows of the chooser "dense" give the dotted line.
@@ -212,8 +217,8 @@ def rules(table, title="test images"):
     return frontier(drawn, "accuracy", baseline, title, panels="panel", columns=drawn["scope"].nunique())
 
 
-def adaptive_ahead(scope):
-    def measure(table):
+def adaptive_ahead(scope: str) -> Callable[[pd.DataFrame], tuple[str, str] | None]:
+    def measure(table: pd.DataFrame):
         mine = table[(table["notebook"] == "02_arsvd") & (table["factors"] == "svd") & (table["scope"] == scope)]
         mine = mine[mine["dataset"].isin(PAPER) & (mine["budget_kind"] == "kept") & (mine["budget"] == 0.2)]
         by = mine.pivot_table("accuracy", ["dataset", "seed"], "chooser")
@@ -228,8 +233,8 @@ def adaptive_ahead(scope):
     return measure
 
 
-def small_without_loss(scope):
-    def measure(table):
+def small_without_loss(scope: str) -> Callable[[pd.DataFrame], tuple[str, str] | None]:
+    def measure(table: pd.DataFrame):
         ours = table[(table["notebook"] == "02_arsvd") & table["dataset"].isin(PAPER)]
         cut = ours[(ours["chooser"] == "energy") & (ours["budget_kind"] == "drop") & (ours["budget"] == 0.01)]
         cut = cut[(cut["factors"] == "svd") & (cut["scope"] == scope)]
@@ -249,7 +254,7 @@ MLPS = "MLPs on MNIST, CIFAR-10, CIFAR-100, three seeds"
 RERUN = f"for p in mnist cifar10 cifar100; do {RUN} $p --seeds 0,1,2 --only 02; done"
 
 
-def tables(table):
+def tables(table: pd.DataFrame) -> dict[str, str]:
     """Return {heading: Markdown table} of the published rows: sizes at one point lost, accuracy at equal size."""
     table = in_points(table)
     by = ["dataset", "network", "scope", "factors"]
@@ -295,7 +300,7 @@ def tables(table):
 ONE_EACH = True  # a figure for each data set and network
 
 
-def usable(table):
+def usable(table: pd.DataFrame) -> pd.Series:
     """Return which rows (a boolean Series) `figure` can draw."""
     return table["budget_kind"].isin(["kept", "own"])
 
@@ -303,7 +308,7 @@ def usable(table):
 figure = rules
 
 
-def pictures(table):
+def pictures(table: pd.DataFrame) -> dict[str, Figure]:
     """Return {name: figure} of what the README shows."""
     shown = table[(table["dataset"] == "fashion-mnist") & (table["network"] == "lenet300")]
     if not len(shown):

@@ -1,11 +1,14 @@
 """Chapter 02b, convolutions: three unfoldings and five kinds of factors."""
 
+from __future__ import annotations
+
 import json
 import time
 from collections.abc import Sequence
 
 import pandas as pd
 import seaborn as sns
+from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import nn
 
@@ -73,7 +76,7 @@ def experiment(
     return result_columns.table(rows)
 
 
-def by_work(table):
+def by_work(table: pd.DataFrame) -> Figure:
     """Return accuracy against the share of MACs kept, one panel for each network, one line for each kind of factors.
 
     `table`: result rows with columns dataset, network, seed, chooser, factors, macs_kept, accuracy; rows of the chooser "dense" give the
@@ -109,7 +112,7 @@ def by_work(table):
     return figure
 
 
-def tables(table):
+def tables(table: pd.DataFrame) -> dict[str, str]:
     """Return {heading: Markdown table} of the published rows, as the gallery shows them."""
     table = table.assign(accuracy=100 * table["accuracy"])
     kinds, rows = list(KINDS), []
@@ -127,7 +130,7 @@ def tables(table):
 ONE_EACH = False  # a figure for each data set and network
 
 
-def usable(table):
+def usable(table: pd.DataFrame) -> pd.Series:
     """Return which rows (a boolean Series) `figure` can draw."""
     return table["budget_kind"] == "macs"
 

@@ -1,14 +1,19 @@
 """Chapter 04, DDLR and Net-Trim: the convex programs as compressors."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from torch import nn
 
 from lowrank_utils.factors import ddlr_network, replace
 from lowrank_utils.factors.admm import RANK_TOLERANCE
+from lowrank_utils.factors.ddlr import Solution
 from lowrank_utils.lab import columns, score
 from lowrank_utils.lab.data import Dataset
 from lowrank_utils.network.profile import Profile, plan_cost
@@ -63,12 +68,14 @@ class Laboratory(laboratories.Laboratory):
         """Return a result row of a network, on test images, with its accuracy on validation images beside it."""
         return super().row(net, **{"valid_accuracy": self.valid(net)} | columns)
 
-    def hidden(self, solutions) -> dict:
+    def hidden(self, solutions: dict[str, Solution]) -> dict:
         """Return the solutions without the classifier's, which then stays dense."""
         return {name: found for name, found in solutions.items() if name != self.classifier}
 
 
-def laboratory(images, model, *, samples, calibration_images, options, **about) -> Laboratory:
+def laboratory(
+    images: Dataset, model: nn.Module, *, samples: int, calibration_images: int, options: dict, **about
+) -> Laboratory:
     """Return the `Laboratory` of a trained network: `samples` and `calibration_images` of its training images, solver `options`.
 
     `about` says what every row is about: dataset, network, seed.
@@ -117,7 +124,7 @@ def steps(lab: Laboratory, answers: dict, epsilon: float) -> tuple[list[dict], p
     return rows, pd.DataFrame(told).set_index("variant")
 
 
-def reweighted(lab: Laboratory, name: str, start, epsilon: float):
+def reweighted(lab: Laboratory, name: str, start: Solution, epsilon: float) -> Solution:
     """Return the solution of one layer after one round of reweighting, from its plain solution `start`."""
     x, y, relu = ddlr_network.layer_data(lab.samples, name)
     return ddlr_network.reweighted(x, y, epsilon, relu, start=start, rounds=1, **lab.options)
@@ -144,7 +151,7 @@ def at_budget(lab: Laboratory, kept: float, low: float) -> tuple[list[dict], pd.
     Bisection from epsilon `low` to 0.95. Where no epsilon makes the network so small there is no row, and the note says why.
     """
 
-    def small(solutions):
+    def small(solutions: dict[str, Solution]):
         return score.parameters(ddlr_network.low_rank(lab.profile, solutions)[0]) <= kept * lab.size
 
     try:
@@ -158,7 +165,7 @@ def at_budget(lab: Laboratory, kept: float, low: float) -> tuple[list[dict], pd.
     return [lab.row(net, **about)], tried, ""
 
 
-def solve_all(lab: Laboratory, epsilons, answers: dict, trimmed: dict) -> None:
+def solve_all(lab: Laboratory, epsilons: Sequence[float], answers: dict, trimmed: dict) -> None:
     """Solve both programs, DDLR and Net-Trim, at every epsilon that `answers` and `trimmed` do not have; they take them in."""
     for epsilon in epsilons:
         if epsilon not in answers:
@@ -258,7 +265,7 @@ def rival_rows(lab: Laboratory, others: Rivals, kept: float) -> list[dict]:
         return []
     about = {"scope": "hidden layers", "budget_kind": "kept", "budget": kept, "stored_as": "low rank"}
 
-    def row(net, chooser, factors, **more):
+    def row(net: nn.Module, chooser, factors, **more):
         return lab.row(net, chooser=chooser, factors=factors, **about | more)
 
     plan = rules.plan_at_size(read, kept, rule="energy", resource="parameters")
@@ -290,7 +297,7 @@ def _units_first(lab, others, kept):
     return tries
 
 
-def at_sizes(lab: Laboratory, answers: dict, trimmed: dict, shares=SHARES) -> list[dict]:
+def at_sizes(lab: Laboratory, answers: dict, trimmed: dict, shares: Sequence[float] = SHARES) -> list[dict]:
     """Return the rows of every method at every share of the parameters; what cannot be made so small is left out."""
     others = rivals(lab)
     return [
@@ -303,11 +310,11 @@ def experiment(
     model: nn.Module,
     *,
     epsilon: float = 0.1,
-    epsilons=(0.05, 0.1, 0.3),
+    epsilons: Sequence[float] = (0.05, 0.1, 0.3),
     samples: int = 500,
     calibration_images: int = 2000,
     options: dict | None = None,
-    shares=SHARES,
+    shares: Sequence[float] = SHARES,
     **about,
 ) -> pd.DataFrame:
     """Return all result rows of the notebook: the steps after the program, DDLR as posed, and every method at equal size.
@@ -358,7 +365,7 @@ def _method(row):
     return {"energy": "ARSVD", "both output": "units first"}.get(row.chooser, row.chooser)
 
 
-def programs(table, title="test images"):
+def programs(table: pd.DataFrame, title: str = "test images") -> Figure:
     """Return accuracy against parameters kept for notebook 04: what a convex program gives, and what takes its size as given.
 
     `table`: result rows of any number of seeds; the dense network gives the dotted line. What loses more than 15 points is cut off.
@@ -370,13 +377,13 @@ def programs(table, title="test images"):
     return frontier(drawn, "accuracy", baseline, title, max(baseline - 0.15, 0), panels="panel")
 
 
-def in_every_seed(table, seeds):
+def in_every_seed(table: pd.DataFrame, seeds: int) -> pd.DataFrame:
     """Return the rows of `named` whose method and size stand under all `seeds` of them: others would compare other networks."""
     keys = ["method", "budget_kind", "budget"]
     return table[table.groupby(keys, dropna=False)["seed"].transform("nunique") == seeds]
 
 
-def accuracy_at(table, shares=(0.05, 0.1, 0.2)):
+def accuracy_at(table: pd.DataFrame, shares: Sequence[float] = (0.05, 0.1, 0.2)) -> pd.DataFrame:
     """Return test accuracy in percent, its range over seeds, and the parameters kept, where all seeds have a network."""
     some = named(table)
     some = some[(some["budget_kind"] == "kept") & some["budget"].isin(shares)]
@@ -390,7 +397,7 @@ def accuracy_at(table, shares=(0.05, 0.1, 0.2)):
     return pd.Series(cells).unstack().reindex(order).fillna("-")
 
 
-def norm_ball():
+def norm_ball() -> Figure:
     """Return the unit ball of the nuclear norm among symmetric 2 x 2 matrices [[a, b], [b, c]]; matrices of rank 1 in colour.
 
     Beside it the cut b = 0, the diagonal matrices, where the nuclear norm is |a| + |c|: two discs around diag(3, 4), with the smallest ball that
@@ -444,7 +451,7 @@ def norm_ball():
     return figure
 
 
-def gap(history, title=""):
+def gap(history: pd.DataFrame, title: str = "") -> Figure:
     """Return certified objective and bound against iterations, and the relative gap on a logarithmic axis."""
     figure, (left, right) = canvas(2)
     left.plot(history["iteration"], history["objective"], marker=".", color=COLOURS["energy"], label="feasible weights")
@@ -466,7 +473,7 @@ def _lenets(table):
     return mine, shown[shown["budget_kind"] == "kept"]
 
 
-def ddlr_small(table):
+def ddlr_small(table: pd.DataFrame) -> tuple[str, str] | None:
     """Return (what was measured, verdict) of DDLR's first claim, or None where nothing was; accuracy in percent."""
     mine, shown = _lenets(table)
     keys = ["dataset", "seed"]
@@ -481,10 +488,10 @@ def ddlr_small(table):
     return said, verdict_of(sum(value < 2 for value in lost.values()) / 2)
 
 
-def ddlr_ahead(ours, theirs):
+def ddlr_ahead(ours: str, theirs: str) -> Callable[[pd.DataFrame], tuple[str, str] | None]:
     """Return the function of result rows that measures whether method `ours` is ahead of `theirs` at equal size."""
 
-    def measure(table):
+    def measure(table: pd.DataFrame):
         shown = _lenets(table)[1]
         by = shown[shown["budget"].isin(CLAIMED)].pivot_table("accuracy", ["dataset", "budget"], "method")
         if not {ours, theirs} <= set(by):
@@ -499,7 +506,7 @@ def ddlr_ahead(ours, theirs):
     return measure
 
 
-def tables(table):
+def tables(table: pd.DataFrame) -> dict[str, str]:
     """Return {heading: Markdown table} of the published rows, as the gallery shows them."""
     equal, spread = [], []
     for key, part in in_points(table).groupby(["dataset", "network"]):
@@ -524,7 +531,7 @@ def tables(table):
 ONE_EACH = True  # a figure for each data set and network
 
 
-def usable(table):
+def usable(table: pd.DataFrame) -> pd.Series:
     """Return which rows (a boolean Series) `figure` can draw: sizes that every seed reached."""
     return pd.Series(table.index.isin(in_every_seed(named(table), table["seed"].nunique()).index), index=table.index)
 

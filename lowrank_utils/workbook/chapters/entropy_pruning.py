@@ -1,11 +1,16 @@
 """Chapter 03, entropy pruning: of singular components and of hidden units."""
 
+from __future__ import annotations
+
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from torch import nn
 
 from lowrank_utils.factors import replace, svd
@@ -103,7 +108,9 @@ class Laboratory(laboratories.Laboratory):
 CONTROL = Way("dense control", scope="none", stored_as="dense")
 
 
-def laboratory(images, model, *, calibration_images, bins=32, seed=0, **about) -> Laboratory:
+def laboratory(
+    images: Dataset, model: nn.Module, *, calibration_images: int, bins: int = 32, seed: int = 0, **about
+) -> Laboratory:
     """Return the `Laboratory` of a trained network, from `calibration_images` of its training images.
 
     `bins` of the histograms of activations; `seed` of the random rankings; `about`: dataset, network.
@@ -128,14 +135,14 @@ def _bases(read):
     return {method: replace.decompose_layers(read, read.factorable, method) for method in svd.METHODS}
 
 
-def fewer_units(lab: Laboratory, order: str, share: float, refit: str = "least squares"):
+def fewer_units(lab: Laboratory, order: str, share: float, refit: str = "least squares") -> nn.Module:
     """Return the network with a share of its parameters, hidden units dropped in the order of that name."""
     stay = units.units_that_stay(lab.profile, lab.orders[order], share, resource="parameters")
     fill = {"folded": {"activations": lab.activations}, "least squares": {"moments": lab.profile.moments}}
     return units.remove_units(lab.profile, stay, **fill.get(refit, {}))
 
 
-def fewer_components(lab: Laboratory, way: Way, share: float, start=None):
+def fewer_components(lab: Laboratory, way: Way, share: float, start: tuple[Profile, dict] | None = None) -> nn.Module:
     """Return the network with a share of its parameters, singular components dropped.
 
     `start`, (profile, factors by method) of a network with units removed; by default the whole network.
@@ -152,7 +159,7 @@ def fewer_components(lab: Laboratory, way: Way, share: float, start=None):
     return replace.apply_plan(read, plan, factors=bases[way.factors], resource="parameters")
 
 
-def build(lab: Laboratory, way: Way, share: float):
+def build(lab: Laboratory, way: Way, share: float) -> nn.Module:
     """Return the network with a share of the dense network's parameters, made in one of the `ways`."""
     if way.chooser in ("dense", "dense control"):
         return copied(lab.model)
@@ -166,14 +173,14 @@ def build(lab: Laboratory, way: Way, share: float):
     return max(tries, key=lab.valid) if tries else fewer_components(lab, way, share)
 
 
-def at_sizes(lab: Laboratory, chosen=None, shares=SHARES) -> list[dict]:
+def at_sizes(lab: Laboratory, chosen: Sequence[Way] | None = None, shares: Sequence[float] = SHARES) -> list[dict]:
     """Return the rows of the chosen ways (default: all) at every share of the parameters."""
     return [
         lab.measured(build(lab, way, share), way, budget_kind="kept", budget=share) for way in chosen or ways() for share in shares
     ]  # fmt: skip
 
 
-def smallest(lab: Laboratory, drop: float, chosen=None) -> list[dict]:
+def smallest(lab: Laboratory, drop: float, chosen: Sequence[Way] | None = None) -> list[dict]:
     """Return the rows of the smallest network of each way that loses at most `drop` on validation images, with times.
 
     `chosen`: the ways, by default all but those that remove units and make up for nothing.
@@ -205,7 +212,7 @@ TUNED = (
 
 
 def fine_tuned(
-    lab: Laboratory, kept: float, epochs: int, device="auto", chosen=TUNED
+    lab: Laboratory, kept: float, epochs: int, device: str = "auto", chosen: Sequence[Way] | None = TUNED
 ) -> tuple[list[dict], pd.DataFrame]:
     """Return (rows, test accuracy in percent before and after) of networks trained on after they were cut to a share `kept`.
 
@@ -234,7 +241,7 @@ def experiment(
     finetune_epochs: int = 1,
     bins: int = 32,
     seed: int = 0,
-    shares=SHARES,
+    shares: Sequence[float] = SHARES,
     **about,
 ) -> pd.DataFrame:
     """Return all result rows of the notebook: every way at every size, at a drop of accuracy, and fine-tuned.
@@ -272,12 +279,12 @@ def _written_as(row):
     return row.factors
 
 
-def at_equal_size(table):
+def at_equal_size(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows at a share of the parameters that were not fine-tuned."""
     return table[(table["budget_kind"] == "kept") & (table["tuned"] == "none")]
 
 
-def rankings(table, title="test images"):
+def rankings(table: pd.DataFrame, title: str = "test images") -> Figure:
     """Return accuracy against parameters kept for what notebook 03 prunes: components above, units below.
 
     `table`: result rows; the dense network gives the dotted line. What loses more than 40 points is cut off.
@@ -290,7 +297,7 @@ def rankings(table, title="test images"):
     return frontier(drawn, "accuracy", baseline, title, max(baseline - 0.4, 0), panels="panel", columns=2)
 
 
-def histograms(values, bins):
+def histograms(values: dict[str, Any], bins: int) -> Figure:
     """Return the histogram of each entry of `values`, {title: 1-D numbers}, in `bins` bins between its own bounds."""
     figure, axes = canvas(len(values), width=2.9, height=2.6)
     for axis, (title, numbers) in zip(axes, values.items()):
@@ -301,7 +308,7 @@ def histograms(values, bins):
     return figure
 
 
-def ranking(table, stays):
+def ranking(table: pd.DataFrame, stays: dict[str, int]) -> Figure:
     """Return the score of every component, one panel a layer: the columns of `components.rank_components`.
 
     The grey dashed line is the score itself, the other one what counts once a larger component must not go before a
@@ -340,7 +347,7 @@ SHOWN += ["both entropy", "both output"]
 THREE = (0.1, 0.2, 0.3)
 
 
-def tables(table):
+def tables(table: pd.DataFrame) -> dict[str, str]:
     """Return {heading: Markdown table} of the published rows, as the gallery shows them."""
     table = named(in_points(table))
     mine = table[table["written_as"] == table["stored_as"].map(BEST)]
@@ -370,7 +377,7 @@ def tables(table):
 ONE_EACH = True  # a figure for each data set and network
 
 
-def usable(table):
+def usable(table: pd.DataFrame) -> pd.Series:
     """Return which rows (a boolean Series) `figure` can draw."""
     shown = named(at_equal_size(table))
     return pd.Series(table.index.isin(shown[shown["written_as"].isin(FORMS)].index), index=table.index)

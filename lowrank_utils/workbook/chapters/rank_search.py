@@ -1,14 +1,18 @@
 """Chapter 05, rank search: ENC's three searches and the exact one."""
 
+from __future__ import annotations
+
 import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import nn
 
@@ -76,7 +80,7 @@ class Goodness:
         if self.curve == "accuracy" and self.dense().accuracy == 0:
             raise ValueError("no measuring image is classified rightly, so accuracy has no curve; take likelihood")
 
-    def scores(self, net, few: int | None = None) -> training.Scores:
+    def scores(self, net: nn.Module, few: int | None = None) -> training.Scores:
         """Return the scores of a network on the measuring images."""
         return training.evaluate(net, self.images[:few], self.labels[:few])
 
@@ -107,7 +111,7 @@ class Laboratory:
     floor: float
     about: dict
 
-    def row(self, net, **more) -> dict:
+    def row(self, net: nn.Module, **more) -> dict:
         """Return a result row of a network, on test images; its layers are those that `about` says."""
         about = self.about | {"scope": "inner layers", "stored_as": "low rank"} | more
         return score.row(net, self.profile.model, self.images.tensors("test"), **about)
@@ -177,7 +181,7 @@ def layer_values(read: Profile, goodness: Callable, *, floor: float = 0.1, facto
     options, mixed = (search.rank_options(read, mixed=every, floor=floor) for every in (False, True))
     names, seconds = [own.name for own in options], {}
 
-    def timed(name, call):
+    def timed(name, call) -> tuple[Any, float]:
         began = time.perf_counter()
         found = call()
         seconds[name] = time.perf_counter() - began
@@ -269,11 +273,11 @@ def without_loss(lab: Laboratory, values: Values, factors: str, low: float) -> d
     """
     dense = training.evaluate(lab.profile.model, *lab.fresh).accuracy
 
-    def build(share):
+    def build(share) -> nn.Module:
         one = search.exact_search(lab.profile, share, options=values.mixed, values=values.damage)
         return lab.network(one.plan, factors)
 
-    def good(net):
+    def good(net: nn.Module):
         return training.evaluate(net, *lab.fresh).accuracy >= dense
 
     _, net, tried = score.smallest(build, good, low=low, tolerance=0.03)
@@ -341,7 +345,7 @@ def joined(rows: pd.DataFrame, *more: dict) -> pd.DataFrame:
 # ---- figures, tables and claims --------------------------------------------------------------------------------------
 
 
-def curves(table, least=1e-4, points=None):
+def curves(table: pd.DataFrame, least: float = 1e-4, points: pd.DataFrame | None = None) -> Figure:
     """Return one panel a layer: each column of damages against the share of the layer's own MACs kept.
 
     `table` has the columns layer and macs; every other one is a curve, drawn on a logarithmic axis down to `least`.
@@ -374,7 +378,7 @@ def curves(table, least=1e-4, points=None):
     return figure
 
 
-def choosers(table):
+def choosers(table: pd.DataFrame) -> Figure:
     """Return accuracy against the share of MACs kept: a row of panels for each network, a panel for each kind of factors, a line a chooser.
 
     `table`: result rows with columns dataset, network, chooser, factors, budget_kind ("macs"), budget, tuned, macs_kept, accuracy; rows of
@@ -410,7 +414,7 @@ def choosers(table):
     return figure
 
 
-def enc_ahead(table):
+def enc_ahead(table: pd.DataFrame) -> tuple[str, str] | None:
     mine = table[(table["notebook"] == "05_rank_search") & (table["factors"] == "svd") & at_share(table, *SIZES)]
     keys = ["dataset", "network", "budget"]
     by = mine.pivot_table("accuracy", keys, "chooser")
@@ -426,7 +430,7 @@ def enc_ahead(table):
     return said + f", {settings - len(gain)} left out" * (settings > len(gain)), verdict_of(ahead.mean())
 
 
-def lossless(table):
+def lossless(table: pd.DataFrame) -> tuple[str, str] | None:
     mine = table[(table["notebook"] == "05_rank_search") & (table["budget_kind"] == "lossless")]
     if not len(mine):
         return None
@@ -450,7 +454,7 @@ RERUN = f"for p in rank-search-vgg-small rank-search-resnet20 rank-search-resnet
 _ENC_TABLE = {("cifar10", "resnet56"): {"ENC-Map": "89.8", "ENC-Model": "89.6", "ENC-Inf": "90.2"}}
 
 
-def tables(table):
+def tables(table: pd.DataFrame) -> dict[str, str]:
     """Return {heading: Markdown table} of the published rows, as the gallery shows them."""
     table = table.assign(accuracy=100 * table["accuracy"], chooser=table["chooser"].replace(SHOWN))
     choosers = ["fixed", "ENC-Map", "ENC-Model", "ENC-Inf", "exact", "exact, Fisher"]
@@ -499,7 +503,7 @@ def tables(table):
 ONE_EACH = False  # a figure for each data set and network
 
 
-def usable(table):
+def usable(table: pd.DataFrame) -> pd.Series:
     """Return which rows (a boolean Series) `figure` can draw."""
     return table["budget_kind"] == "macs"
 

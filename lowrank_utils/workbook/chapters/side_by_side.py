@@ -1,5 +1,7 @@
 """Chapter 06, side by side: every chooser and every kind of factors in one table."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,11 +10,14 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
+from pandas.io.formats.style import Styler
 from torch import nn
 
 from lowrank_utils.lab import columns
 from lowrank_utils.lab.data import Dataset
+from lowrank_utils.network.profile import LayerProfile
 from lowrank_utils.workbook.benchmark import (
     Bench,
     convex_rows,
@@ -114,7 +119,7 @@ def way_of(table: pd.DataFrame) -> pd.Series:
 WAYS = {"dense": (7, "*"), "low rank": (0, "o"), "units": (1, "s"), "zeros": (2, "X"), "8 bit": (3, "D")}
 
 
-def trade_off(table, floor=0.1):
+def trade_off(table: pd.DataFrame, floor: float = 0.1) -> Figure:
     """Return accuracy against bytes on disk and against the time of a batch of 64, one row of panels for each network.
 
     `table`: result rows, with columns dataset, network, those of `columns.KEY`, accuracy, bytes, faster_64 (how many times
@@ -181,7 +186,7 @@ def trade_off(table, floor=0.1):
     return figure
 
 
-def explorer(card, rank, shares, points):
+def explorer(card: LayerProfile, rank: int, shares: Sequence[float], points: Sequence[float]) -> Figure:
     """Return three panels: one layer's spectrum with what a rank keeps, the work that each layer keeps, accuracy against size.
 
     Parameters: `card`, a `profile.LayerProfile` with singular values; `rank` that stays of it (None: dense); `shares`, DataFrame of layers x
@@ -221,7 +226,7 @@ def explorer(card, rank, shares, points):
     return figure
 
 
-def ledger(table):
+def ledger(table: pd.DataFrame) -> Styler:
     """Return the rows of notebook 06 as a table for readers: by network, size and accuracy, percent, kilobytes, milliseconds.
 
     A pandas Styler without its index; empty where nothing was measured.
@@ -258,7 +263,7 @@ def ledger(table):
     return shown.format(digits, na_rep="").set_table_attributes('style="font-size: 75%"').set_sticky(axis="columns")
 
 
-def tables(table):
+def tables(table: pd.DataFrame) -> dict[str, str]:
     """Return {heading: Markdown table} of the published rows, as the gallery shows them."""
     table = named(table).assign(accuracy=100 * table["accuracy"])
     crossed, ways = [], []
@@ -325,7 +330,7 @@ def tables(table):
 ONE_EACH = False  # a figure for each data set and network
 
 
-def usable(table):
+def usable(table: pd.DataFrame) -> pd.Series:
     """Return which rows (a boolean Series) `figure` can draw."""
     return table["bytes"].notna() & table["stored_as"].notna()
 
@@ -333,7 +338,7 @@ def usable(table):
 figure = trade_off
 
 
-def pictures(table):
+def pictures(table: pd.DataFrame) -> dict[str, Figure]:
     """Return {name: figure} of what the README shows."""
     shown = table[usable(table) | (table["chooser"] == "dense")]
     return {"side-by-side": trade_off(shown)} if len(shown) else {}

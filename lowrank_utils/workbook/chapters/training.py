@@ -1,5 +1,10 @@
 """Chapter 01, training: figures."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -36,7 +41,7 @@ def experiment(images: Dataset, model: nn.Module, history: pd.DataFrame, **about
     return columns.table([score.row(model, model, images.tensors("test"), **about, **told)])
 
 
-def history(table):
+def history(table: pd.DataFrame) -> Figure:
     """Return loss and valid accuracy against epochs for the DataFrame of `training.fit`."""
     figure, (left, right) = canvas(2)
     for column, name, dash in (("train_loss", "train", "--"), ("valid_loss", "valid", "-")):
@@ -51,7 +56,7 @@ def history(table):
     return figure
 
 
-def confusion(matrix, classes) -> Figure:
+def confusion(matrix: Any, classes: Sequence[str]) -> Figure:
     """Return a heat map of a confusion matrix (classes x classes, rows true, counts) as shares of each row, in percent."""
     shares = 100 * np.asarray(matrix) / np.maximum(np.asarray(matrix).sum(1, keepdims=True), 1)
     few = len(classes) <= 20
@@ -73,7 +78,7 @@ def confusion(matrix, classes) -> Figure:
     return figure
 
 
-def tables(rows):
+def tables(rows: pd.DataFrame) -> dict[str, str]:
     """Return {heading: Markdown table} of the dense networks: parameters, accuracy and macro F1 over seeds."""
     rows = rows.assign(accuracy=100 * rows["accuracy"], f1=100 * rows["f1"])
     lines = [
