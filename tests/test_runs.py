@@ -15,6 +15,8 @@ from conftest import SAVE, WORK, make_project, mounted, wait_for, write_notebook
 from lowrank_utils import paths
 from lowrank_utils.workbook import gallery, jobs, results, runs
 
+pytestmark = pytest.mark.slow  # each starts kernels
+
 EMPTY = {"only": [], "preset": {}, "settings": {}, "seeds": []}
 
 
