@@ -169,7 +169,7 @@ def test_the_shortcut_takes_part_of_the_target(net, monkeypatch):
 
     swept = lost()
     blind = graph.Followers
-    monkeypatch.setattr(sequential, "followed_by", lambda *a: {k: blind(v.norm) for k, v in followed_by(*a).items()})
+    monkeypatch.setattr(graph, "followed_by", lambda *a: {k: blind(v.norm) for k, v in followed_by(*a).items()})
     assert swept < 0.8 * lost()
 
 

@@ -524,7 +524,7 @@ def test_networks_that_cannot_be_swept_are_refused_in_one_sentence(x):
         (lambda: profile.read_layers(model, (2, 12)), r"cannot take one input of shape \(2, 12\)"),
         (lambda: fisher(model, ["a"], x[:, :5]), r"cannot take images of shape \(5,\)"),
         (lambda: fisher(model, ["c"], x), "layer 'c' is used 0 times in one pass"),
-        (lambda: fisher(nn.Conv1d(3, 2, 1), [""], torch.zeros(2, 3, 5)), "whose answers are N x classes"),
+        (lambda: fisher(nn.Conv2d(3, 2, 1), [""], torch.zeros(2, 3, 5, 5)), "whose answers are N x classes"),
         (lambda: fisher(empty, ["0"], x), "this network has no parameters"),
         (lambda: sweep(Profile(empty, x), {}), "this network has no parameters"),
         (lambda: statistics.collect_moments(empty, [], x), "this network has no parameters"),

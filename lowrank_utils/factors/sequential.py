@@ -20,7 +20,7 @@ from lowrank_utils.checks import check_count
 from lowrank_utils.factors import svd
 from lowrank_utils.factors.svd import reduced_rank
 from lowrank_utils.network import unfold
-from lowrank_utils.network.graph import Followers, execution_order, followed_by, owners, trace, weight_layers
+from lowrank_utils.network.graph import Followers, execution_order, owners, weight_layers
 from lowrank_utils.network.modules import evaluating, fold_bias_into_norm, replaced
 from lowrank_utils.network.profile import Plan, Profile
 from lowrank_utils.network.statistics import CrossMoments
@@ -88,6 +88,7 @@ def sweep(
     refit_dense: bool = True,
     within: Mapping[str, torch.Tensor] | None = None,
     weighted: bool = False,
+    fisher_images: int | None = None,
     iterations: int | None = None,
     ridge: float | None = None,
     batch_size: int = 100,
@@ -97,7 +98,8 @@ def sweep(
 
     Each planned layer becomes the rank-r answer to min E|T - W X - b|^2 (`reduced_rank`; `svd.alternating_low_rank` for a
     convolution), X its inputs (patches) in the network as compressed so far, T its outputs in the original one. Of a
-    large feature map about 256 positions an image are taken, spread over all columns. Where a
+    large feature map about 256 positions an image are taken, spread over all columns; of every layer about `samples` in
+    all, at random, where the profile was made with `samples=`. Where a
     batch norm follows, errors count by its squared scale; where the result is added to a shortcut of the same shape, T
     is what the sum was less what the shortcut now gives. ``relu=True``: where a ReLU follows, only max(., 0) matters, so the target is
     T where it is positive and min(current, 0) elsewhere; the problem is solved again `iterations` times (10, or 3 in a
@@ -106,7 +108,7 @@ def sweep(
     (not those that share a weight or are used more than once).
     ``within``: {layer: orthonormal columns, d_out x rank} holds the outputs of a linear layer in a subspace that was
     chosen elsewhere, and only refits the rest. ``weighted=True``: errors count as much as the network's answer feels
-    them, in the metric 0.7 F / mean(diag F) + 0.3 I with F of `fisher`. `ridge`: share of the mean
+    them, in the metric 0.7 F / mean(diag F) + 0.3 I with F of `fisher` from the first `fisher_images` calibration inputs (None: all). `ridge`: share of the mean
     variance of X, as in `reduced_rank`; by default 1e-6, but where there are fewer than 20 samples for an input (linear
     layers have one an image) the one that `cross_validated_ridge` finds.
 
@@ -168,8 +170,7 @@ def sweep(
     unmet = [name for name in plan if name not in order]
     if unmet:
         raise ValueError(f"no input reaches layer {unmet[0]!r} in a forward pass")
-    graph = trace(model, weight_layers(model))
-    after = followed_by(model, graph, calibration) if graph is not None else {}
+    graph, after = profile.graph, profile.followers
     unseen = [name for name in order if name not in after]
     if graph is not None and unseen:
         log.warning(
@@ -181,18 +182,29 @@ def sweep(
         order = [name for name in after if name in order]  # as the nodes stand
     metrics = {}
     if weighted and plan:
-        for name, found in profile.fisher_of(list(plan)).items():
+        for name, found in profile.fisher_of(list(plan), fisher_images).items():
             scale = found.diagonal().mean()
             metrics[name] = (0.7 / scale if scale else 0.0) * found + 0.3 * torch.eye(len(found)).to(found)
     thin = {}
     walk = Walk(model, graph, thin, calibration, batch_size, memory)
-    for name in order:
+    each = None if profile.samples is None else -(-profile.samples // len(calibration))
+    for place, name in enumerate(order):
         if name not in plan and not thin:
             continue  # nothing was lost yet
         held = after.get(name, Followers())
         steps = iterations if relu and held.relu else 1
         new = _answer(
-            model, walk, name, chosen.get(name), held, (within or {}).get(name), metrics.get(name), steps, ridge
+            model,
+            walk,
+            name,
+            chosen.get(name),
+            held,
+            (within or {}).get(name),
+            metrics.get(name),
+            steps,
+            ridge,
+            each,
+            profile.seed + place,
         )
         layer = model.get_submodule(name)
         last = new.second if name in plan else new
@@ -211,7 +223,41 @@ def _step(high, wide):
     return step
 
 
-def _answer(model, walk, name, planned, held, subspace, metric, iterations, ridge):
+def _parts(layer, walked, each):
+    # (inputs now, inputs in the original, what was lost) of so many inputs that their patches take little memory
+    for x_now, x_then, lost in walked:
+        if each is not None:
+            yield x_now, x_then, lost
+            continue
+        at = 0
+        for x, then in zip(*(v.split(unfold.images_at_once(layer, x_now)) for v in (x_now, x_then))):
+            here = slice(at, at + len(x))
+            at += len(x)
+            yield x, then, None if lost is None else tuple(v[here] for v in lost)
+
+
+def _samples(layer, x, then, lost, undo, each, generator):
+    # (patches, outputs of the original weights, what the answer must add to them, outputs of the other summand), groups x rows x ...
+    count = unfold.groups(layer)
+    kind = torch.float64 if isinstance(layer, nn.Linear) else x.dtype
+    at = None if each is None else unfold.sampled_positions(layer, x, each, generator)
+    if at is None:
+        y, y_then = layer(x), layer(then)
+        every = _step(*y.shape[-2:]) if isinstance(layer, nn.Conv2d) and each is None else 1
+        seen = unfold.patches(layer, x, every).to(kind)
+        y, y_then = (output_rows(layer, v, count, every).to(kind) for v in (y, y_then))
+    else:  # of few positions the patches serve for the outputs too
+        every, weight = 1, layer.weight.reshape(count, -1, layer.weight[0].numel()).mT.to(kind)
+        bias = 0.0 if layer.bias is None else layer.bias.reshape(count, 1, -1).to(kind)
+        seen, seen_then = (unfold.patches(layer, v, at=at).to(kind) for v in (x, then))
+        y, y_then = seen @ weight + bias, seen_then @ weight + bias
+    if lost is None:
+        return seen, y, y_then - y, 0.0
+    missing, other = (output_rows(layer, v, count, every, at).to(kind) for v in lost)
+    return seen, y, y_then - y + missing * undo.reshape(count, 1, -1).to(kind), other
+
+
+def _answer(model, walk, name, planned, held, subspace, metric, iterations, ridge, each, seed):
     layer = model.get_submodule(name)
     count, size = unfold.groups(layer), layer.weight[0].numel()
     start = layer.weight.detach().double().reshape(count, -1, size)
@@ -226,7 +272,6 @@ def _answer(model, walk, name, planned, held, subspace, metric, iterations, ridg
     alive = gain if norm is None else gain[norm.running_var > norm.eps]
     floor = 0.05 * alive.square().mean().sqrt()
     floor = floor if floor > 0 else torch.ones_like(floor)
-    exact = isinstance(layer, nn.Linear)
     undo = gain / (gain.square() + floor.square()) if norm is not None else gain
     if norm is not None and metric is None:
         metric = torch.diag(gain.square() + floor.square())
@@ -234,36 +279,23 @@ def _answer(model, walk, name, planned, held, subspace, metric, iterations, ridg
     found, before, xx, last, momentum = None, None, None, torch.inf, 0
     for step in range(iterations):
         error_now = 0.0
+        generator = torch.Generator().manual_seed(seed)
         seen = CrossMoments(count, size, rows, layer.weight.device)
         with evaluating(model):
-            for x_now, x_then, lost in walk.at(name, held.other):
-                at = 0
-                for x, then in zip(*(v.split(unfold.images_at_once(layer, x_now)) for v in (x_now, x_then))):
-                    here = slice(at, at + len(x))
-                    at += len(x)
-                    kind = torch.float64 if exact else x.dtype
-                    y = layer(x)
-                    every = 1 if exact else _step(*y.shape[-2:])
-                    y, y_then = (output_rows(layer, v, count, every).to(kind) for v in (y, layer(then)))
-                    error = y_then - y  # of the original weights: what the answer must add
-                    if lost is not None:
-                        missing, other = (output_rows(layer, v[here], count, every).to(kind) for v in lost)
-                        error = error + missing * undo.reshape(count, 1, -1).to(kind)
-                    seen_x = unfold.patches(layer, x, every).to(kind)
-                    if found is not None:
-                        g, h, u = (v.reshape(count, 1, -1).to(kind) for v in (gain, offset, undo))
-                        other_now = other if lost is not None else 0.0
-                        goal = g * (y + error) + h + other_now
-                        current = seen_x @ found[0].mT.to(kind) + found[1][:, None].to(kind)
-                        error_now += float(
-                            (goal.clamp(min=0) - (g * current + h + other_now).clamp(min=0)).square().sum()
-                        )
-                        if before is not None:  # momentum, Nesterov 1983
-                            past = seen_x @ before[0].mT.to(kind) + before[1][:, None].to(kind)
-                            current = current + momentum / (momentum + 3) * (current - past)
-                        current = g * current + h + other_now
-                        error = error + (torch.where(goal > 0, goal, current.clamp(max=0)) - goal) * u
-                    seen.update(seen_x, error, covariance=xx is None)
+            for x, then, lost in _parts(layer, walk.at(name, held.other), each):
+                seen_x, y, error, other = _samples(layer, x, then, lost, undo, each, generator)
+                if found is not None:
+                    g, h = (v.reshape(count, 1, -1).to(y) for v in (gain, offset))
+                    goal = g * (y + error) + h + other
+                    current = seen_x @ found[0].mT.to(y) + found[1][:, None].to(y)
+                    error_now += float((goal.clamp(min=0) - (g * current + h + other).clamp(min=0)).square().sum())
+                    if before is not None:  # momentum, Nesterov 1983
+                        past = seen_x @ before[0].mT.to(y) + before[1][:, None].to(y)
+                        current = current + momentum / (momentum + 3) * (current - past)
+                    current = g * current + h + other
+                    aim = torch.where(goal > 0, goal, current.clamp(max=0))
+                    error = error + (aim - goal) * undo.reshape(count, 1, -1).to(y)
+                seen.update(seen_x, error, covariance=xx is None)
         if not (torch.isfinite(seen.ex).all() and torch.isfinite(seen.xx).all()):
             raise ValueError("the calibration data make NaN or infinite activations; check images and weights")
         if xx is None:

@@ -92,6 +92,55 @@ def alternating_low_rank(
     return (left if back is None else (back @ left.reshape(rows, -1)).reshape(rows * offsets, rank)), right
 
 
+def errors_by_rank(
+    target: torch.Tensor, covariance: torch.Tensor, offsets: int, metric: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return E|(T - W_r) x|^2 for every rank r = 0..full rank (float64), from one eigenproblem; for one group.
+
+    Shapes and `metric` as in `alternating_low_rank`. With one offset these are the exact least errors, the sums of the
+    dropped eigenvalues of T C T^T. Else the second layer is the best one for the first r directions where the
+    alternation starts, so the errors are upper bounds; one Cholesky factor of the Gram matrix of all directions at all
+    offsets gives them for every rank, since its leading blocks are those of the lower ranks.
+
+    >>> t = torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
+    >>> errors_by_rank(t, torch.eye(3, dtype=torch.float64), 1).tolist()
+    [14.0, 5.0, 1.0, 0.0]
+    """
+    if metric is not None:
+        values, vectors = torch.linalg.eigh(metric)
+        target = values.clamp(min=0).sqrt()[:, None] * (vectors.T @ target)
+    rows, size = len(target), target.shape[1] // offsets
+    if offsets == 1:
+        outputs = target @ covariance @ target.T
+        kept = torch.linalg.eigvalsh((outputs + outputs.T) / 2).clamp(min=0).flip(0)[: min(rows, size)]
+        return torch.cat([kept.flip(0).cumsum(0).flip(0), kept.new_zeros(1)])
+    whole = ((target @ covariance) * target).sum()
+    blocks = covariance.reshape(offsets, size, offsets, size)
+    mean = torch.stack([blocks[b, :, b] for b in range(offsets)]).mean(0)
+    values, vectors = torch.linalg.eigh(mean)
+    if not whole > 0 or not values[-1] > 0:
+        return whole * torch.zeros(min(rows * offsets, size) + 1).to(target)
+    values = values.clamp(min=1e-7 * values[-1])
+    root, inverse = vectors * values.sqrt(), vectors / values.sqrt()
+    vt = torch.linalg.svd(target.reshape(rows * offsets, size) @ root, full_matrices=False)[2]
+    right = vt @ inverse.T  # k x n: the directions, best first
+    rank = len(right)
+    # (direction, offset) in the order in which ranks take them in
+    half = covariance.reshape(-1, offsets, size) @ right.T  # (offsets n) x offsets x k
+    gram = torch.einsum("kn,bnco->kbco", right, half.reshape(offsets, size, offsets, rank)).permute(0, 1, 3, 2)
+    gram = gram.reshape(rank * offsets, rank * offsets)
+    cross = (
+        ((target @ covariance).reshape(rows, offsets, size) @ right.T).permute(2, 1, 0).reshape(rank * offsets, rows)
+    )
+    gram = gram + 1e-9 * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if failed:  # the same to rounding, where directions at two offsets coincide
+        factor = torch.linalg.cholesky(gram + 1e-6 * gram.diagonal().mean() * torch.eye(len(gram)).to(gram))
+    explained = torch.linalg.solve_triangular(factor, cross, upper=False).square().sum(1)
+    each = explained.reshape(rank, offsets).sum(1)
+    return torch.cat([whole[None], whole - each.cumsum(0)]).clamp(min=0)
+
+
 def _right(left, right, seen, blocks, inverse, steps=8):
     # conjugate gradients on the normal equations for right, preconditioned by the mean covariance of an offset
     rows, offsets, rank = left.shape

@@ -357,6 +357,10 @@ class Profile(Sequence[LayerProfile]):
         dense: Sequence[str] = (),
         scheme: str | dict[str, str] | None = None,
         spectra: bool = True,
+        samples: int | None = None,
+        estimator: str = "exact",
+        draws: int = 10,
+        seed: int = 0,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ValueError(f"a profile is of an nn.Module, not of a {type(model).__name__}")
@@ -376,6 +380,7 @@ class Profile(Sequence[LayerProfile]):
         self.model, self.calibration = model, calibration
         self.input_shape = None if input_shape is None else tuple(input_shape)
         self.dense, self.scheme, self._spectra = tuple(dense), scheme, spectra
+        self.samples, self.estimator, self.draws, self.seed = samples, estimator, draws, seed
         self._layers: tuple[LayerProfile, ...] | None = None
         self._uses, self._order, self._followers, self._graph = None, None, None, False
         self._seen = _versions(model)
@@ -500,7 +505,9 @@ class Profile(Sequence[LayerProfile]):
         calibration = self._need_calibration("the moments of layer inputs need")
         missing = [name for name in names if name not in self._moments]
         if missing:
-            self._moments |= statistics.collect_moments(self.model, missing, calibration)
+            self._moments |= statistics.collect_moments(
+                self.model, missing, calibration, samples=self.samples, seed=self.seed
+            )
         return {name: self._moments[name] for name in names}
 
     def fisher_of(self, names: Collection[str], images: int | None = None) -> dict[str, torch.Tensor]:
@@ -508,8 +515,16 @@ class Profile(Sequence[LayerProfile]):
         calibration = self._need_calibration("the Fisher information needs")
         count = len(calibration) if images is None else min(images, len(calibration))
         missing = [name for name in names if (name, count) not in self._fisher]
+        how: dict[str, Any] = {"draws": self.draws, "seed": self.seed, "estimator": self.estimator}
+        if missing and self.estimator != "exact" and count == len(calibration) and not self._moments.keys() & missing:
+            # one pass for both: the network is not run again for the moments
+            moments, found = statistics.moments_and_fisher(
+                self.model, missing, calibration, samples=self.samples, **how
+            )
+            self._moments |= moments
+        elif missing:
+            found = statistics.fisher(self.model, missing, calibration[:count], **how)
         if missing:
-            found = statistics.fisher(self.model, missing, calibration[:count])
             self._fisher |= {(name, count): value for name, value in found.items()}
         return {name: self._fisher[name, count] for name in names}
 
@@ -526,12 +541,16 @@ class Profile(Sequence[LayerProfile]):
             "input_shape": self.input_shape,
             "dense": self.dense,
             "scheme": self.scheme,
+            "samples": self.samples,
+            "estimator": self.estimator,
+            "draws": self.draws,
+            "seed": self.seed,
         }
         unknown = changes.keys() - options.keys()
         if unknown:
             raise ValueError(f"a profile has no {', '.join(sorted(unknown))} to change; it has {', '.join(options)}")
         new = Profile(self.model, **options | changes, spectra=self._spectra)
-        if "calibration" not in changes:
+        if changes.keys() <= {"dense", "scheme", "input_shape"}:
             new._moments, new._fisher = self._moments, self._fisher
         return new
 
@@ -550,6 +569,10 @@ def profile(
     dense: Sequence[str] = (),
     scheme: str | dict[str, str] | None = None,
     spectra: bool = True,
+    samples: int | None = None,
+    estimator: str = "exact",
+    draws: int = 10,
+    seed: int = 0,
 ) -> Profile:
     """Return the `Profile` of `model`: everything that choosers of ranks and factorisers need to know about it.
 
@@ -559,6 +582,10 @@ def profile(
     calibration : inputs of the network (N first), for moments and Fisher information.
     input_shape : shape of one input without N, e.g. (1, 28, 28); taken from `calibration` where that is given.
     dense, scheme, spectra : as in `read_layers`.
+    samples : the most patches of a convolution, or tokens of a sequence, that moments and the sweep look at in one
+        layer: each input gives equally many, at random positions (None: all in the moments, about 256 an input in the sweep).
+    estimator, draws : of the Fisher information, as in `statistics.fisher`.
+    seed : of both.
 
     Raises ValueError for a network without parameters or on the meta device, NaN weights, and inputs that it cannot
     take. Asked for statistics without calibration, or after the weights have changed, it says so.
@@ -567,7 +594,8 @@ def profile(
     >>> mine["1"].macs, mine["1"].break_even(), mine.factorable
     (640, 8, ['1'])
     """
-    return Profile(model, calibration, input_shape=input_shape, dense=dense, scheme=scheme, spectra=spectra)
+    options: dict[str, Any] = {"samples": samples, "estimator": estimator, "draws": draws, "seed": seed}
+    return Profile(model, calibration, input_shape=input_shape, dense=dense, scheme=scheme, spectra=spectra, **options)
 
 
 def _versions(model):

@@ -53,8 +53,6 @@ class Moments:
         Raises ValueError where they hold NaN or infinity.
         """
         x = vectors.detach().to(self.mean.device, dtype)
-        if not torch.isfinite(x).all():
-            raise ValueError("the calibration data make NaN or infinite activations; check images and weights")
         if x.shape[-2] == 0:
             return
         mean = x.mean(-2, keepdim=True)
@@ -62,7 +60,10 @@ class Moments:
         total = self.count + x.shape[-2]
         delta = mean.squeeze(-2).double() - self.mean
         share = self.count * x.shape[-2] / total
-        self.scatter += (centred.mT @ centred).double() + share * delta[..., :, None] * delta[..., None, :]
+        products = (centred.mT @ centred).double()
+        if not (torch.isfinite(delta).all() and torch.isfinite(products.diagonal(dim1=-2, dim2=-1)).all()):
+            raise ValueError("the calibration data make NaN or infinite activations; check images and weights")
+        self.scatter += products + share * delta[..., :, None] * delta[..., None, :]
         self.mean = self.mean + delta * (x.shape[-2] / total)
         self.count = total
 
@@ -78,70 +79,111 @@ class Moments:
 
 
 def collect_moments(
-    model: nn.Module, names: Sequence[str], calibration: torch.Tensor, batch_size: int = 500
+    model: nn.Module,
+    names: Sequence[str],
+    calibration: torch.Tensor,
+    batch_size: int = 500,
+    samples: int | None = None,
+    seed: int = 0,
 ) -> dict[str, Moments]:
     """Return ``{name: Moments}`` of the inputs of the named layers while `model` sees `calibration`.
 
     `calibration` is a tensor of network inputs (N first) and is fed in batches; what is kept is one d_in x d_in
     matrix a layer, whatever N. For a convolution the vectors are its patches (I kh kw numbers, one for each output
-    position). The model runs in eval mode and is put back as it was.
+    position). With `samples` no layer looks at many more vectors than that: each input gives equally many, at random
+    positions (`seed`). The model runs in eval mode and is put back as it was.
 
     Raises ValueError for an empty or non-finite `calibration`, or images of a shape the network cannot take.
     """
     check_there(model)
     if not torch.is_tensor(calibration) or calibration.ndim < 2 or len(calibration) == 0:
         raise ValueError("calibration must be a tensor of at least one input, with the images along its first axis")
-    first = next(model.parameters(), None)
-    if first is None:
+    if next(model.parameters(), None) is None:
         raise ValueError("this network has no parameters, so it has no layer whose inputs could be collected")
+    found, hooks = _moment_hooks(model, names, _positions_each(samples, len(calibration)), seed)
+    watch(model, calibration.split(batch_size), hooks)
+    _check_met(found)
+    return found
+
+
+def _positions_each(samples, inputs):
+    # how many positions of each input make `samples` in all
+    if samples is None:
+        return None
+    check_count(samples=samples)
+    return -(-samples // inputs)
+
+
+def _moment_hooks(model, names, each, seed):
+    # ({name: Moments}, {name: hook that fills them from what the layer reads})
     modules: dict[str, Any] = dict(model.named_modules())
     for name in names:
         if name not in modules or not unfold.schemes_of(modules[name]):
             raise ValueError(
                 f"there is no layer {name!r} in this network that is linear or a convolution, whose inputs could be collected"
             )
+    device = next(model.parameters()).device
     found = {
-        name: Moments.empty(modules[name].weight[0].numel(), first.device, unfold.groups(modules[name]))
-        for name in names
+        name: Moments.empty(modules[name].weight[0].numel(), device, unfold.groups(modules[name])) for name in names
     }
+    generator = torch.Generator().manual_seed(seed)
 
     def update(name):
-        def hook(module, args, kwargs):
-            x = unfold.call_input(args, kwargs)
-            if isinstance(module, nn.Linear):
-                return found[name].update(unfold.patches(module, x)[0])
+        def hook(module, args, kwargs, output):
+            x = unfold.call_input(args, kwargs).detach()
+            at = None if each is None else unfold.sampled_positions(module, x, each, generator)
+            if isinstance(module, nn.Linear) or at is not None:
+                seen = unfold.patches(module, x, at=at)
+                # sums over many positions are too large for half precision
+                wide = torch.float64 if at is None else torch.promote_types(seen.dtype, torch.float32)
+                return found[name].update(seen[0] if len(seen) == 1 else seen, wide)
             for some in x.split(unfold.images_at_once(module, x)):
                 seen = unfold.patches(module, some)
-                # sums over many positions are too large for half precision
                 wide = torch.promote_types(seen.dtype, torch.float32)
                 found[name].update(seen[0] if len(seen) == 1 else seen, wide)
             return None
 
         return hook
 
-    watch(model, calibration.split(batch_size), {name: update(name) for name in names}, before=True)
-    unmet = [name for name in names if not found[name].count]
+    return found, {name: update(name) for name in names}
+
+
+def _check_met(found):
+    unmet = [name for name in found if not found[name].count]
     if unmet:
         raise ValueError(
             f"no input reaches layer {unmet[0]!r} in a forward pass, so there is nothing to calibrate it with"
         )
-    return found
+
+
+ESTIMATORS = ("exact", "signs", "draws")
 
 
 def fisher(
-    model: nn.Module, names: Sequence[str], images: torch.Tensor, draws: int = 10, seed: int = 0, batch_size: int = 50
+    model: nn.Module,
+    names: Sequence[str],
+    images: torch.Tensor,
+    draws: int = 10,
+    seed: int = 0,
+    batch_size: int = 50,
+    estimator: str = "exact",
 ) -> dict[str, torch.Tensor]:
     """Return ``{layer: matrix}`` (d_out x d_out, float64): how much the network's answer feels errors in a layer's outputs.
 
     The Fisher information of the predicted distribution with respect to the layer's outputs t, E_x E_{y ~ p(y|x)} [g
     g^T] with g = d log p(y|x) / dt, summed over the positions of a convolution: a small error e changes the
-    distribution by e^T F e / 2 (Kullback-Leibler divergence, to second order). No labels are used. Exact for up to
-    `draws` classes, by one backward pass for each class and batch; beyond, `draws` classes are drawn from p(y|x) for
-    each image (`seed`). The model runs in eval mode.
+    distribution by e^T F e / 2 (Kullback-Leibler divergence, to second order). No labels are used. The model runs in
+    eval mode. Answers are logits, N x classes; of N x T x classes, as a language model gives, the log-probabilities of
+    all T answers of an input are summed, which only "signs" and "draws" can estimate.
+
+    estimator : "exact", one backward pass for each class and batch (more than `draws` classes: as "draws"); "signs",
+        `draws` passes, each for sum_k s_k sqrt(p_k) log p_k with random signs s, whose g g^T has the exact F as its
+        mean and takes every class into account; "draws", `draws` classes drawn from p(y|x) for each image, one pass each.
+    draws, seed : how many random passes, and their seed.
 
     Raises ValueError for layers that are not there or not used exactly once in a pass, no images or images that the
-    network cannot take, and NaN. Source: Amari 1998; as a metric for layers,
-    Martens & Grosse 2015.
+    network cannot take, and NaN. Sources: Amari 1998; as a metric for layers, Martens & Grosse 2015; random signs
+    in place of a sum over classes, Hutchinson 1990.
 
     >>> layer = nn.Linear(3, 2)
     >>> found = fisher(nn.Sequential(layer), ["0"], torch.zeros(1, 3))["0"]  # p (1 - p) times [[1, -1], [-1, 1]]
@@ -149,6 +191,60 @@ def fisher(
     >>> bool(torch.allclose(found, p * (1 - p) * torch.tensor([[1.0, -1], [-1, 1]]).double(), atol=1e-6))
     True
     """
+    return _fisher(model, names, images, _Passes(estimator, draws, seed), batch_size, {})
+
+
+def moments_and_fisher(
+    model: nn.Module,
+    names: Sequence[str],
+    images: torch.Tensor,
+    draws: int = 1,
+    seed: int = 0,
+    batch_size: int = 50,
+    estimator: str = "signs",
+    samples: int | None = None,
+) -> tuple[dict[str, Moments], dict[str, torch.Tensor]]:
+    """Return what `collect_moments` and `fisher` return, from one pass over the images instead of two."""
+    check_there(model)
+    found, hooks = _moment_hooks(model, names, _positions_each(samples, len(images)), seed)
+    metric = _fisher(model, names, images, _Passes(estimator, draws, seed), batch_size, hooks)
+    _check_met(found)
+    return found, metric
+
+
+@dataclass
+class _Passes:
+    # which sums of log-probabilities are followed backwards, for one batch after the other
+    estimator: str
+    draws: int
+    seed: int
+
+    def __post_init__(self):
+        if self.estimator not in ESTIMATORS:
+            raise ValueError(f"unknown estimator {self.estimator!r}; known: {', '.join(ESTIMATORS)}")
+        check_count(draws=self.draws)
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    def of(self, logs):
+        # pairs (sum to follow, how much the slopes of each input count) for logs, N x classes or N x T x classes
+        shares = logs.detach().double().exp()
+        few = logs.ndim == 2 and logs.shape[1] <= self.draws
+        if self.estimator == "exact" and few:
+            return [(logs[:, k].sum(), shares[:, k]) for k in range(logs.shape[1])]
+        even = torch.full((len(logs),), 1 / self.draws, dtype=torch.float64, device=logs.device)
+        if self.estimator == "signs":
+            root = shares.sqrt().to(logs.dtype)
+            return [((self._signs(root) * root * logs).sum(), even) for _ in range(self.draws)]
+        flat = shares.flatten(0, -2)
+        drawn = torch.multinomial(flat.cpu(), self.draws, replacement=True, generator=self.generator).to(logs.device)
+        return [(logs.flatten(0, -2).gather(1, drawn[:, [k]]).sum(), even) for k in range(self.draws)]
+
+    def _signs(self, like):
+        drawn = torch.randint(0, 2, like.shape, generator=self.generator, dtype=torch.int8)
+        return (2 * drawn - 1).to(like)
+
+
+def _fisher(model, names, images, passes, batch_size, also):
     check_there(model)
     modules: dict[str, Any] = dict(model.named_modules())
     for name in names:
@@ -170,8 +266,7 @@ def fisher(
         return hook
 
     found: dict[str, Any] = dict.fromkeys(names, 0.0)  # a sum, until it is a matrix
-    generator = torch.Generator().manual_seed(seed)
-    watched = hooked(model, {name: catch(name) for name in names})
+    watched = hooked(model, also, {name: catch(name) for name in names})
     with evaluating(model), torch.inference_mode(False), torch.enable_grad(), watched:
         for batch in images.split(batch_size):
             caught |= {name: [] for name in names}
@@ -182,10 +277,11 @@ def fisher(
                         f"layer {name!r} is used {len(caught[name])} times in one pass; the Fisher information needs one use"
                     )
             outputs = [caught[name][0] for name in names]
-            for total, share in _rounds(logs, draws, generator):
+            rounds = passes.of(logs)
+            for left, (total, share) in zip(range(len(rounds) - 1, -1, -1), rounds):
                 # an output that the answer does not need has slope zero
                 slopes = torch.autograd.grad(
-                    total, outputs, retain_graph=True, allow_unused=True, materialize_grads=True
+                    total, outputs, retain_graph=left > 0, allow_unused=True, materialize_grads=True
                 )
                 for name, slope in zip(names, slopes):
                     rows = output_rows(modules[name], slope)[0]
@@ -195,27 +291,17 @@ def fisher(
 
 
 def _log_shares(model, batch):
-    # log p(y|x), N x classes
+    # log p(y|x), N x classes or N x T x classes
     try:
         answers = model(batch)
     except Exception as error:  # a reader's own network fails in errors of many kinds
         raise ValueError(f"the network cannot take images of shape {tuple(batch.shape[1:])}: {error}") from error
-    if not torch.is_tensor(answers) or answers.ndim != 2:
-        raise ValueError("the Fisher information needs a network whose answers are N x classes")
-    logs = answers.log_softmax(1)
+    if not torch.is_tensor(answers) or answers.ndim not in (2, 3):
+        raise ValueError("the Fisher information needs a network whose answers are N x classes or N x T x classes")
+    logs = answers.log_softmax(-1)
     if not torch.isfinite(logs).all():
         raise ValueError("the network's outputs on these images are NaN or infinite; check its weights and the images")
     return logs
-
-
-def _rounds(logs, draws, generator):
-    # pairs (sum of log p of one class an image, how much each image counts): every class, or some drawn from p
-    shares = logs.detach().double().exp()
-    if logs.shape[1] <= draws:
-        return [(logs[:, k].sum(), shares[:, k]) for k in range(logs.shape[1])]
-    drawn = torch.multinomial(shares.cpu(), draws, replacement=True, generator=generator).to(logs.device)
-    even = torch.full_like(shares[:, 0], 1 / draws)
-    return [(logs.gather(1, drawn[:, [k]]).sum(), even) for k in range(draws)]
 
 
 class CrossMoments:

@@ -513,13 +513,16 @@ def recognise(module: nn.Module) -> tuple[str | None, int] | None:
     return None
 
 
-def patches(layer: nn.Module, x: torch.Tensor, every: int = 1) -> torch.Tensor:
+def patches(layer: nn.Module, x: torch.Tensor, every: int = 1, at: torch.Tensor | None = None) -> torch.Tensor:
     """Return what `layer` multiplies with its matrix, groups x positions x (I kh kw / groups), from its inputs `x` (N first).
 
     Columns run over (input channel, row, column), as ``weight[0].flatten()``; positions over images, then rows and
     columns of the output, of which one in `every` is taken for a convolution. A linear layer's inputs are its patches.
+    With `at` (N x m, places of `sampled_positions`) only these m positions of each input are taken.
     """
     if type(layer) is nn.Linear:
+        if at is not None and x.ndim > 2:
+            x = x.flatten(1, -2).gather(1, at[:, :, None].expand(-1, -1, x.shape[-1]))
         return x.reshape(1, -1, x.shape[-1])
     layer = cast(nn.Conv2d, layer)
     (high, wide), (dilate_down, dilate_across) = layer.kernel_size, layer.dilation
@@ -536,10 +539,48 @@ def patches(layer: nn.Module, x: torch.Tensor, every: int = 1) -> torch.Tensor:
     # N x I x rows x columns x kh x kw, a view
     windows = x.unfold(2, high, down).unfold(3, wide, across)[..., ::dilate_down, ::dilate_across]
     windows = windows.unflatten(1, (count, -1)).permute(1, 0, 3, 4, 2, 5, 6)
-    if every > 1:
+    if at is not None:
+        image = torch.arange(len(x), device=x.device)[:, None]
+        windows = windows[:, image, at // windows.shape[3], at % windows.shape[3]]
+    elif every > 1:
         some = torch.arange(0, windows.shape[2] * windows.shape[3], every, device=x.device)
         windows = windows[:, :, some // windows.shape[3], some % windows.shape[3]]
     return windows.reshape(count, -1, layer.weight[0].numel())
+
+
+def output_positions(layer: nn.Module, x: torch.Tensor) -> int:
+    """Return at how many positions of one of its inputs `x` (N first) `layer` is applied: tokens of a sequence, pixels of a map.
+
+    >>> output_positions(nn.Conv2d(1, 1, 3, stride=2), torch.zeros(2, 1, 8, 9)), output_positions(nn.Linear(4, 1), torch.zeros(2, 5, 4))
+    (12, 5)
+    """
+    if not isinstance(layer, nn.Conv2d):
+        return prod(x.shape[1:-1])
+    found = 1
+    for axis in (0, 1):
+        reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+        padding = layer.padding
+        around = reach if padding == "same" else 0 if padding == "valid" else 2 * int(padding[axis])
+        found *= (x.shape[2 + axis] + around - reach - 1) // layer.stride[axis] + 1
+    return found
+
+
+def sampled_positions(
+    layer: nn.Module, x: torch.Tensor, most: int, generator: torch.Generator | None = None
+) -> torch.Tensor | None:
+    """Return places (N x `most`) drawn from the output positions of each input `x` of `layer`; None where there are no more.
+
+    Every input gives as many, all different, each as likely as any other: a sample stratified over inputs.
+
+    >>> layer, x = nn.Conv2d(1, 1, 3), torch.zeros(2, 1, 6, 6)
+    >>> at = sampled_positions(layer, x, 5)
+    >>> at.shape, patches(layer, x, at=at).shape, sampled_positions(layer, x, 16)
+    (torch.Size([2, 5]), torch.Size([1, 10, 9]), None)
+    """
+    whole = output_positions(layer, x)
+    if whole <= most:
+        return None
+    return torch.rand(len(x), whole, generator=generator).topk(most, dim=1).indices.to(x.device)
 
 
 def call_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -560,8 +601,19 @@ def images_at_once(layer: nn.Module, x: torch.Tensor, limit: float = 8e6) -> int
     return max(1, int(limit / (positions * layer.groups * layer.weight[0].numel() * x.element_size())))
 
 
-def output_rows(layer: nn.Module, y: torch.Tensor, groups: int = 1, every: int = 1) -> torch.Tensor:
-    # N x O x height x width, or N x ... x O of a linear layer -> groups x rows x O / groups
-    wide = isinstance(layer, nn.Conv2d)
-    rows = y.flatten(2)[:, :, ::every].transpose(1, 2).flatten(0, 1) if wide else y.reshape(-1, y.shape[-1])
+def output_rows(
+    layer: nn.Module, y: torch.Tensor, groups: int = 1, every: int = 1, at: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return outputs of `layer` (N x O x height x width, or N x ... x O of a linear one) as groups x rows x O / groups.
+
+    The rows are those of `patches` with the same `every` or `at`.
+    """
+    if isinstance(layer, nn.Conv2d):
+        y = y.flatten(2)
+        y = y[:, :, ::every] if at is None else y.gather(2, at[:, None].expand(-1, y.shape[1], -1))
+        rows = y.transpose(1, 2).flatten(0, 1)
+    else:
+        if at is not None and y.ndim > 2:
+            y = y.flatten(1, -2).gather(1, at[:, :, None].expand(-1, -1, y.shape[-1]))
+        rows = y.reshape(-1, y.shape[-1])
     return rows.reshape(len(rows), groups, -1).transpose(0, 1)

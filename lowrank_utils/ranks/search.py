@@ -222,7 +222,7 @@ def output_error(
     options: Sequence[Options],
     *,
     factors: str = "data-aware",
-    points: int = 6,
+    points: int | None = 6,
     metric: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, np.ndarray]:
     """Return ``{layer: e}``: each option's relative squared error of the layer's outputs on data, dense 0.
@@ -248,6 +248,9 @@ def output_error(
         weight = layer.weight.detach().double().reshape(count, -1, spread.shape[-1])
         own_metric = None if metric is None else metric[own.name].to(weight)
         whole = _output_energy(weight, spread) if own_metric is None else 1.0
+        if points is None:
+            found[own.name] = _every_rank(own, layer, weight, spread, own_metric) / (whole or 1.0)
+            continue
         numbers = {}
         for scheme, ranks in measured_ranks(own, points).items():
             base = svd.decompose_layer(layer, factors, moments[own.name], scheme, centred)
@@ -258,6 +261,22 @@ def output_error(
                 numbers[scheme, rank] = _output_energy(lost, spread, own_metric) / whole if whole else 0.0
         found[own.name] = np.append(np.maximum(_between(own, numbers), 0.0), 0.0)
     return found
+
+
+def _every_rank(own, layer, weight, spread, metric):
+    # the error of each option, dense last, from one eigenproblem a scheme; half of it in a metric
+    rows, curves = weight.shape[1], {}
+    for scheme in own.full:
+        spreads, offsets = unfold.by_offset(layer, scheme, spread), unfold.shared(layer, scheme)
+        targets = unfold.to_matrix(layer, scheme, weight).reshape(len(weight), rows, -1)  # one row an output
+        metrics = [
+            None if metric is None else metric[g * rows : (g + 1) * rows, g * rows : (g + 1) * rows]
+            for g in range(len(weight))
+        ]
+        each = [svd.errors_by_rank(t, c, offsets, m) for t, c, m in zip(targets, spreads, metrics)]
+        curves[scheme] = (torch.stack(each).sum(0) * (1.0 if metric is None else 0.5)).cpu().numpy()
+    parsed = [parse_entry(entry) for entry in own.entries[:-1]]
+    return np.array([*(curves[scheme][rank] for scheme, rank in parsed), 0.0])
 
 
 def _output_energy(weight, spread, metric=None):
@@ -293,7 +312,7 @@ def logarithms(*curves: Values) -> dict[str, np.ndarray]:
 
 
 def predicted_values(
-    profile: Profile, options: Sequence[Options], images: int | None = 1000
+    profile: Profile, options: Sequence[Options], images: int | None = 1000, points: int | None = 6
 ) -> tuple[dict[str, np.ndarray], str]:
     """Return ({layer: values}, note) for `exact_search`: minus the predicted rise of the loss of each option (nats).
 
@@ -302,11 +321,12 @@ def predicted_values(
     error takes its place (`from_error`), which the note says.
     """
     names = [own.name for own in options]
-    profile.moments_of(names)
     why = _unfelt(profile, names, images)
     if why:
-        return from_error(output_error(profile, options)), f"{why}, so ranks are by each layer's own error."
-    losses = output_error(profile, options, metric=profile.fisher_of(names, images))
+        return from_error(
+            output_error(profile, options, points=points)
+        ), f"{why}, so ranks are by each layer's own error."
+    losses = output_error(profile, options, metric=profile.fisher_of(names, images), points=points)
     return {name: -loss for name, loss in losses.items()}, ""
 
 
