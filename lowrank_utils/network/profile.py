@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -377,7 +377,8 @@ class Profile(Sequence[LayerProfile]):
         self.input_shape = None if input_shape is None else tuple(input_shape)
         self.dense, self.scheme, self._spectra = tuple(dense), scheme, spectra
         self._layers: tuple[LayerProfile, ...] | None = None
-        self._uses, self._order, self._followers, self._graph = None, None, None, False
+        self._uses, self._order, self._followers = None, None, None
+        self._graph: fx.Graph | Literal[False] | None = False  # False: not traced yet
         self._seen = _versions(model)
         self._moments: dict[str, statistics.Moments] = {}
         self._fisher: dict[tuple[str, int], torch.Tensor] = {}
