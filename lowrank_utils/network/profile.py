@@ -498,7 +498,7 @@ class Profile(Sequence[LayerProfile]):
 
     def moments_of(self, names: Collection[str]) -> dict[str, statistics.Moments]:
         """Return {layer: Moments} of the named layers; what was collected before is not collected again."""
-        calibration = self._need_calibration("the moments of layer inputs need")
+        calibration = self.needed_calibration("the moments of layer inputs need")
         missing = [name for name in names if name not in self._moments]
         if missing:
             self._moments |= statistics.collect_moments(self.model, missing, calibration)
@@ -506,7 +506,7 @@ class Profile(Sequence[LayerProfile]):
 
     def fisher_of(self, names: Collection[str], images: int | None = None) -> dict[str, torch.Tensor]:
         """Return {layer: Fisher information, d_out x d_out} of the named layers, from the first `images` calibration inputs (None: all)."""
-        calibration = self._need_calibration("the Fisher information needs")
+        calibration = self.needed_calibration("the Fisher information needs")
         count = len(calibration) if images is None else min(images, len(calibration))
         missing = [name for name in names if (name, count) not in self._fisher]
         if missing:
@@ -536,7 +536,11 @@ class Profile(Sequence[LayerProfile]):
             new._moments, new._fisher = self._moments, self._fisher
         return new
 
-    def _need_calibration(self, what: str) -> torch.Tensor:
+    def needed_calibration(self, what: str) -> torch.Tensor:
+        """Return the calibration inputs; raise ValueError where there are none, or the model has changed since.
+
+        `what` begins the sentence of the error: who needs them, with its verb.
+        """
         self.check_unchanged()
         if self.calibration is None:
             raise ValueError(f"{what} calibration inputs: make the profile with calibration=")
