@@ -119,7 +119,7 @@ def compress(
         )
     counted = {
         "parameters": score.parameters(small) / score.parameters(model),
-        "macs": score.macs(small, read.input_shape) / score.macs(model, read.input_shape),
+        "macs": score.macs(small, calibration.shape[1:]) / score.macs(model, calibration.shape[1:]),
     }
     if counted[resource] > kept * (1 + 1e-9):
         note += f"{' ' * bool(note)}By torch's own count {counted[resource]:.1%} of the {resource} stay, more than asked for."

@@ -245,6 +245,12 @@ def test_where_no_plan_passes_the_dense_network_is_the_answer():
         rules.adaptive_threshold(cards, measure=lambda plan: 1.0, drop="0.01", resource="parameters")
 
 
+def test_a_rule_without_its_threshold_is_refused():
+    cards = profile.read_layers(nn.Sequential(nn.Linear(6, 5)), (6,))
+    with pytest.raises(ValueError, match=r"threshold=None is not a share in \(0, 1\], which rule 'entropy' needs"):
+        rules.threshold_plan(cards, rule="entropy")
+
+
 def test_a_network_without_cards_is_said():
     assert rules.threshold_plan([], threshold=0.9, resource="parameters") == {}
     with pytest.raises(ValueError, match="these 0 layers hold no parameters"):

@@ -388,6 +388,12 @@ def test_images_on_another_scale_give_the_same_outputs_and_the_scale_is_kept(the
         assert torch.equal(again(scaled(mean, std)), network(scaled(mean, std)))
 
 
+@pytest.mark.parametrize("given", [{"mean": (0.4, 0.5, 0.6)}, {"std": (0.2, 0.25, 0.3)}])
+def test_half_a_scale_is_refused(th, given):
+    with pytest.raises(ValueError, match="mean and std of the images belong together; give both, or neither"):
+        checkpoints.load_public(th, **given)
+
+
 def test_the_file_says_how_deep_the_network_is(tmp_path):
     held = models.build("resnet32", (3, 32, 32), 100).state_dict()
     network, told = checkpoints.load_public(write_th(tmp_path / "some.th", held), classes=100)

@@ -451,6 +451,8 @@ def test_both_meets_the_budget_and_beats_each_alone(digits):
         assert (found(x) - wanted).square().mean() < (units(x) - wanted).square().mean()
     with pytest.raises(ValueError, match="kept=0.6 is more than the share 0.5 that the removal of units leaves"):
         units_then_components(Profile(model, x), 0.6, units=0.5)
+    with pytest.raises(ValueError, match="the activations of units need calibration inputs: make the profile with"):
+        units_then_components(Profile(model, input_shape=images.input_shape), 0.1, units=0.5)
 
 
 def test_a_million_parameters_are_ranked_and_pruned_within_a_second():

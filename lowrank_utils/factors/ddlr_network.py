@@ -376,22 +376,24 @@ def cut_for(profile: Profile, solutions: Solutions, kept: float, *, kind: str, i
     if kind == "low_rank":
         spectra = _spectra(model, solutions)
 
-        def size(cut):
+        def low_rank_size(cut):
             saved = 0
             for name, rank in _plan(model, spectra, cut).items():
                 rows, columns = _layer(model, name).weight.shape
                 saved += rows * columns - rank * (rows + columns)
             return whole - saved
 
+        size = low_rank_size
     elif kind in ("non-zeros", "indices"):
         kinds = {name: _layer(model, name).weight.dtype for name in solutions}
         weights = {name: _weight(model, name, solution) for name, solution in solutions.items()}
         others = {name: int(_layer(model, name).weight.count_nonzero()) for name in _linear_layers(model)}
 
-        def size(cut):
+        def sparse_size(cut):
             counts = {name: int(_cut(w, cut).to(kinds[name]).count_nonzero()) for name, w in weights.items()}
             return _counted(model, others | counts, index_bits)["non-zeros" if kind == "non-zeros" else "with indices"]
 
+        size = sparse_size
     else:
         raise ValueError(f"unknown kind {kind!r}; known: low_rank, non-zeros, indices")
     last = math.nextafter(1.0, 0.0)

@@ -207,17 +207,17 @@ class Factors:
             raise ValueError(f"rank {rank!r} is not a whole number from 1 to {self.full_rank}, the full rank")
         left, right, bias = self.left[..., :rank], self.right[..., :rank, :], self.bias
         if self.spread is not None and rank < self.full_rank:
-            left, right = self._alternate(rank)
-        if self.mean is not None:
+            left, right = self._alternate(rank, self.spread)
+        if self.mean is not None and self.shift is not None:
             kept = unfold.apply_factors(self.layer, self.scheme, left, right, self.mean)
             bias = (0.0 if bias is None else bias) + self.shift - kept
         return left, right, bias
 
-    def _alternate(self, rank):
+    def _alternate(self, rank, spread):
         count, offsets = unfold.groups(self.layer), unfold.shared(self.layer, self.scheme)
         whole = (self.left @ self.right).reshape(count, self.left.shape[-2] // offsets, -1)  # one row an output
-        spread = unfold.by_offset(self.layer, self.scheme, self.spread)
-        pairs = [alternating_low_rank(w, c, offsets, rank) for w, c in zip(whole, spread)]
+        blocks = unfold.by_offset(self.layer, self.scheme, spread)
+        pairs = [alternating_low_rank(w, c, offsets, rank) for w, c in zip(whole, blocks)]
         left, right = (torch.stack(parts) for parts in zip(*pairs))
         return (left[0], right[0]) if count == 1 else (left, right)
 

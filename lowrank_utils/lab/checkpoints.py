@@ -191,8 +191,11 @@ def load_public(
 
     These networks were trained on all training images, our valid images among them: their accuracy on valid
     images is that of training. `input_shape` and `classes`, where given, must be those of the file. Raises
-    FileNotFoundError for a missing file, ValueError for a damaged one, other content, and NaN or infinite weights.
+    FileNotFoundError for a missing file, ValueError for a damaged one, other content, NaN or infinite weights, and
+    `mean` without `std` or the other way round.
     """
+    if (mean is None) != (std is None):
+        raise ValueError("mean and std of the images belong together; give both, or neither")
     try:
         content = Path(path).read_bytes()
         held = torch.load(path, map_location="cpu", weights_only=True)
@@ -223,9 +226,9 @@ def load_public(
     model = build(network, metadata["input_shape"], metadata["classes"])
     # files of PyTorch before 0.4.1 do not count the batches
     _filled(model, tensors, path, network, [name for name in model.state_dict() if name.endswith("batches_tracked")])
-    if mean is not None or std is not None:
+    if mean is not None and std is not None:
         # pixel = std x + mean, and theirs is (pixel - m) / s
-        each = list(zip(mean, std, *IMAGENET.values(), strict=True))
+        each = list(zip(mean, std, IMAGENET["mean"], IMAGENET["std"], strict=True))
         model.normalise = Rescale([b / s for _, b, _, s in each], [(a - m) / s for a, _, m, s in each])
     return model.eval(), metadata
 

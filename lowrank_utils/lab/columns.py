@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import pandas as pd
 
 SCOPE = ("none", "every layer", "hidden layers", "inner layers")
@@ -118,7 +120,7 @@ KEY = (
 )
 
 
-def table(rows: pd.DataFrame | list[dict[str, Any]]) -> pd.DataFrame:
+def table(rows: pd.DataFrame | Sequence[Mapping[Any, Any]]) -> pd.DataFrame:
     """Return rows as a DataFrame in the order and dtypes of `COLUMNS`, with defaults where a value is missing.
 
     Parameters: `rows`, a DataFrame or a list of dicts; numbers may be text, an empty text is a missing value. Columns

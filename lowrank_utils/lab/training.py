@@ -131,6 +131,7 @@ def evaluate(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch
     predicted = outputs.argmax(1)
     return Scores(
         accuracy=float((predicted == labels).double().mean()),
+        # the stubs of scikit-learn have no zero_division=0
         f1=float(
             f1_score(labels.numpy(), predicted.numpy(), average="macro", zero_division=0)  # pyright: ignore[reportArgumentType]
         ),
@@ -271,8 +272,8 @@ def recalibrate(
             new(batch.to(device) if augment is None else augment(batch.to(device), generator))
     for mine, theirs in zip(new.modules(), model.modules(), strict=True):
         mine.training = theirs.training
-        if isinstance(mine, BATCH_NORMS):
-            mine.momentum = theirs.momentum  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(mine, BATCH_NORMS) and isinstance(theirs, BATCH_NORMS):
+            mine.momentum = theirs.momentum
     modules.check_finite(new)
     return new
 

@@ -122,5 +122,5 @@ def fold_bias_into_norm(norm: nn.Module, layer: nn.Module) -> nn.Module:
     new: Any = copy.deepcopy(norm).eval()
     with torch.no_grad():
         new.running_mean -= cast(torch.Tensor, layer.bias).to(new.running_mean)
-    layer.bias = None  # pyright: ignore[reportArgumentType]
+    layer.bias = None  # pyright: ignore[reportArgumentType]  # torch types a bias as always there
     return new

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -382,7 +382,8 @@ class Profile(Sequence[LayerProfile]):
         self.dense, self.scheme, self._spectra = tuple(dense), scheme, spectra
         self.samples, self.estimator, self.draws, self.seed = samples, estimator, draws, seed
         self._layers: tuple[LayerProfile, ...] | None = None
-        self._uses, self._order, self._followers, self._graph = None, None, None, False
+        self._uses, self._order, self._followers = None, None, None
+        self._graph: fx.Graph | Literal[False] | None = False  # False: not traced yet
         self._seen = _versions(model)
         self._moments: dict[str, statistics.Moments] = {}
         self._fisher: dict[tuple[str, int], torch.Tensor] = {}
@@ -502,7 +503,7 @@ class Profile(Sequence[LayerProfile]):
 
     def moments_of(self, names: Collection[str]) -> dict[str, statistics.Moments]:
         """Return {layer: Moments} of the named layers; what was collected before is not collected again."""
-        calibration = self._need_calibration("the moments of layer inputs need")
+        calibration = self.needed_calibration("the moments of layer inputs need")
         missing = [name for name in names if name not in self._moments]
         if missing:
             self._moments |= statistics.collect_moments(
@@ -512,7 +513,7 @@ class Profile(Sequence[LayerProfile]):
 
     def fisher_of(self, names: Collection[str], images: int | None = None) -> dict[str, torch.Tensor]:
         """Return {layer: Fisher information, d_out x d_out} of the named layers, from the first `images` calibration inputs (None: all)."""
-        calibration = self._need_calibration("the Fisher information needs")
+        calibration = self.needed_calibration("the Fisher information needs")
         count = len(calibration) if images is None else min(images, len(calibration))
         missing = [name for name in names if (name, count) not in self._fisher]
         how: dict[str, Any] = {"draws": self.draws, "seed": self.seed, "estimator": self.estimator}
@@ -554,7 +555,11 @@ class Profile(Sequence[LayerProfile]):
             new._moments, new._fisher = self._moments, self._fisher
         return new
 
-    def _need_calibration(self, what: str) -> torch.Tensor:
+    def needed_calibration(self, what: str) -> torch.Tensor:
+        """Return the calibration inputs; raise ValueError where there are none, or the model has changed since.
+
+        `what` begins the sentence of the error: who needs them, with its verb.
+        """
         self.check_unchanged()
         if self.calibration is None:
             raise ValueError(f"{what} calibration inputs: make the profile with calibration=")

@@ -215,9 +215,10 @@ def _one_budget(values, costs, room, exact, max_seconds, fits):
                 return [int(f[j]) for f, j in zip(fronts, inner)]
 
             columns = [x[:, None] for x in c]
-            choice, bound, note = _integer(
+            better, bound, note = _integer(
                 columns, v, room, np.array([price]), choice, max_seconds, lambda inner: fits(back(inner))
             )
+            choice = choice if better is None else better  # with a choice to start from there always is one
         else:
             choice = found if len(found) else choice
             bound = sum(x[j] for x, j in zip(v, choice))

@@ -231,6 +231,8 @@ def rank_table(
                 found = max(
                     evbmf_rank(card.singular_values, card.matrix_shape), int(np.any(_spectrum(card.singular_values)))
                 )
+            elif threshold is None:
+                raise ValueError(f"threshold=None is not a share in (0, 1], which rule {rule!r} needs")
             else:
                 found = rank(card.singular_values, threshold, rule)
             if if_cheaper(card, found, resource) is None:

@@ -163,7 +163,9 @@ def measured_ranks(own: Options, points: int = 6) -> dict[str | None, list[int]]
     """Return ``{scheme: ranks}`` at which the curve of `Options` is measured: `points` of them, evenly in log rank."""
     check_count(2, points=points)
     held = {}
-    for entry in own.entries[:-1]:
+    for entry in own.entries:
+        if entry is None:
+            continue  # the dense layer
         scheme, rank = parse_entry(entry)
         held.setdefault(scheme, []).append(rank)
     return {

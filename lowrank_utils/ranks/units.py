@@ -279,14 +279,17 @@ def units_then_components(
     checks.check_share(kept=kept, units=units)
     if kept > units:
         raise ValueError(f"kept={kept} is more than the share {units} that the removal of units leaves")
-    seen = collect_activations(profile.model, profile.calibration)
+    calibration = profile.needed_calibration("the activations of units need")
+    seen = collect_activations(profile.model, calibration)
     order = rank_units(profile, seen, rules[0])
     moments = profile.moments_of([h.reader for h in removable_layers(profile.model)])
     stay = units_that_stay(profile, order, units, resource="parameters")
-    fewer = Profile(remove_units(profile, stay, moments=moments), profile.calibration, dense=profile.dense)
+    fewer = Profile(remove_units(profile, stay, moments=moments), calibration, dense=profile.dense)
     names = fewer.factorable
     inputs = fewer.moments_of(names)
-    bases = {name: svd.decompose_layer(fewer.model.get_submodule(name), factors, inputs[name]) for name in names}
+    # nothing else can be factored
+    layers = {name: cast(nn.Linear | nn.Conv2d, fewer.model.get_submodule(name)) for name in names}
+    bases = {name: svd.decompose_layer(layer, factors, inputs[name]) for name, layer in layers.items()}
     share = min(1.0, kept * plan_cost(profile, {}, "parameters") / plan_cost(fewer, {}, "parameters"))
     found = components_plan(fewer, share, rule=rules[1], resource="parameters", factors=bases, moments=inputs)
     return replace.apply_plan(fewer, found, factors=bases, resource="parameters")

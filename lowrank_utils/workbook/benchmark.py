@@ -154,7 +154,7 @@ class Bench:
     images: Dataset
     threads: int
     about: dict
-    entries: list[tuple[dict, object]] = field(default_factory=list)
+    entries: list[tuple[dict, nn.Module]] = field(default_factory=list)
 
     def enter(self, one: Subject, net: nn.Module, times: dict | None = None, **more) -> dict:
         """Add a network to the table and return its row; `times`: milliseconds that are known, None to measure them."""
@@ -173,7 +173,7 @@ class Bench:
         budget: float | None = None,
         bits: int = 32,
         runtime: str = "torch",
-    ) -> nn.Module:
+    ) -> tuple[dict, nn.Module]:
         """Return (row, network) of the last entry that fits; factors and budget where they are given."""
         for row, net in reversed(self.entries):
             fits = (row["network"], row["chooser"], row.get("bits", 32), row.get("runtime", "torch")) == (
@@ -212,7 +212,7 @@ def low_rank_rows(bench: Bench, one: Subject, plans: dict[float, dict[str, Found
 
     Time depends on the plan alone, so each plan is timed once.
     """
-    dense = {"scope": "none", "budget_kind": "dense", "stored_as": "dense", "needs": "nothing"}
+    dense: dict[str, Any] = {"scope": "none", "budget_kind": "dense", "stored_as": "dense", "needs": "nothing"}
     bench.enter(one, one.model, chooser="dense", seconds_to_find=0.0, **dense)
     for share, chooser in itertools.product(plans, NEEDS):
         found, times = plans[share][chooser], None
@@ -235,22 +235,24 @@ def fewer_units(one: Subject, share: float) -> tuple[nn.Module, dict[str, float]
     What reads the units is refitted.
     """
     read, model = one.profile, one.model
-    seen = statistics.collect_activations(model, read.calibration)
+    calibration = read.needed_calibration("the activations of units need")
+    seen = statistics.collect_activations(model, calibration)
     readers = [hidden.reader for hidden in graph.hidden_layers(model) if hidden.reader]
-    moments, tries = statistics.collect_moments(model, readers, read.calibration), {}
+    moments, tries = statistics.collect_moments(model, readers, calibration), {}
     for rule in ORDERS:
         staying = units_that_stay(read, rank_units(read, seen, rule), share)
         tries[rule] = remove_units(read, staying, moments=moments)
     left = {rule: one.goodness(net) for rule, net in tries.items()}
-    return tries[max(left, key=left.get)], left
+    return tries[max(left, key=left.__getitem__)], left
 
 
-def units_then_ranks(one: Subject, share: float) -> tuple[nn.Module, dict[float, dict[str, float]]]:
+def units_then_ranks(one: Subject, share: float) -> tuple[nn.Module, dict[str, float]]:
     """Return (network with a `share` of its MACs, what each order left): as large a step by units as by ranks."""
     half, left = fewer_units(one, share**0.5)  # two equal steps make the whole
-    shape = one.profile.input_shape
+    calibration = one.profile.needed_calibration("the ranks of what is left need")
+    shape = calibration.shape[1:]
     rest = share * score.macs(one.model, shape) / score.macs(half, shape)
-    return compress(half, one.profile.calibration, kept=rest).model, left
+    return compress(half, calibration, kept=rest).model, left
 
 
 def zeroed(one: Subject, share: float) -> nn.Module:
@@ -283,13 +285,14 @@ def other_rows(bench: Bench, one: Subject, shares: Sequence[float], factors: str
     Returns {(network, share of the MACs): what each order of removal left of the goodness}.
     """
     net, seconds = timed(lambda: one.network(rules.threshold_plan(one.profile, rule="evbmf"), factors))
-    about = {"scope": one.scope, "budget_kind": "own", "stored_as": "low rank", "needs": "images"}
+    about: dict[str, Any] = {"scope": one.scope, "budget_kind": "own", "stored_as": "low rank", "needs": "images"}
     bench.enter(one, net, chooser="evbmf", factors=factors, seconds_to_find=seconds, evaluations=0, **about)
-    orders, about = {}, {"refit": "least squares", "needs": "labels", "evaluations": len(ORDERS)}
+    orders = {}
+    about = {"refit": "least squares", "needs": "labels", "evaluations": len(ORDERS)}
     for share in shares:
         asked = about | {"budget_kind": "macs", "budget": share}
         (net, orders[one.name, share]), seconds = timed(lambda share=share: fewer_units(one, share))
-        own = {"chooser": "units", "scope": "hidden layers", "stored_as": "units"}
+        own: dict[str, Any] = {"chooser": "units", "scope": "hidden layers", "stored_as": "units"}
         bench.enter(one, net, seconds_to_find=seconds, **asked | own)
         (net, orders[one.name, share**0.5]), seconds = timed(lambda share=share: units_then_ranks(one, share))
         own = {"chooser": "units then ranks", "factors": "fisher-weighted", "scope": one.scope, "stored_as": "both"}
@@ -303,7 +306,7 @@ def other_rows(bench: Bench, one: Subject, shares: Sequence[float], factors: str
             "budget": share,
             "stored_as": "sparse",
         }
-        counts = stored_sparse(net, one.model) | {"seconds_to_find": seconds, "evaluations": 0}
+        counts: dict[str, Any] = stored_sparse(net, one.model) | {"seconds_to_find": seconds, "evaluations": 0}
         bench.enter(one, net, needs="nothing", **about, **counts)
     return orders
 
@@ -316,7 +319,7 @@ def convex_rows(bench: Bench, one: Subject, max_seconds: float = 60.0) -> dict[s
     read, gaps = one.profile, {}
     linear = [layer.name for layer in read if layer.kind == "linear" and layer.name not in read.dense]
     asked = dict.fromkeys(linear, EPSILON)
-    about = {
+    about: dict[str, Any] = {
         "scope": "hidden layers",
         "budget_kind": "epsilon",
         "budget": EPSILON,
@@ -328,12 +331,13 @@ def convex_rows(bench: Bench, one: Subject, max_seconds: float = 60.0) -> dict[s
         found, seconds = timed(lambda options=options: ddlr_network.solve_network(read, asked, **options))
         gaps[chooser] = {layer: answer.relative_gap for layer, answer in found.items()}
         cut = {"cut": CUT[chooser], "refit": True}
+        own: dict[str, Any] = {"factors": "convex", "stored_as": "low rank"}
         if chooser == "DDLR":
-            net, own = ddlr_network.low_rank(read, found, **cut)[0], {"factors": "convex", "stored_as": "low rank"}
+            net = ddlr_network.low_rank(read, found, **cut)[0]
         else:
             net = ddlr_network.sparse(read, found, **cut)
-            own = {"stored_as": "sparse"} | stored_sparse(net, one.model)
-        program = {"chooser": chooser, "program": "as posed", "cut": "fixed", "cut_below": CUT[chooser]}
+            own = {"stored_as": "sparse", **stored_sparse(net, one.model)}
+        program: dict[str, Any] = {"chooser": chooser, "program": "as posed", "cut": "fixed", "cut_below": CUT[chooser]}
         bench.enter(one, net, seconds_to_find=seconds, **about | program | own)
     return gaps
 

@@ -171,7 +171,8 @@ def settings(table: pd.DataFrame) -> pd.Series:
             for name in parameters.keys() - apart:
                 values.setdefault(name, set()).add(json.dumps(parameters[name]))
         differ = sorted(name for name, found in values.items() if len(found) > 1)
-        words[rows] = [" ".join(f"{n}={json.dumps(p[n])}" for n in differ if n in p) for p in given[rows]]
+        told = [" ".join(f"{n}={json.dumps(p[n])}" for n in differ if n in p) for p in given[rows]]
+        words[rows] = pd.Series(told, index=rows)
     return words
 
 
@@ -245,7 +246,7 @@ def published_tables(folder: str | Path | None = None) -> dict[str, str]:
             tables |= chapter.tables(rows)
     stated = claims(folder)
     if (stated["ours"] != "not measured").any():
-        tables = {"What the papers claim": markdown(list(stated), stated.to_numpy().tolist())} | tables
+        tables = {"What the papers claim": markdown([*map(str, stated)], stated.to_numpy().tolist())} | tables
     return tables
 
 

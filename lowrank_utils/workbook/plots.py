@@ -125,7 +125,7 @@ def frontier(
         mine = table[table[panels] == name]
         for chooser in in_order(mine["chooser"]):
             these = mine[mine["chooser"] == chooser]
-            line = these.groupby(["budget_kind", "budget"], sort=False, dropna=False)  # pyright: ignore[reportAttributeAccessIssue]
+            line = these.groupby(["budget_kind", "budget"], sort=False, dropna=False)
             points = pd.DataFrame(
                 {"kept": line["parameters_kept"].mean()} | {w: line[metric].agg(w) for w in ("mean", "min", "max")}
             )

@@ -14,7 +14,7 @@ from lowrank_utils import paths
 from lowrank_utils.lab.columns import COLUMNS, PROVENANCE_COLUMNS, RESULT_COLUMNS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Hashable, Iterable, Mapping
 
     import pandas as pd
     from matplotlib.figure import Figure
@@ -109,19 +109,20 @@ def typed(table: pd.DataFrame) -> pd.DataFrame:
     >>> typed(pd.DataFrame({"accuracy": ["0.5"], "mine": [1], "chooser": ["energy"], "seed": [0]})).dtypes.astype(str).to_dict()
     {'seed': 'int64', 'chooser': 'string', 'accuracy': 'float64', 'mine': 'int64'}
     """
-    kinds = {name: column.dtype for name, column in COLUMNS.items()}
+    import pandas as pd
+
+    kinds: dict[Hashable, str] = {name: column.dtype for name, column in COLUMNS.items()}
     ours = [c for c in [*RESULT_COLUMNS, *kinds] if c in table and c not in PROVENANCE_COLUMNS]
     ours = list(dict.fromkeys(sorted(ours, key=[*kinds].index)))
     last = [c for c in PROVENANCE_COLUMNS if c in table]
-    # pandas has no stubs: pyright takes a column or a part of a table for anything that indexing may give
     names = [*ours, *(c for c in table if c not in (*ours, *last)), *last]
-    found: pd.DataFrame = table[names].copy()  # pyright: ignore[reportAssignmentType]
+    found = table[names].copy()
     for name in found:
         kind = kinds.get(name, "string" if name in PROVENANCE_COLUMNS else None)
         if kind is None:
             kind = "string" if found[name].dtype == object else None  # Parquet wants one type in a column
-        if kind == "int64" and found[name].isna().any():  # pyright: ignore[reportGeneralTypeIssues]
+        if kind == "int64" and found[name].isna().any():
             kind = "Int64"
         if kind is not None:
-            found[name] = found[name].astype(kind)
+            found[name] = found[name].astype(pd.api.types.pandas_dtype(kind))
     return found

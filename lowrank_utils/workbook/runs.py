@@ -279,7 +279,7 @@ def run(
 def fetch(datasets: set[str]) -> None:
     from lowrank_utils.lab import data
 
-    for name in sorted(datasets & (set(data.NAMES) - {"digits"})):  # scikit-learn holds digits
+    for name in sorted(datasets.intersection(data.NAMES) - {"digits"}):  # scikit-learn holds digits
         data.fetch(name)
 
 

@@ -231,7 +231,7 @@ def _client(scheduler, workers, threads, cells):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if not scheduler:
         runs.check_kernel()
-        options = {"threads_per_worker": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
+        options: dict[str, Any] = {"threads_per_worker": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
         # Where no dashboard is wanted, distributed takes its port all the same, and warns where another sweep has it.
         options |= {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
         count = min(workers or max(1, CPU_COUNT // threads), cells)
@@ -410,8 +410,8 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     """
     import pandas as pd
 
-    known = [c for c in table.dropna(axis=1, how="all") if c not in (*PROVENANCE_COLUMNS, "seed")]
-    measured = [c for c in table[known].select_dtypes("number") if not c.startswith("run_")]
+    known = [c for c in map(str, table.dropna(axis=1, how="all")) if c not in (*PROVENANCE_COLUMNS, "seed")]
+    measured = [c for c in map(str, table[known].select_dtypes("number")) if not c.startswith("run_")]
     settings = [c for c in known if c.startswith("run_") or c in ("notebook", *KEYS)]
 
     def is_name(column):

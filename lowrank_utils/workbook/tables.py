@@ -27,7 +27,7 @@ def span(gain: pd.Series) -> str:
 
 def dense_accuracy(table: pd.DataFrame, keys: Sequence[str]) -> pd.Series:
     # accuracy of the dense network of each run
-    return table[table["chooser"] == "dense"].groupby(keys)["accuracy"].mean()
+    return table[table["chooser"] == "dense"].groupby([*keys])["accuracy"].mean()
 
 
 RUN = "python -m lowrank_utils run --preset"
@@ -45,7 +45,7 @@ def in_points(table: pd.DataFrame) -> pd.DataFrame:
 SIZES = (0.75, 0.5, 0.35, 0.25)  # shares of the MACs
 
 
-def at_share(table: pd.DataFrame, *shares: float) -> pd.DataFrame:
+def at_share(table: pd.DataFrame, *shares: float) -> pd.Series:
     """Return which rows (a boolean Series) were asked for one of these shares of the MACs, and not fine-tuned.
 
     >>> import pandas as pd

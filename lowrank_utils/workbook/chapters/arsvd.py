@@ -274,7 +274,7 @@ def tables(table: pd.DataFrame) -> dict[str, str]:
         scores = part.pivot(index="seed", columns="chooser", values="accuracy")
         gain = scores["energy"] - scores["fixed"]
         gains = f"{gain.mean():+.1f} ({gain.min():+.1f} to {gain.max():+.1f})"
-        kept = f"{100 * key[-1]:.0f} %"
+        kept = f"{100 * part['budget'].iloc[0]:.0f} %"
         third.append([*key[:-1], kept, *(mean_and_spread(scores[rule]) for rule in rules), gains])
     wide = []
     for key, part in equal.groupby(by):

@@ -85,7 +85,7 @@ def by_work(table: pd.DataFrame) -> Figure:
     cases = list(table[["dataset", "network"]].drop_duplicates().itertuples(index=False, name=None))
     columns = min(3, len(cases))
     figure, axes = canvas(columns, -(-len(cases) // columns), width=4.6)
-    kinds = list(KINDS)
+    kinds: list[str] = list(KINDS)
     colours = dict(zip(kinds, sns.color_palette("colorblind")))
     markers = dict(zip(kinds, "osD^v"))
     for axis, (dataset, network) in zip(axes, cases):

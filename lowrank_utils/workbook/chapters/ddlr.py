@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 from torch import nn
 
 from lowrank_utils.factors import ddlr_network, replace
@@ -241,7 +242,8 @@ class Rivals:
 def rivals(lab: Laboratory) -> Rivals:
     """Return what the rivals of the convex programs share over all sizes."""
     read, dense = lab.profile, (lab.classifier, *lab.convolutions)
-    order = units.rank_units(read, collect_activations(lab.model, read.calibration), "output")
+    calibration = read.needed_calibration("the activations of units need")
+    order = units.rank_units(read, collect_activations(lab.model, calibration), "output")
     # channels go last
     order = order.sort_values("layer", key=lambda of: of.isin(lab.convolutions), kind="stable")
     fewer = {}
@@ -354,15 +356,15 @@ def named(table: pd.DataFrame) -> pd.DataFrame:
     return shown.assign(method=[_method(row) for row in shown.itertuples()])
 
 
-def _method(row):
+def _method(row) -> str:
     refit = ", cut, refit" if row.refit == "least squares" else ""
     if row.chooser == "DDLR":
         return "DDLR" if row.scope == "every layer" else f"DDLR{refit or ', cut'}"
     if row.chooser == "Net-Trim":
         return f"Net-Trim{refit}, {'non-zeros' if row.stored_as == 'non-zeros' else 'with indices'}"
     if row.chooser == "component output":
-        return {"relu-aware": "ReLU-aware", "fisher-weighted": "Fisher-weighted"}.get(row.factors, row.factors)
-    return {"energy": "ARSVD", "both output": "units first"}.get(row.chooser, row.chooser)
+        return {"relu-aware": "ReLU-aware", "fisher-weighted": "Fisher-weighted"}.get(row.factors) or row.factors
+    return {"energy": "ARSVD", "both output": "units first"}.get(row.chooser) or row.chooser
 
 
 def programs(table: pd.DataFrame, title: str = "test images") -> Figure:
@@ -434,7 +436,7 @@ def norm_ball() -> Figure:
         shrunk = radius / np.sqrt(2)
         touch = (3 - shrunk, 4 - shrunk) if shrunk < 3 else (0.0, 4 - np.sqrt(radius**2 - 9))
         size, rank = sum(touch), 2 if shrunk < 3 else 1
-        allowed = plt.Circle(
+        allowed = Circle(
             (3, 4),
             radius,
             facecolor=(*COLOURS[colour], 0.15),

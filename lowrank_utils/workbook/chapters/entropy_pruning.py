@@ -118,9 +118,10 @@ def laboratory(
     about = {"notebook": NOTEBOOK, "seed": seed, **about}
     base = laboratories.laboratory(images, model, calibration_images=calibration_images, **about)
     read = base.profile
-    activations = collect_activations(model, read.calibration, bins)
+    calibration = read.needed_calibration("the activations of units need")
+    activations = collect_activations(model, calibration, bins)
     orders = {f"unit {rule}": units.rank_units(read, activations, rule, seed) for rule in units.UNIT_RULES}
-    one_range = collect_activations(model, read.calibration, bins, span="layer")
+    one_range = collect_activations(model, calibration, bins, span="layer")
     orders["unit entropy one range"] = units.rank_units(read, one_range, "entropy")
     hidden = read.but(dense=(read.order[-1],))
     lab = Laboratory(images, read, base.about, hidden, activations, orders, _bases(read), {}, seed)
@@ -212,7 +213,7 @@ TUNED = (
 
 
 def fine_tuned(
-    lab: Laboratory, kept: float, epochs: int, device: str = "auto", chosen: Sequence[Way] | None = TUNED
+    lab: Laboratory, kept: float, epochs: int, device: str = "auto", chosen: Sequence[Way] = TUNED
 ) -> tuple[list[dict], pd.DataFrame]:
     """Return (rows, test accuracy in percent before and after) of networks trained on after they were cut to a share `kept`.
 
@@ -267,15 +268,15 @@ def named(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(method=[_method(row) for row in rows], written_as=[_written_as(row) for row in rows])
 
 
-def _method(row):
+def _method(row) -> str:
     if row.chooser == "energy":
         return "arsvd, every layer" if row.scope == "every layer" else "arsvd, classifier dense"
     return "unit entropy, one range" if row.chooser == "unit entropy one range" else row.chooser
 
 
-def _written_as(row):
+def _written_as(row) -> str:
     if row.stored_as == "units":
-        return {"none": "nothing", "least squares": "refitted"}.get(row.refit, row.refit)
+        return {"none": "nothing", "least squares": "refitted"}.get(row.refit) or row.refit
     return row.factors
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from lowrank_utils import checks
 from lowrank_utils.factors import replace
 from lowrank_utils.lab import columns, score, training
 from lowrank_utils.lab.data import Dataset
-from lowrank_utils.network.profile import Profile, plan_cost, profile
+from lowrank_utils.network.profile import Plan, Profile, plan_cost, profile
 from lowrank_utils.ranks import rules, search
 from lowrank_utils.ranks.search import SearchResult
 from lowrank_utils.workbook.plots import COLOURS, canvas, colour_of, in_order, line_style
@@ -38,6 +38,8 @@ from lowrank_utils.workbook.tables import (
     span,
     verdict_of,
 )
+
+Answer = TypeVar("Answer")
 
 NOTEBOOK = "05_rank_search"
 CAPTIONS = {  # of its tables
@@ -113,7 +115,7 @@ class Laboratory:
 
     def row(self, net: nn.Module, **more) -> dict:
         """Return a result row of a network, on test images; its layers are those that `about` says."""
-        about = self.about | {"scope": "inner layers", "stored_as": "low rank"} | more
+        about: dict[str, Any] = self.about | {"scope": "inner layers", "stored_as": "low rank"} | more
         return score.row(net, self.profile.model, self.images.tensors("test"), **about)
 
     def network(self, plan: dict, factors: str) -> nn.Module:
@@ -181,7 +183,7 @@ def layer_values(read: Profile, goodness: Callable, *, floor: float = 0.1, facto
     options, mixed = (search.rank_options(read, mixed=every, floor=floor) for every in (False, True))
     names, seconds = [own.name for own in options], {}
 
-    def timed(name, call) -> tuple[Any, float]:
+    def timed(name: str, call: Callable[[], Answer]) -> Answer:
         began = time.perf_counter()
         found = call()
         seconds[name] = time.perf_counter() - began
@@ -195,7 +197,7 @@ def layer_values(read: Profile, goodness: Callable, *, floor: float = 0.1, facto
     return Values(options, search.energy(read, options), measured, mixed, damage, seconds)
 
 
-def plan_goodness(read: Profile, values: Values, goodness: Callable) -> Callable[[dict], float]:
+def plan_goodness(read: Profile, values: Values, goodness: Callable) -> Callable[[Plan], float]:
     """Return the function that ENC-Inf measures by: the goodness of a plan, all layers cut, in plain factors."""
     bases = replace.decompose_layers(read, {own.name: next(iter(own.full)) for own in values.options}, "svd")
     return lambda plan: goodness(replace.apply_plan(read, plan, factors=bases))
@@ -422,7 +424,7 @@ def enc_ahead(table: pd.DataFrame) -> tuple[str, str] | None:
     if not {*names, "fixed"} <= set(by):
         return None
     dense = dense_accuracy(table[table["notebook"] == "05_rank_search"], keys[:2])
-    whole = dense.reindex(by.index.droplevel("budget")).to_numpy()
+    whole = dense.reindex(by.droplevel("budget").index).to_numpy()
     by = by[by[[*names, "fixed"]].max(axis=1) > whole - 20]
     gain, settings = by[names].mean(axis=1) - by["fixed"], len(whole)
     ahead = clearly_ahead(gain, by["fixed"])
@@ -436,8 +438,8 @@ def lossless(table: pd.DataFrame) -> tuple[str, str] | None:
         return None
     keys = ["dataset", "network", "seed", "draw"]
     dense = dense_accuracy(table[table["notebook"] == "05_rank_search"], keys)
-    dense = dense.reindex(mine.set_index(keys).index).to_numpy()
-    lost = dense - mine["accuracy"].to_numpy()
+    dense = pd.Series(dense.reindex(mine.set_index(keys).index).to_numpy(), index=mine.index)
+    lost = dense - mine["accuracy"]
     spans = {
         name: dict.fromkeys(f"{100 * v:.0f}" for v in (part.min(), part.max()))
         for name, part in mine.groupby("network")["macs_kept"]
@@ -451,7 +453,9 @@ RERUN = f"for p in rank-search-vgg-small rank-search-resnet20 rank-search-resnet
 
 
 # Kim, Khan & Kyung 2019: accuracy at half of the FLOPs, plain factors, no fine-tuning, another training of the network
-_ENC_TABLE = {("cifar10", "resnet56"): {"ENC-Map": "89.8", "ENC-Model": "89.6", "ENC-Inf": "90.2"}}
+_ENC_TABLE: dict[tuple[Hashable, ...], dict[str, str]] = {
+    ("cifar10", "resnet56"): {"ENC-Map": "89.8", "ENC-Model": "89.6", "ENC-Inf": "90.2"}
+}
 
 
 def tables(table: pd.DataFrame) -> dict[str, str]:

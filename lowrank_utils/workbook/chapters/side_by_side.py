@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -186,7 +187,9 @@ def trade_off(table: pd.DataFrame, floor: float = 0.1) -> Figure:
     return figure
 
 
-def explorer(card: LayerProfile, rank: int, shares: Sequence[float], points: Sequence[float]) -> Figure:
+def explorer(
+    card: LayerProfile, rank: int | None, shares: pd.DataFrame, points: Mapping[str, tuple[float, float]]
+) -> Figure:
     """Return three panels: one layer's spectrum with what a rank keeps, the work that each layer keeps, accuracy against size.
 
     Parameters: `card`, a `profile.LayerProfile` with singular values; `rank` that stays of it (None: dense); `shares`, DataFrame of layers x
@@ -204,7 +207,7 @@ def explorer(card: LayerProfile, rank: int, shares: Sequence[float], points: Seq
     )
     left.legend(fontsize="small")
     colours = dict(zip(shares.columns, sns.color_palette("colorblind")))
-    shares.plot.bar(ax=middle, color=colours, width=0.8, legend=len(shares.columns) > 1)
+    shares.plot.bar(ax=middle, color=[*colours.values()], width=0.8, legend=len(shares.columns) > 1)
     middle.set(
         xlabel="", ylabel="MACs of the layer kept", title="which layers pay", ylim=(0, 1.3), yticks=np.linspace(0, 1, 6)
     )
@@ -250,7 +253,7 @@ def ledger(table: pd.DataFrame) -> Styler:
     shown = shown.sort_values(["network", "size", "accuracy"], ascending=[True, True, False])
     shown = shown[["network", "size", "method", "written as", *order.split()]].rename(columns=percent | words)
     shown = Styler(shown, cell_ids=False).hide()  # an id for each cell would double the file
-    digits = {
+    digits: dict[Any, str | Callable[[object], str] | None] = {
         "kB": "{:.0f}",
         "ms, 1": "{:.2f}",
         "ms, 64": "{:.2f}",
