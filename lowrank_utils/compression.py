@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 import torch
@@ -14,10 +15,14 @@ from lowrank_utils import checks
 from lowrank_utils.factors import replace, svd
 from lowrank_utils.lab import score
 from lowrank_utils.network import profile, unfold
+from lowrank_utils.network.inputs import as_inputs
+from lowrank_utils.network.modules import with_linear_layers
+from lowrank_utils.progress import shown
 from lowrank_utils.ranks import search
 
 FISHER_IMAGES = 1000
 FEW = 50
+SAMPLES = 20_000  # positions a layer
 
 
 @dataclass(frozen=True)
@@ -49,30 +54,47 @@ class Compressed:
 
 def compress(
     model: nn.Module,
-    calibration: torch.Tensor,
+    calibration: Any,
     *,
     kept: float = 0.5,
     resource: str = "macs",
     factors: str | None = None,
     dense: Sequence[str] | None = None,
     floor: float = 0.1,
+    samples: int | None = SAMPLES,
+    estimator: str = "signs",
+    draws: int = 1,
+    batch_size: int | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
 ) -> Compressed:
     """Return `model` with at most a share `kept` of its `resource`, as `Compressed`; no labels, no training.
 
     Ranks and schemes of all layers at once by exact search (`search.exact_search`), for the least predicted rise of the
-    loss (Fisher information of the answers, `search.output_error`; where the answers are not N x classes, or do not
-    tell what they feel of a layer, as one logit alone, the relative error of each layer's outputs instead, which the note says). Factors by the sweep from front to back
-    (`sequential.sweep`), in the same metric. `model` is left as it was.
+    loss (Fisher information of the answers, `search.output_error`; where the answers are not N x classes or N x T x
+    classes, or do not tell what they feel of a layer, as one logit alone, the relative error of each layer's outputs
+    instead, which the note says). Factors by the sweep from front to back (`sequential.sweep`), in the same metric.
+    `model` is left as it was.
 
-    Parameters: `model`, any ``nn.Module`` in float32 or float64 whose answers are logits, N x classes (a softmax at its
-    end hides half of what the Fisher information needs); `calibration`, a few hundred of its inputs (N first);
-    `kept` in (0, 1]; `resource`, "macs" or "parameters", counted over the whole network; `factors`, a method of
-    `replace.SWEEPS` or of `svd.METHODS` (default: Fisher-weighted, or relu-aware where the answers are not N x
-    classes); `dense`, layers to leave as they are (default: the last one, and the first
-    where it is a convolution); `floor`, as in `search.rank_options`.
+    Parameters
+    ----------
+    model : any ``nn.Module`` in float32 or float64 whose answers are logits (a softmax at its end hides half of what
+        the Fisher information needs), or an object that has them as ``logits``.
+    calibration : a few hundred of its inputs, without labels: a tensor (N first) of real numbers or token ids, a tuple
+        or dict of tensors, or a ``DataLoader`` (`inputs.as_inputs`).
+    kept, resource : the share in (0, 1] that may stay of "macs" or "parameters", counted over the whole network.
+    factors : a method of `replace.SWEEPS` or of `svd.METHODS` (default: Fisher-weighted, or relu-aware where the
+        answers are no logits).
+    dense : layers to leave as they are (default: the last one, and the first where it is a convolution).
+    floor : as in `search.rank_options`.
+    samples, estimator, draws, seed : how many positions a layer looks at, and how the Fisher information is estimated,
+        as in `profile`. ``samples=None, estimator="exact"`` looks at everything, in five times the time; what each
+        shortcut costs in accuracy is in METHODS below.
+    batch_size : how many inputs pass at once, as in `profile`.
+    progress : whether bars show the time left (None: in a terminal only).
 
     Raises ValueError for a budget out of reach (with the smallest share possible), a network without a layer to factor,
-    half precision, NaN, and calibration data that the network cannot take, integers among them.
+    half precision, NaN, and calibration data that the network cannot take.
 
     >>> network = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 5))
     >>> small = compress(network, torch.randn(64, 20), kept=0.6)
@@ -80,18 +102,48 @@ def compress(
     (True, torch.Size([2, 5]))
     """
     began = time.perf_counter()
+    _check(model, kept, resource, factors, dense)
+    model, calibration = with_linear_layers(model), as_inputs(calibration)
+    if torch.is_tensor(calibration) and (calibration.ndim < 2 or len(calibration) == 0):
+        raise ValueError("calibration must be a tensor of at least one input, with the inputs along its first axis")
+    how = {"samples": samples, "estimator": estimator, "draws": draws, "seed": seed, "batch_size": batch_size}
+    with shown(progress):
+        read = _read(model, calibration, dense, how)
+        options = search.rank_options(read, (resource,), mixed=True, floor=floor)
+        share = _share(read, options, kept, resource)
+        values, note = search.predicted_values(read, options, FISHER_IMAGES, points=None)
+        chosen = factors or ("relu-aware" if note else "fisher-weighted")
+        found = search.exact_search(read, share, resource=resource, options=options, values=values)
+        more: dict[str, Any] = {"fisher_images": FISHER_IMAGES} if chosen in replace.SWEEPS else {}
+        small = replace.apply_plan(read, found.plan, factors=chosen, resource=None, **more)
+    notes = [note]
+    if len(calibration) < FEW:
+        count = f"{len(calibration)} input{'s' * (len(calibration) > 1)}"
+        notes.append(f"Ranks and factors rest on {count} only; a few hundred are wanted.")
+    if chosen in replace.SWEEPS and len(list(model.children())) and not read.followers:
+        notes.append(
+            "torch.fx cannot trace the network, so each layer repairs itself alone, not what a shortcut lets through."
+        )
+    counted = {
+        "parameters": score.parameters(small) / score.parameters(model),
+        "macs": _macs(small, read) / _macs(model, read),
+    }
+    if counted[resource] > kept * (1 + 1e-9):
+        notes.append(f"By torch's own count {counted[resource]:.1%} of the {resource} stay, more than asked for.")
+    table = _table(read, found.plan, options)
+    if dense is None:
+        table["why"] = table["why"].replace("left dense on request", "left dense by default")
+    told = " ".join(filter(None, notes))
+    return Compressed(small, found.plan, counted, found, table, time.perf_counter() - began, told)
+
+
+def _check(model, kept, resource, factors, dense):
     checks.check_share(kept=kept)
     if resource not in profile.RESOURCES:
         raise ValueError(f"unknown resource {resource!r}; known: {', '.join(profile.RESOURCES)}")
     known = (*replace.SWEEPS, *svd.METHODS)
     if factors not in (None, *known):
         raise ValueError(f"unknown factors {factors!r}; known: {', '.join(known)}")
-    if not torch.is_tensor(calibration) or calibration.ndim < 2 or len(calibration) == 0:
-        raise ValueError("calibration must be a tensor of at least one input, with the inputs along its first axis")
-    if not calibration.is_floating_point():
-        raise ValueError(
-            f"calibration is {calibration.dtype}; pass floating-point inputs, scaled as the network takes them"
-        )
     if isinstance(dense, str):
         raise ValueError(f"dense={dense!r} must be a list of layer names, such as [{dense!r}]")
     if torch.is_inference_mode_enabled():
@@ -103,35 +155,23 @@ def compress(
         raise ValueError(
             f"the network's weights are {first.dtype}; compress it in float32 (model.float()) and convert after"
         )
-    read = _read(model, calibration, dense)
-    options = search.rank_options(read, (resource,), mixed=True, floor=floor)
-    share = _share(read, options, kept, resource)
-    values, note = search.predicted_values(read, options, FISHER_IMAGES)
-    chosen = factors or ("relu-aware" if note else "fisher-weighted")
-    if len(calibration) < FEW:
-        note += f"{' ' * bool(note)}Ranks and factors rest on {len(calibration)} input{'s' * (len(calibration) > 1)} only; a few hundred are wanted."
-    found = search.exact_search(read, share, resource=resource, options=options, values=values)
-    small = replace.apply_plan(read, found.plan, factors=chosen, resource=None)
-    if chosen in replace.SWEEPS and len(list(model.children())) and not read.followers:
-        note += (
-            " " * bool(note)
-            + "torch.fx cannot trace the network, so each layer repairs itself alone, not what a shortcut lets through."
-        )
-    counted = {
-        "parameters": score.parameters(small) / score.parameters(model),
-        "macs": score.macs(small, calibration.shape[1:]) / score.macs(model, calibration.shape[1:]),
-    }
-    if counted[resource] > kept * (1 + 1e-9):
-        note += f"{' ' * bool(note)}By torch's own count {counted[resource]:.1%} of the {resource} stay, more than asked for."
-    table = _table(read, found.plan, options)
-    if dense is None:
-        table["why"] = table["why"].replace("left dense on request", "left dense by default")
-    return Compressed(small, found.plan, counted, found, table, time.perf_counter() - began, note)
 
 
-def _read(model, calibration, dense):
+def _macs(model, read):
+    return score.macs(model, read.input_shape, read.example)
+
+
+def _read(model, calibration, dense, how):
     # the profile; by default the last layer that a pass meets stays dense, and the first where it is a convolution
-    read = profile.Profile(model, calibration, input_shape=calibration.shape[1:], dense=dense or ())
+    try:
+        shape = calibration.shape[1:] if torch.is_tensor(calibration) else None
+        read = profile.Profile(model, calibration, input_shape=shape, dense=dense or (), **how)
+    except ValueError as error:
+        if not torch.is_tensor(calibration) or calibration.is_floating_point() or "cannot take" not in str(error):
+            raise
+        raise ValueError(
+            f"calibration is {calibration.dtype}; pass floating-point inputs, scaled as the network takes them ({error})"
+        ) from error
     if dense is not None or len(set(read.order)) < 2:
         return read
     first, last = read.order[0], read.order[-1]
@@ -142,7 +182,7 @@ def _read(model, calibration, dense):
 def _share(read, options, kept, resource):
     # The share of what the cards hold that keeps a share `kept` of the whole network: what is in no card stays, and counts
     # (batch norms; products that belong to no layer, as in attention).
-    whole = score.macs(read.model, read.input_shape) if resource == "macs" else score.parameters(read.model)
+    whole = _macs(read.model, read) if resource == "macs" else score.parameters(read.model)
     carded = profile.plan_cost(read, {}, resource)
     outside = max(whole - carded, 0)
     least = {own.name: own.entries[int(own.costs[:, 0].argmin())] for own in options}

@@ -56,7 +56,9 @@ def test_statistics_are_collected_once(x, monkeypatch):
         monkeypatch.setattr(
             statistics,
             name,
-            lambda model, names, *a, f=original, n=name: calls.append((n, tuple(names))) or f(model, names, *a),
+            lambda model, names, *a, f=original, n=name, **o: (
+                calls.append((n, tuple(names))) or f(model, names, *a, **o)
+            ),
         )
     read = lowrank_utils.profile(net(), x)
     assert calls == []
@@ -70,6 +72,12 @@ def test_statistics_are_collected_once(x, monkeypatch):
     read.fisher_of(["4"])
     read.fisher_of(["4"], images=1000)  # all there are
     assert calls[2:] == [("fisher", ("4",))]
+    sampled = read.but(estimator="signs", draws=1, samples=100)
+    both = []
+    together = statistics.moments_and_fisher
+    monkeypatch.setattr(statistics, "moments_and_fisher", lambda *a, **o: both.append(1) or together(*a, **o))
+    sampled.fisher_of(["0", "4"])
+    assert sampled.moments_of(["0", "4"])["0"].count == 40 * 3 and both == [1] and len(calls) == 3
     assert read.but(calibration=x[:9]).moments_of(["0"])["0"].count == 9 * 64
 
 

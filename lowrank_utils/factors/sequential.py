@@ -21,11 +21,13 @@ from lowrank_utils.factors import svd
 from lowrank_utils.factors.svd import reduced_rank
 from lowrank_utils.network import unfold
 from lowrank_utils.network.graph import Followers, execution_order, owners, weight_layers
+from lowrank_utils.network.inputs import check_some, fed
 from lowrank_utils.network.modules import evaluating, fold_bias_into_norm, replaced
 from lowrank_utils.network.profile import Plan, Profile
 from lowrank_utils.network.statistics import CrossMoments
 from lowrank_utils.network.unfold import output_rows
 from lowrank_utils.network.walk import Walk
+from lowrank_utils.progress import track
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +93,7 @@ def sweep(
     fisher_images: int | None = None,
     iterations: int | None = None,
     ridge: float | None = None,
-    batch_size: int = 100,
+    batch_size: int | None = None,
     memory: float = 2.5e8,
 ) -> nn.Module:
     """Return a new model with the planned layers replaced by thin ones, found layer after layer on calibration images.
@@ -129,8 +131,7 @@ def sweep(
     """
     profile.check_unchanged()
     model, calibration = profile.model, profile.calibration
-    if not torch.is_tensor(calibration) or calibration.ndim < 2 or len(calibration) == 0:
-        raise ValueError("calibration must be a tensor of at least one input, with the images along its first axis")
+    check_some(calibration)
     if iterations is None:
         iterations = 10 if all(isinstance(model.get_submodule(name), nn.Linear) for name in weight_layers(model)) else 3
     check_count(iterations=iterations)
@@ -163,7 +164,7 @@ def sweep(
         name for name in weight_layers(model) if refit_dense and "weight" in modules[name]._parameters and alone(name)
     ]
     wanted = [name for name in weight_layers(model) if name in plan or name in refitted]
-    order = _order(model, wanted, plan, calibration[:2].to(first.device, first.dtype, copy=True))
+    order = _order(model, wanted, plan, fed(calibration[:2], first))
     tied = [name for name in plan if not alone(name)]
     if tied:
         raise ValueError(f"layer {tied[0]!r} shares its weight with another, so it cannot be factored alone")
@@ -186,9 +187,9 @@ def sweep(
             scale = found.diagonal().mean()
             metrics[name] = (0.7 / scale if scale else 0.0) * found + 0.3 * torch.eye(len(found)).to(found)
     thin = {}
-    walk = Walk(model, graph, thin, calibration, batch_size, memory)
+    walk = Walk(model, graph, thin, calibration, batch_size or profile.batch_size or 100, memory)
     each = None if profile.samples is None else -(-profile.samples // len(calibration))
-    for place, name in enumerate(order):
+    for place, name in enumerate(track(order, "factors, layer by layer")):
         if name not in plan and not thin:
             continue  # nothing was lost yet
         held = after.get(name, Followers())

@@ -132,10 +132,12 @@ def errors_by_rank(
     cross = (
         ((target @ covariance).reshape(rows, offsets, size) @ right.T).permute(2, 1, 0).reshape(rank * offsets, rows)
     )
-    gram = gram + 1e-9 * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    if failed:  # the same to rounding, where directions at two offsets coincide
-        factor = torch.linalg.cholesky(gram + 1e-6 * gram.diagonal().mean() * torch.eye(len(gram)).to(gram))
+    factor = gram
+    for damping in (1e-9, 1e-6, 1e-3):  # more where the data leave directions alike, as few inputs do
+        damped = gram + damping * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            break
     explained = torch.linalg.solve_triangular(factor, cross, upper=False).square().sum(1)
     each = explained.reshape(rank, offsets).sum(1)
     return torch.cat([whole[None], whole - each.cumsum(0)]).clamp(min=0)

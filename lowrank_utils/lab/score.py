@@ -16,6 +16,7 @@ from lowrank_utils import __version__
 from lowrank_utils.checks import check_count
 from lowrank_utils.lab import training
 from lowrank_utils.lab.columns import RESULT_COLUMNS
+from lowrank_utils.network.inputs import Batch, call, fed
 from lowrank_utils.network.modules import check_finite, evaluating
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ def _input(model, input_shape, batch):
     return torch.zeros(batch, *input_shape, device=first.device, dtype=first.dtype)
 
 
-def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
-    """Return the multiply-accumulates for one input of `input_shape`, by torch's own operation counter.
+def macs(model: nn.Module, input_shape: Sequence[int], example: Batch | None = None) -> int:
+    """Return the multiply-accumulates for one input of `input_shape` (or for `example`), by torch's own operation counter.
 
     It counts matrix products and convolutions (two operations a multiply-accumulate); activations are free.
 
@@ -50,7 +51,8 @@ def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
     """
     # without inference mode, in which the counter cannot see through weights that are computed (parametrizations)
     with evaluating(model), torch.inference_mode(False), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(_input(model, input_shape, 1))
+        zeros = _input(model, input_shape, 1)
+        call(model, zeros if example is None else fed(example, zeros))
     return counter.get_total_flops() // 2
 
 

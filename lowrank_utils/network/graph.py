@@ -13,7 +13,9 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from lowrank_utils.network import inputs
 from lowrank_utils.network.hooks import hooked
+from lowrank_utils.network.inputs import Batch
 from lowrank_utils.network.modules import evaluating
 
 log = logging.getLogger(__name__)
@@ -88,9 +90,7 @@ def trace(model: nn.Module, wanted: Iterable[str]) -> fx.Graph | None:
         return None
 
 
-def followed_by(
-    model: nn.Module, graph: fx.Graph | None = None, images: torch.Tensor | None = None
-) -> dict[str, Followers]:
+def followed_by(model: nn.Module, graph: fx.Graph | None = None, images: Batch | None = None) -> dict[str, Followers]:
     """Return ``{layer: Followers}`` of the linear layers and convolutions of `model`, by ``torch.fx``; {} where it cannot be traced.
 
     With `images` (two are enough) shapes are checked: a sum of tensors of different shapes is no shortcut, and a batch
@@ -147,8 +147,15 @@ def _shapes(model, graph, images):
     with evaluating(model):
         runs = _Shapes(fx.GraphModule(model, graph))
         first = next(model.parameters())
-        runs.run(images[:2].to(first.device, first.dtype, copy=True))
+        some = inputs.fed(images[:2], first)
+        runs.run(some) if torch.is_tensor(some) else runs.run(*some.args, *_by_place(graph, some))
     return runs.found
+
+
+def _by_place(graph, some):
+    # the inputs that are given by name, in the order in which the graph takes those after the positional ones
+    names = [node.target for node in graph.nodes if node.op == "placeholder"][len(some.args) :]
+    return [some.kwargs.get(name) for name in names]
 
 
 def _only(node) -> Any:
@@ -181,7 +188,7 @@ def _inplace(node, modules):
     return node.target == "relu_" or bool(node.kwargs.get("inplace"))
 
 
-def execution_order(model: nn.Module, names: Iterable[str], image: torch.Tensor) -> list[str]:
+def execution_order(model: nn.Module, names: Iterable[str], image: Batch) -> list[str]:
     """Return the named layers in the order in which a forward pass of `image` (N first) meets them, each time it does.
 
     Raises ValueError for an image that the network cannot take.
@@ -192,10 +199,10 @@ def execution_order(model: nn.Module, names: Iterable[str], image: torch.Tensor)
     met = []
     try:
         with evaluating(model), hooked(model, {name: partial(_note, met, name) for name in names}, before=True):
-            model(image)
+            inputs.call(model, image)
     except Exception as error:  # a reader's own network fails in errors of many kinds
         raise ValueError(
-            f"the network cannot take calibration images of shape {tuple(image.shape[1:])}: {error}"
+            f"the network cannot take calibration images of shape {inputs.in_words(image)}: {error}"
         ) from error
     return met
 

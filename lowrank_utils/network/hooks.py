@@ -4,10 +4,12 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
+from lowrank_utils.network import inputs
+from lowrank_utils.network.inputs import Batch
 from lowrank_utils.network.modules import evaluating
+from lowrank_utils.progress import track
 
 
 @contextlib.contextmanager
@@ -21,6 +23,7 @@ def hooked(model: nn.Module, *hooks: Mapping[str, Callable[..., Any]], before: b
         f(module, args, kwargs, output). What a function returns takes the place of the inputs or the output.
     before : whether the functions are called before the module runs.
 
+    >>> import torch
     >>> seen = []
     >>> model = nn.Sequential(nn.ReLU(), nn.ReLU())
     >>> with hooked(model, {"1": lambda module, args, kwargs, output: seen.append(output.item())}):
@@ -42,7 +45,7 @@ def hooked(model: nn.Module, *hooks: Mapping[str, Callable[..., Any]], before: b
 
 def watch(
     model: nn.Module,
-    batches: Sequence[torch.Tensor],
+    batches: Sequence[Batch],
     *hooks: Mapping[str, Callable[..., Any]],
     before: bool = False,
 ) -> None:
@@ -53,12 +56,14 @@ def watch(
     first = next(model.parameters())
     with evaluating(model):
         try:
-            model(batches[0][:1].to(first.device, first.dtype, copy=True))  # some networks write into their input
+            inputs.call(model, inputs.fed(batches[0][:1], first))
         except Exception as error:  # a reader's own network fails in errors of many kinds
-            shape = tuple(batches[0].shape[1:])
+            shape = inputs.in_words(batches[0])
             raise ValueError(f"the network cannot take calibration images of shape {shape}: {error}") from error
         with hooked(model, *hooks, before=before):
-            for batch in batches:
-                if not torch.isfinite(batch).all():
-                    raise ValueError("the calibration images hold NaN or infinite values")
-                model(batch.to(first.device, first.dtype, copy=True))
+            for batch in track(batches, "inputs seen"):
+                inputs.check_finite(batch)
+                try:
+                    inputs.call(model, inputs.fed(batch, first))
+                except IndexError as error:  # a token id that the embedding does not have
+                    raise ValueError(f"the network cannot take these calibration inputs: {error}") from error

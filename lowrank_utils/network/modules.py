@@ -65,6 +65,20 @@ def replaced(model: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Modu
     return copied(model, {id(model.get_submodule(name)): new for name, new in replacements.items()})
 
 
+def with_linear_layers(model: nn.Module) -> nn.Module:
+    """Return `model` with the ``Conv1D`` layers of transformers (weights d_in x d_out) as ``nn.Linear``; itself where it has none.
+
+    They compute the same. The layers are known by name and shape, so transformers need not be installed.
+    """
+    found = {}
+    for name, layer in model.named_modules():
+        weight: Any = getattr(layer, "weight", None)
+        if type(layer).__name__ == "Conv1D" and hasattr(layer, "nf") and torch.is_tensor(weight) and weight.ndim == 2:
+            like = nn.Linear(1, 1, device=weight.device, dtype=weight.dtype)
+            found[name] = linear(weight.detach().T, cast(Any, layer).bias.detach(), like)
+    return replaced(model, found) if found else model
+
+
 def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """Return a deep copy of `model`, without the history of activations that a module keeps; `memo` as `copy.deepcopy` takes it.
 

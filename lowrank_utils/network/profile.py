@@ -20,9 +20,10 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank_utils.network import graph, modules, statistics, unfold
+from lowrank_utils.network import graph, inputs, modules, statistics, unfold
 from lowrank_utils.network.graph import owners
 from lowrank_utils.network.hooks import hooked
+from lowrank_utils.network.inputs import Batch
 from lowrank_utils.network.unfold import Entry, parse_entry
 
 Plan: TypeAlias = Mapping[str, Entry]  # {layer: entry}; a layer that is absent stays dense
@@ -143,6 +144,7 @@ def read_layers(
     dense: Sequence[str] = (),
     scheme: str | Mapping[str, str] | None = None,
     guard: Callable[[], None] | None = None,
+    example: Batch | None = None,
 ) -> list[LayerProfile]:
     """Return a list of `LayerProfile`, one for every layer with weights, in the order of ``model.named_modules()``.
 
@@ -153,7 +155,7 @@ def read_layers(
     it, such as a 1 x 1 convolution, takes its usual one. With a `guard`, a function, spectra are computed when they are first
     read, after a call of it.
 
-    The model sees one input of zeros in eval mode, which counts how often each layer is used. Linear layers and 2-D
+    The model sees one input of zeros (or the one input `example`) in eval mode, which counts how often each layer is used. Linear layers and 2-D
     convolutions can be factored; every other layer with a weight matrix or kernel is listed with the reason why it is
     left alone, its MACs counted by torch. Raises ValueError where the weights are not finite, the network cannot take
     `input_shape`, or `dense` names a layer that is not there.
@@ -171,7 +173,7 @@ def read_layers(
         if wanted not in (None, *unfold.NAMES):
             raise ValueError(f"unknown scheme {wanted!r}; known: {', '.join(unfold.NAMES)}")
     modules.check_there(model)
-    uses, calls, counted_macs = count_uses(model, input_shape)
+    uses, calls, counted_macs = count_uses(model, input_shape, example)
     own_path = {
         id(part)
         for block in model.modules()
@@ -264,7 +266,7 @@ def _own_parameters(module, counted):
 
 
 def count_uses(
-    model: nn.Module, input_shape: Sequence[int]
+    model: nn.Module, input_shape: Sequence[int], example: Batch | None = None
 ) -> tuple[dict[str, dict[str, int]], dict[str, int], dict[str, int]]:
     # positions at which each layer is applied for one input, how often it is called, and the MACs of the other modules by
     # torch's own counter
@@ -294,9 +296,12 @@ def count_uses(
         others = any(p.ndim > 1 for m in others for p in m._parameters.values() if p is not None)
         counter = FlopCounterMode(display=False)
         with modules.evaluating(model), hooked(model, hooks), counter if others else contextlib.nullcontext():
-            model(torch.zeros(1, *input_shape, device=device, dtype=dtype))
+            if example is None:
+                example = torch.zeros(1, *input_shape, device=device, dtype=dtype)
+            inputs.call(model, inputs.fed(example, torch.empty(0, device=device, dtype=dtype)))
     except Exception as error:  # a reader's own network fails in errors of many kinds
-        raise ValueError(f"the network cannot take one input of shape {tuple(input_shape)}: {error}") from error
+        shape = tuple(input_shape) if example is None else inputs.in_words(example)
+        raise ValueError(f"the network cannot take one input of shape {shape}: {error}") from error
     if not others:
         return uses, calls, {}
     root = type(model).__name__
@@ -342,7 +347,7 @@ class Profile(Sequence[LayerProfile]):
     Attributes
     ----------
     model : the network, which is never changed.
-    calibration : inputs of the network (N first), or None.
+    calibration : inputs of the network (N first), a tensor or `inputs.Inputs`, or None.
     input_shape : shape of one input without N, or None where it is not known.
     dense, scheme : as `profile` was asked.
     digest : of the weights, when they were read.
@@ -351,7 +356,7 @@ class Profile(Sequence[LayerProfile]):
     def __init__(
         self,
         model: nn.Module,
-        calibration: torch.Tensor | None = None,
+        calibration: Any = None,
         *,
         input_shape: Sequence[int] | None = None,
         dense: Sequence[str] = (),
@@ -361,15 +366,13 @@ class Profile(Sequence[LayerProfile]):
         estimator: str = "exact",
         draws: int = 10,
         seed: int = 0,
+        batch_size: int | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ValueError(f"a profile is of an nn.Module, not of a {type(model).__name__}")
         modules.check_there(model)
-        if calibration is not None and not torch.is_tensor(calibration):
-            shape = f" of shape {tuple(calibration.shape)}" if hasattr(calibration, "shape") else ""
-            raise ValueError(
-                f"calibration images are a {type(calibration).__name__}{shape}; they must be a tensor, the images along its first axis"
-            )
+        if calibration is not None:
+            calibration = inputs.as_inputs(calibration)
         if isinstance(dense, str):
             raise ValueError(f"dense={dense!r} must be a list of layer names, such as [{dense!r}]")
         if next(model.parameters(), None) is None:
@@ -377,10 +380,13 @@ class Profile(Sequence[LayerProfile]):
         told = "one input"
         if input_shape is None and torch.is_tensor(calibration) and calibration.ndim > 1:
             input_shape, told = tuple(calibration.shape[1:]), "calibration images"
+        elif isinstance(calibration, inputs.Inputs) and len(calibration):
+            input_shape = tuple(calibration.tensors[0].shape[1:])
         self.model, self.calibration = model, calibration
         self.input_shape = None if input_shape is None else tuple(input_shape)
         self.dense, self.scheme, self._spectra = tuple(dense), scheme, spectra
         self.samples, self.estimator, self.draws, self.seed = samples, estimator, draws, seed
+        self.batch_size = batch_size
         self._layers: tuple[LayerProfile, ...] | None = None
         self._uses, self._order, self._followers = None, None, None
         self._graph: fx.Graph | Literal[False] | None = False  # False: not traced yet
@@ -392,7 +398,9 @@ class Profile(Sequence[LayerProfile]):
             modules.check_finite(model)
             return
         try:
-            layers = read_layers(model, self.input_shape, spectra, self.dense, scheme, guard=self.check_unchanged)
+            layers = read_layers(
+                model, self.input_shape, spectra, self.dense, scheme, self.check_unchanged, self.example
+            )
         except ValueError as error:
             raise ValueError(str(error).replace("take one input of shape", f"take {told} of shape")) from error
         if not layers:
@@ -401,6 +409,12 @@ class Profile(Sequence[LayerProfile]):
         if bad is not None:
             raise ValueError(f"{bad} holds NaN or infinite values; a profile needs finite ones")
         self._layers = tuple(layers)
+
+    @property
+    def example(self) -> Batch | None:
+        """One input, where a tensor of zeros of `input_shape` would not do: of token ids, or of several tensors; else None."""
+        given = self.calibration
+        return None if given is None or inputs.is_plain(given) or not len(given) else given[:1]
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -454,7 +468,8 @@ class Profile(Sequence[LayerProfile]):
     def uses(self) -> dict[str, dict[str, int]]:
         """How many positions each layer reads and writes for one input; {} where the input's shape is not known."""
         if self._uses is None:
-            self._uses = {} if self.input_shape is None else count_uses(self.model, self.input_shape)[0]
+            known = self.input_shape is not None
+            self._uses = count_uses(self.model, self.input_shape or (), self.example)[0] if known else {}
         return self._uses
 
     @property
@@ -472,7 +487,8 @@ class Profile(Sequence[LayerProfile]):
         if self._order is None:
             first = next(self.model.parameters())
             names = [layer.name for layer in self.layers if layer.positions]
-            image = torch.zeros(1, *(self.input_shape or ()), dtype=first.dtype, device=first.device)
+            zeros = torch.zeros(1, *(self.input_shape or ()), dtype=first.dtype, device=first.device)
+            image = zeros if self.example is None else inputs.fed(self.example, first)
             self._order = graph.execution_order(self.model, names, image)
         return self._order
 
@@ -507,7 +523,7 @@ class Profile(Sequence[LayerProfile]):
         missing = [name for name in names if name not in self._moments]
         if missing:
             self._moments |= statistics.collect_moments(
-                self.model, missing, calibration, samples=self.samples, seed=self.seed
+                self.model, missing, calibration, self.batch_size or 500, self.samples, self.seed
             )
         return {name: self._moments[name] for name in names}
 
@@ -517,6 +533,7 @@ class Profile(Sequence[LayerProfile]):
         count = len(calibration) if images is None else min(images, len(calibration))
         missing = [name for name in names if (name, count) not in self._fisher]
         how: dict[str, Any] = {"draws": self.draws, "seed": self.seed, "estimator": self.estimator}
+        how["batch_size"] = self.batch_size or 50
         if missing and self.estimator != "exact" and count == len(calibration) and not self._moments.keys() & missing:
             # one pass for both: the network is not run again for the moments
             moments, found = statistics.moments_and_fisher(
@@ -546,6 +563,7 @@ class Profile(Sequence[LayerProfile]):
             "estimator": self.estimator,
             "draws": self.draws,
             "seed": self.seed,
+            "batch_size": self.batch_size,
         }
         unknown = changes.keys() - options.keys()
         if unknown:
@@ -568,7 +586,7 @@ class Profile(Sequence[LayerProfile]):
 
 def profile(
     model: nn.Module,
-    calibration: torch.Tensor | None = None,
+    calibration: Any = None,
     *,
     input_shape: Sequence[int] | None = None,
     dense: Sequence[str] = (),
@@ -578,19 +596,22 @@ def profile(
     estimator: str = "exact",
     draws: int = 10,
     seed: int = 0,
+    batch_size: int | None = None,
 ) -> Profile:
     """Return the `Profile` of `model`: everything that choosers of ranks and factorisers need to know about it.
 
     Parameters
     ----------
     model : any ``nn.Module``.
-    calibration : inputs of the network (N first), for moments and Fisher information.
+    calibration : inputs of the network (N first), for moments and Fisher information: a tensor, of real numbers or of token
+        ids; a tuple or dict of tensors, for a network that takes several; or a ``DataLoader`` (`inputs.as_inputs`).
     input_shape : shape of one input without N, e.g. (1, 28, 28); taken from `calibration` where that is given.
     dense, scheme, spectra : as in `read_layers`.
     samples : the most patches of a convolution, or tokens of a sequence, that moments and the sweep look at in one
         layer: each input gives equally many, at random positions (None: all in the moments, about 256 an input in the sweep).
     estimator, draws : of the Fisher information, as in `statistics.fisher`.
     seed : of both.
+    batch_size : how many inputs pass at once (None: 500 for moments, 50 for Fisher information, 100 in the sweep).
 
     Raises ValueError for a network without parameters or on the meta device, NaN weights, and inputs that it cannot
     take. Asked for statistics without calibration, or after the weights have changed, it says so.
@@ -600,6 +621,7 @@ def profile(
     (640, 8, ['1'])
     """
     options: dict[str, Any] = {"samples": samples, "estimator": estimator, "draws": draws, "seed": seed}
+    options["batch_size"] = batch_size
     return Profile(model, calibration, input_shape=input_shape, dense=dense, scheme=scheme, spectra=spectra, **options)
 
 

@@ -13,11 +13,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from lowrank_utils.checks import check_count
-from lowrank_utils.network import unfold
+from lowrank_utils.network import inputs, unfold
 from lowrank_utils.network.graph import HiddenLayer, hidden_layers
 from lowrank_utils.network.hooks import hooked, watch
+from lowrank_utils.network.inputs import Batch, check_some
 from lowrank_utils.network.modules import check_there, evaluating
 from lowrank_utils.network.unfold import output_rows
+from lowrank_utils.progress import track
 
 
 @dataclass
@@ -81,7 +83,7 @@ class Moments:
 def collect_moments(
     model: nn.Module,
     names: Sequence[str],
-    calibration: torch.Tensor,
+    calibration: Batch,
     batch_size: int = 500,
     samples: int | None = None,
     seed: int = 0,
@@ -96,8 +98,7 @@ def collect_moments(
     Raises ValueError for an empty or non-finite `calibration`, or images of a shape the network cannot take.
     """
     check_there(model)
-    if not torch.is_tensor(calibration) or calibration.ndim < 2 or len(calibration) == 0:
-        raise ValueError("calibration must be a tensor of at least one input, with the images along its first axis")
+    check_some(calibration)
     if next(model.parameters(), None) is None:
         raise ValueError("this network has no parameters, so it has no layer whose inputs could be collected")
     found, hooks = _moment_hooks(model, names, _positions_each(samples, len(calibration)), seed)
@@ -162,7 +163,7 @@ ESTIMATORS = ("exact", "signs", "draws")
 def fisher(
     model: nn.Module,
     names: Sequence[str],
-    images: torch.Tensor,
+    images: Batch,
     draws: int = 10,
     seed: int = 0,
     batch_size: int = 50,
@@ -197,7 +198,7 @@ def fisher(
 def moments_and_fisher(
     model: nn.Module,
     names: Sequence[str],
-    images: torch.Tensor,
+    images: Batch,
     draws: int = 1,
     seed: int = 0,
     batch_size: int = 50,
@@ -250,7 +251,7 @@ def _fisher(model, names, images, passes, batch_size, also):
     for name in names:
         if name not in modules:
             raise ValueError(f"there is no layer {name!r} in this network")
-    if not torch.is_tensor(images) or len(images) == 0:
+    if not isinstance(images, (torch.Tensor, inputs.Inputs)) or len(images) == 0:
         raise ValueError("the Fisher information needs at least one image, the images along the first axis of a tensor")
     first = next(model.parameters(), None)
     if first is None:
@@ -268,9 +269,9 @@ def _fisher(model, names, images, passes, batch_size, also):
     found: dict[str, Any] = dict.fromkeys(names, 0.0)  # a sum, until it is a matrix
     watched = hooked(model, also, {name: catch(name) for name in names})
     with evaluating(model), torch.inference_mode(False), torch.enable_grad(), watched:
-        for batch in images.split(batch_size):
+        for batch in track(images.split(batch_size), "Fisher information"):
             caught |= {name: [] for name in names}
-            logs = _log_shares(model, batch.to(first.device, first.dtype, copy=True))
+            logs = _log_shares(model, inputs.fed(batch, first))
             for name in names:
                 if len(caught[name]) != 1:
                     raise ValueError(
@@ -293,9 +294,9 @@ def _fisher(model, names, images, passes, batch_size, also):
 def _log_shares(model, batch):
     # log p(y|x), N x classes or N x T x classes
     try:
-        answers = model(batch)
+        answers = inputs.logits(inputs.call(model, batch))
     except Exception as error:  # a reader's own network fails in errors of many kinds
-        raise ValueError(f"the network cannot take images of shape {tuple(batch.shape[1:])}: {error}") from error
+        raise ValueError(f"the network cannot take images of shape {inputs.in_words(batch)}: {error}") from error
     if not torch.is_tensor(answers) or answers.ndim not in (2, 3):
         raise ValueError("the Fisher information needs a network whose answers are N x classes or N x T x classes")
     logs = answers.log_softmax(-1)

@@ -9,8 +9,9 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
-from lowrank_utils.network import unfold
+from lowrank_utils.network import inputs, unfold
 from lowrank_utils.network.hooks import hooked
+from lowrank_utils.network.inputs import Batch
 
 
 class _Reached(Exception):
@@ -42,13 +43,13 @@ class Walk:
         model: nn.Module,
         graph: fx.Graph | None,
         instead: Mapping[str, nn.Module],
-        images: torch.Tensor,
+        images: Batch,
         batch_size: int,
         memory: float,
     ) -> None:
         self.model, self.instead, self.memory = model, instead, memory
         first = next(model.parameters())
-        self.device, self.dtype = first.device, first.dtype
+        self.like = first
         self.batches = images.split(batch_size)
         self.graph = graph
         if graph is not None:
@@ -65,16 +66,21 @@ class Walk:
 
     def _batch(self, index):
         batch = self.batches[index]
-        if not torch.isfinite(batch).all():
-            raise ValueError("the calibration images hold NaN or infinite values")
-        return batch.to(self.device, self.dtype)
+        inputs.check_finite(batch)
+        return batch
 
     def _start(self, index):
         batch = self._batch(index)
-        inputs = [node for node in self.nodes if node.op == "placeholder"]
-        given = {node: node.args[0] if node.args else None for node in inputs}
-        # copies, for networks that write into their input
-        return 0, *({**given, inputs[0]: batch.clone()} for _ in self.runs)
+        places = [node for node in self.nodes if node.op == "placeholder"]
+        defaults = {node: node.args[0] if node.args else None for node in places}
+
+        def given():
+            some = inputs.fed(batch, self.like)  # a copy for each, for networks that write into their input
+            by_place, by_name = ((some,), {}) if torch.is_tensor(some) else (some.args, some.kwargs)
+            named = {node: by_name[node.target] for node in places if node.target in by_name}
+            return defaults | dict(zip(places, by_place)) | named
+
+        return 0, *(given() for _ in self.runs)
 
     def _advance(self, state, upto):
         at, *both = state
@@ -111,7 +117,7 @@ class Walk:
         """Yield, batch by batch, (inputs now, inputs in the original, what `other` lost or None) of the named layer."""
         for index in range(len(self.batches)):
             if self.graph is None:
-                batch = self._batch(index)
+                batch = inputs.fed(self._batch(index), self.like)
                 yield _inputs(self.model, self.instead, name, batch), _inputs(self.model, {}, name, batch), None
                 continue
             node = self.layer[name]
@@ -158,7 +164,7 @@ def _inputs(model, instead, name, batch):
 
     replaced = {other: swap(new) for other, new in instead.items()}
     with hooked(model, {name: catch}, before=True), hooked(model, replaced), contextlib.suppress(_Reached):
-        model(batch.clone())  # some networks write into their input
+        inputs.call(model, inputs.fed(batch, next(model.parameters())))
     if not caught:
         raise ValueError(
             f"some calibration images do not reach layer {name!r}; give it images that do, or leave it out"

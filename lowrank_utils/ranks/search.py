@@ -22,7 +22,7 @@ from torch import nn
 from lowrank_utils.checks import check_count, check_share
 from lowrank_utils.factors import svd
 from lowrank_utils.factors.replace import apply_plan, decompose_layers
-from lowrank_utils.network import unfold
+from lowrank_utils.network import inputs, unfold
 from lowrank_utils.network.modules import evaluating
 from lowrank_utils.network.profile import RESOURCES, LayerProfile, Plan, Profile, plan_cost
 from lowrank_utils.network.unfold import Entry, parse_entry
@@ -335,10 +335,11 @@ def predicted_values(
 def _unfelt(profile, names, images):
     # why the answers do not tell what errors in these layers do, or nothing
     with evaluating(profile.model):
-        answers = profile.model(profile.calibration[:1].to(next(profile.model.parameters())))
-    if not torch.is_tensor(answers) or answers.ndim != 2:
+        first = next(profile.model.parameters())
+        answers = inputs.logits(inputs.call(profile.model, inputs.fed(profile.calibration[:1], first)))
+    if not torch.is_tensor(answers) or answers.ndim not in (2, 3):
         return "The answers are not N x classes"
-    if answers.shape[1] == 1:
+    if answers.shape[-1] == 1:
         return "The answers are one number each, which has no alternative"
     try:
         metric = profile.fisher_of(names, images)
