@@ -130,8 +130,7 @@ def sweep(
     ['Sequential', 'ReLU', 'Linear']
     """
     profile.check_unchanged()
-    model, calibration = profile.model, profile.calibration
-    check_some(calibration)
+    model, calibration = profile.model, check_some(profile.calibration)
     if iterations is None:
         iterations = 10 if all(isinstance(model.get_submodule(name), nn.Linear) for name in weight_layers(model)) else 3
     check_count(iterations=iterations)

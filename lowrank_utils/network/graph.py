@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -76,18 +76,36 @@ def weight_layers(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if type(module) in (nn.Linear, nn.Conv2d)]
 
 
-def trace(model: nn.Module, wanted: Iterable[str]) -> fx.Graph | None:
+def trace(model: nn.Module, wanted: Iterable[str], absent: Mapping[str, Any] | None = None) -> fx.Graph | None:
+    """Return the graph of `model` with the `wanted` layers as leaves; None, with a warning, where torch.fx cannot trace it.
+
+    `absent`: ``{name: value}`` of parameters of ``forward`` that no input is given for (`inputs.not_given`): the graph
+    is that of a call with these values, and has no place for them.
+    """
     try:
         if isinstance(model, (nn.Linear, nn.Conv2d)):
             return None  # one layer: nothing to trace
         with evaluating(model):  # tracing writes down what the model does in its present mode
-            return _Tracer(wanted).trace(model)
+            graph = _Tracer(wanted).trace(model, dict(absent) if absent else None)
+            return _without(graph, absent or {})
     except Exception as error:  # fx passes on whatever the traced code raises
         log.warning(
             "this network cannot be traced by torch.fx, so shortcuts, batch norms and ReLUs are not seen: each layer has its own outputs as target (%s)",
             error,
         )
         return None
+
+
+def _without(graph, absent):
+    # fx leaves a placeholder for each value that it was given, and nodes that compare the two
+    last = [n for n in graph.nodes if n.op == "placeholder" and n.target.rpartition("_")[0] in absent]
+    gone = []
+    while last:
+        gone.append(last.pop())
+        last += [user for user in gone[-1].users if user not in gone]
+    for node in sorted(gone, key=list(graph.nodes).index, reverse=True):
+        graph.erase_node(node)
+    return graph
 
 
 def followed_by(model: nn.Module, graph: fx.Graph | None = None, images: Batch | None = None) -> dict[str, Followers]:

@@ -5,6 +5,7 @@ Everything that looks at data goes through here, so that a network of token ids 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -78,8 +79,9 @@ def as_inputs(calibration: Any) -> Batch:
         return Inputs((), {name: value for name, value in calibration.items() if value is not None})
     if isinstance(calibration, (tuple, list)) and calibration and all(torch.is_tensor(part) for part in calibration):
         return Inputs(tuple(calibration))
-    if not isinstance(calibration, Iterable) or isinstance(calibration, (str, bytes)) or hasattr(calibration, "shape"):
-        shape = f" of shape {tuple(calibration.shape)}" if hasattr(calibration, "shape") else ""
+    form = getattr(calibration, "shape", None)
+    if not isinstance(calibration, Iterable) or isinstance(calibration, (str, bytes)) or form is not None:
+        shape = "" if form is None else f" of shape {tuple(form)}"
         raise ValueError(
             f"calibration images are a {type(calibration).__name__}{shape}; they must be a tensor, the images along its "
             "first axis, or tensors in a tuple or dict, or a DataLoader"
@@ -147,11 +149,31 @@ def call(model: nn.Module, batch: Batch) -> Any:
     return model(batch) if torch.is_tensor(batch) else model(*batch.args, **batch.kwargs)
 
 
-def check_some(batch: Any) -> None:
-    """Raise ValueError where `batch` is no tensor, or `Inputs`, of at least one input."""
+def not_given(model: nn.Module, batch: Batch | None) -> dict[str, Any]:
+    """Return ``{name: default}`` of the parameters of ``model.forward`` that `batch` (None: one tensor) says nothing of.
+
+    >>> class Masked(nn.Module):
+    ...     def forward(self, x, mask=None):
+    ...         return x
+    >>> not_given(Masked(), None), not_given(Masked(), Inputs((torch.zeros(1, 2), torch.zeros(1, 2))))
+    ({'mask': None}, {})
+    """
+    taken, named = (len(batch.args), batch.kwargs) if isinstance(batch, Inputs) else (1, {})
+    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    known = [value for value in inspect.signature(model.forward).parameters.values() if value.kind in places]
+    return {
+        value.name: value.default
+        for value in known[taken:]
+        if value.name not in named and value.default is not inspect.Parameter.empty
+    }
+
+
+def check_some(batch: Any) -> Batch:
+    """Return `batch`; raise ValueError where it is no tensor, or `Inputs`, of at least one input."""
     several = isinstance(batch, Inputs) or (torch.is_tensor(batch) and batch.ndim > 1)
     if not several or len(batch) == 0:
         raise ValueError("calibration must be a tensor of at least one input, with the images along its first axis")
+    return batch
 
 
 def check_finite(batch: Batch) -> None:

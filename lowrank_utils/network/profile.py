@@ -477,7 +477,8 @@ class Profile(Sequence[LayerProfile]):
         """The network as torch.fx traces it, its layers with weights as leaves; None where it cannot be traced, or is one layer."""
         self._glance()
         if self._graph is False:
-            self._graph = graph.trace(self.model, graph.weight_layers(self.model))
+            absent = inputs.not_given(self.model, self.example)
+            self._graph = graph.trace(self.model, graph.weight_layers(self.model), absent)
         return self._graph
 
     @property
@@ -573,7 +574,7 @@ class Profile(Sequence[LayerProfile]):
             new._moments, new._fisher = self._moments, self._fisher
         return new
 
-    def needed_calibration(self, what: str) -> torch.Tensor:
+    def needed_calibration(self, what: str) -> Any:
         """Return the calibration inputs; raise ValueError where there are none, or the model has changed since.
 
         `what` begins the sentence of the error: who needs them, with its verb.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -111,9 +112,7 @@ class Walk:
             run.env[some] = run.run_node(some)
         return run.env[node]
 
-    def at(
-        self, name: str, other: fx.Node | None = None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]]:
+    def at(self, name: str, other: fx.Node | None = None) -> Iterator[tuple[Any, Any, tuple[Any, Any] | None]]:
         """Yield, batch by batch, (inputs now, inputs in the original, what `other` lost or None) of the named layer."""
         for index in range(len(self.batches)):
             if self.graph is None:
