@@ -192,20 +192,11 @@ def sweep(
         if name not in plan and not thin:
             continue  # nothing was lost yet
         held = after.get(name, Followers())
-        steps = iterations if relu and held.relu else 1
-        new = _answer(
-            model,
-            walk,
-            name,
-            chosen.get(name),
-            held,
-            (within or {}).get(name),
-            metrics.get(name),
-            steps,
-            ridge,
-            each,
-            profile.seed + place,
-        )
+        own = _Regression(model, name, held, chosen.get(name), metrics.get(name), (within or {}).get(name), ridge)
+        for _ in range(iterations if relu and held.relu else 1):
+            generator = torch.Generator().manual_seed(profile.seed + place)
+            own.step(walk.at(name, held.other), each, generator)
+        new = own.layers()
         layer = model.get_submodule(name)
         last = new.second if name in plan else new
         if layer.bias is None and last.bias is not None:
@@ -236,110 +227,145 @@ def _parts(layer, walked, each):
             yield x, then, None if lost is None else tuple(v[here] for v in lost)
 
 
-def _samples(layer, x, then, lost, undo, each, generator):
-    # (patches, outputs of the original weights, what the answer must add to them, outputs of the other summand), groups x rows x ...
-    count = unfold.groups(layer)
-    kind = torch.float64 if isinstance(layer, nn.Linear) else x.dtype
-    at = None if each is None else unfold.sampled_positions(layer, x, each, generator)
-    if at is None:
-        y, y_then = layer(x), layer(then)
-        every = _step(*y.shape[-2:]) if isinstance(layer, nn.Conv2d) and each is None else 1
-        seen = unfold.patches(layer, x, every).to(kind)
-        y, y_then = (output_rows(layer, v, count, every).to(kind) for v in (y, y_then))
-    else:  # of few positions the patches serve for the outputs too
-        every, weight = 1, layer.weight.reshape(count, -1, layer.weight[0].numel()).mT.to(kind)
-        bias = 0.0 if layer.bias is None else layer.bias.reshape(count, 1, -1).to(kind)
-        seen, seen_then = (unfold.patches(layer, v, at=at).to(kind) for v in (x, then))
-        y, y_then = seen @ weight + bias, seen_then @ weight + bias
-    if lost is None:
-        return seen, y, y_then - y, 0.0
-    missing, other = (output_rows(layer, v, count, every, at).to(kind) for v in lost)
-    return seen, y, y_then - y + missing * undo.reshape(count, 1, -1).to(kind), other
+class _Regression:
+    # The answer of one layer: from its inputs now to what the original network wants of it. A step is one pass over the
+    # data and one solution; with a ReLU behind, each step takes a new target from the last solution.
 
+    def __init__(self, model, name, held, planned, metric, subspace, ridge):
+        self.model, self.layer, self.planned = model, model.get_submodule(name), planned
+        self.subspace, self.ridge = subspace, ridge
+        self.groups, self.size = unfold.groups(self.layer), self.layer.weight[0].numel()
+        self.start = self.layer.weight.detach().double().reshape(self.groups, -1, self.size)
+        self.rows = self.start.shape[1]
+        norm = model.get_submodule(held.norm) if held.norm else None
+        self.takes_mean = self.layer.bias is not None or norm is not None
+        self.gain, self.offset, self.undo, floor = _scale(norm, self.groups * self.rows, self.start)
+        if norm is not None and metric is None:
+            metric = torch.diag(self.gain.square() + floor.square())
+        self.metric = [_block(metric, g, self.rows) for g in range(self.groups)]
+        self.spread, self.ridges = None, None  # of the inputs, the same in every step
+        self.before, self.found, self.pairs = None, None, None  # (weights, bias) of the last two steps
+        self.momentum, self.last = 0, torch.inf
 
-def _answer(model, walk, name, planned, held, subspace, metric, iterations, ridge, each, seed):
-    layer = model.get_submodule(name)
-    count, size = unfold.groups(layer), layer.weight[0].numel()
-    start = layer.weight.detach().double().reshape(count, -1, size)
-    rows = start.shape[1]
-    norm = model.get_submodule(held.norm) if held.norm else None
-    gain, offset = torch.ones(count * rows).to(start), torch.zeros(count * rows).to(start)
-    if norm is not None:
-        gain = (norm.running_var.double() + norm.eps).rsqrt()
-        gain = gain if norm.weight is None else gain * norm.weight.detach().double()
-        offset = (0.0 if norm.bias is None else norm.bias.detach().double()) - gain * norm.running_mean.double()
-    # a unit whose variance is hidden by eps is dead, and its gain of hundreds says nothing of the others
-    alive = gain if norm is None else gain[norm.running_var > norm.eps]
-    floor = 0.05 * alive.square().mean().sqrt()
-    floor = floor if floor > 0 else torch.ones_like(floor)
-    undo = gain / (gain.square() + floor.square()) if norm is not None else gain
-    if norm is not None and metric is None:
-        metric = torch.diag(gain.square() + floor.square())
-    zero = torch.zeros(count * rows).to(start) if layer.bias is None else layer.bias.detach().double()
-    found, before, xx, last, momentum = None, None, None, torch.inf, 0
-    for step in range(iterations):
-        error_now = 0.0
-        generator = torch.Generator().manual_seed(seed)
-        seen = CrossMoments(count, size, rows, layer.weight.device)
-        with evaluating(model):
-            for x, then, lost in _parts(layer, walk.at(name, held.other), each):
-                seen_x, y, error, other = _samples(layer, x, then, lost, undo, each, generator)
-                if found is not None:
-                    g, h = (v.reshape(count, 1, -1).to(y) for v in (gain, offset))
-                    goal = g * (y + error) + h + other
-                    current = seen_x @ found[0].mT.to(y) + found[1][:, None].to(y)
-                    error_now += float((goal.clamp(min=0) - (g * current + h + other).clamp(min=0)).square().sum())
-                    if before is not None:  # momentum, Nesterov 1983
-                        past = seen_x @ before[0].mT.to(y) + before[1][:, None].to(y)
-                        current = current + momentum / (momentum + 3) * (current - past)
-                    current = g * current + h + other
-                    aim = torch.where(goal > 0, goal, current.clamp(max=0))
-                    error = error + (aim - goal) * undo.reshape(count, 1, -1).to(y)
-                seen.update(seen_x, error, covariance=xx is None)
+    def step(self, walked, each, generator):
+        seen = CrossMoments(self.groups, self.size, self.rows, self.layer.weight.device)
+        error_now, first = 0.0, self.spread is None
+        with evaluating(self.model):
+            for x, then, lost in _parts(self.layer, walked, each):
+                patches, y, error, other = self._samples(x, then, lost, each, generator)
+                if self.found is not None:
+                    error, missed = self._after_relu(patches, y, error, other)
+                    error_now += missed
+                seen.update(patches, error, covariance=first)
         if not (torch.isfinite(seen.ex).all() and torch.isfinite(seen.xx).all()):
             raise ValueError("the calibration data make NaN or infinite activations; check images and weights")
-        if xx is None:
-            xx = seen.xx / seen.count
-            ridges = [ridge] * count
-            if ridge is None:
-                few = seen.count < FEW * size
-                ridges = [
-                    cross_validated_ridge(xx[g], seen.ex[g] / seen.count, seen.ee[g] / seen.count, seen.count)
-                    if few
-                    else RIDGE
-                    for g in range(count)
-                ]
-        takes_mean = layer.bias is not None or norm is not None
-        pairs = [
-            _fit(
-                layer,
-                planned,
-                xx[g],
-                seen.ex[g] / seen.count,
-                seen.x[g],
-                seen.e[g],
-                start[g],
-                takes_mean,
-                subspace,
-                _block(metric, g, rows),
-                ridges[g],
-            )
-            for g in range(count)
-        ]
-        whole = torch.stack([w for _, _, w in pairs])
-        bias = None
-        if takes_mean:  # mean target less mean output: zero-mean error
-            shift = seen.e + ((start - whole) @ seen.x[:, :, None]).squeeze(2)
-            bias = zero.reshape(count, -1) + shift
+        if first:
+            self.spread = seen.xx / seen.count
+            self.ridges = [self._ridge(seen, g) for g in range(self.groups)]
+        solution = self._solve(seen)
         # momentum begins anew where the last two steps lowered nothing (O'Donoghue & Candes 2015)
-        momentum = 0 if step and error_now > last else momentum + 1
-        last = error_now if step else torch.inf
-        before, found = found, (whole, torch.zeros(count, rows).to(whole) if bias is None else bias)
-    bias = None if bias is None else bias.flatten()
-    if planned is None:
-        return _dense(layer, whole, bias)
-    left, right = (torch.stack(parts) for parts in zip(*((a, b) for a, b, _ in pairs)))
-    return unfold.thin_layers(layer, planned[0], left, right, bias)
+        again = self.found is not None and error_now > self.last
+        self.last = torch.inf if self.found is None else error_now
+        self.momentum = 0 if again else self.momentum + 1
+        self.before, self.found = self.found, solution
+
+    def _samples(self, x, then, lost, each, generator):
+        # (patches, outputs of the original weights, what the answer must add to them, outputs of the other summand), groups x rows x ...
+        layer, count = self.layer, self.groups
+        kind = torch.float64 if isinstance(layer, nn.Linear) else x.dtype
+        at = None if each is None else unfold.sampled_positions(layer, x, each, generator)
+        if at is None:
+            y, y_then = layer(x), layer(then)
+            every = _step(*y.shape[-2:]) if isinstance(layer, nn.Conv2d) and each is None else 1
+            seen = unfold.patches(layer, x, every).to(kind)
+            y, y_then = (output_rows(layer, v, count, every).to(kind) for v in (y, y_then))
+        else:  # of few positions the patches serve for the outputs too
+            every, weight = 1, layer.weight.reshape(count, -1, self.size).mT.to(kind)
+            bias = 0.0 if layer.bias is None else layer.bias.reshape(count, 1, -1).to(kind)
+            seen, seen_then = (unfold.patches(layer, v, at=at).to(kind) for v in (x, then))
+            y, y_then = seen @ weight + bias, seen_then @ weight + bias
+        if lost is None:
+            return seen, y, y_then - y, 0.0
+        missing, other = (output_rows(layer, v, count, every, at).to(kind) for v in lost)
+        return seen, y, y_then - y + missing * self.undo.reshape(count, 1, -1).to(kind), other
+
+    def _after_relu(self, patches, y, error, other):
+        # (what to add so that the outputs after the ReLU are met, the squared error after it now)
+        def output(solution):
+            return patches @ solution[0].mT.to(y) + solution[1][:, None].to(y)
+
+        gain, offset, undo = (v.reshape(self.groups, 1, -1).to(y) for v in (self.gain, self.offset, self.undo))
+        goal = gain * (y + error) + offset + other
+        current = output(self.found)
+        missed = (goal.clamp(min=0) - (gain * current + offset + other).clamp(min=0)).square().sum()
+        if self.before is not None:  # momentum, Nesterov 1983
+            current = current + self.momentum / (self.momentum + 3) * (current - output(self.before))
+        aim = torch.where(goal > 0, goal, (gain * current + offset + other).clamp(max=0))
+        return error + (aim - goal) * undo, float(missed)
+
+    def _ridge(self, seen, group):
+        if self.ridge is not None or seen.count >= FEW * self.size:
+            return RIDGE if self.ridge is None else self.ridge
+        cross, energy = seen.ex[group] / seen.count, seen.ee[group] / seen.count
+        return cross_validated_ridge(self.spread[group], cross, energy, seen.count)
+
+    def _solve(self, seen):
+        # (weights, bias), groups x rows x size and groups x rows
+        self.pairs = [self._fit(seen, g) for g in range(self.groups)]
+        whole = torch.stack([w for _, _, w in self.pairs])
+        if not self.takes_mean:
+            return whole, torch.zeros(self.groups, self.rows).to(whole)
+        # mean target less mean output: zero-mean error
+        held = self.layer.bias
+        bias = torch.zeros_like(self.gain) if held is None else held.detach().double()
+        shift = seen.e + ((self.start - whole) @ seen.x[:, :, None]).squeeze(2)
+        return whole, bias.reshape(self.groups, -1) + shift
+
+    def _fit(self, seen, group):
+        # (left, right, whole matrix) of one group
+        xx, ex, start = self.spread[group], seen.ex[group] / seen.count, self.start[group]
+        metric, ridge, subspace = self.metric[group], self.ridges[group], self.subspace
+        if not self.takes_mean:  # nothing takes the means: second moments instead
+            x, e = seen.x[group], seen.e[group]
+            xx, ex = xx + torch.outer(x, x), ex + torch.outer(e, x)
+        best = reduced_rank(xx, ex + start @ xx, None, ridge, start=start)[1]
+        if self.planned is None:
+            return None, None, best
+        scheme, rank = self.planned
+        if subspace is not None:
+            left = subspace.to(xx)
+            weighed = left.T if metric is None else left.T @ metric
+            right = left.T @ best if metric is None else torch.linalg.solve(weighed @ left, weighed @ best)
+            return left, right, left @ right
+        target = unfold.to_matrix(self.layer, scheme, best).reshape(len(best), -1)  # one row an output
+        scale = xx.diagonal().mean()
+        damped = xx + (ridge * scale if scale else 1.0) * torch.eye(len(xx)).to(xx)
+        spread, offsets = unfold.by_offset(self.layer, scheme, damped), unfold.shared(self.layer, scheme)
+        left, right = svd.alternating_low_rank(target, spread, offsets, rank, metric)
+        return left, right, unfold.from_matrix(self.layer, scheme, (left @ right)[None])[0]
+
+    def layers(self):
+        """Return the thin pair, or the layer with other weights where it stays dense."""
+        whole, bias = self.found
+        bias = bias.flatten() if self.takes_mean else None
+        if self.planned is None:
+            return _dense(self.layer, whole, bias)
+        left, right = (torch.stack(parts) for parts in zip(*((a, b) for a, b, _ in self.pairs)))
+        return unfold.thin_layers(self.layer, self.planned[0], left, right, bias)
+
+
+def _scale(norm, size, like):
+    # (gain, offset, how errors after the batch norm are taken back before it, floor of the gain); without one 1, 0, 1, -
+    gain, offset = torch.ones(size).to(like), torch.zeros(size).to(like)
+    if norm is None:
+        return gain, offset, gain, None
+    gain = (norm.running_var.double() + norm.eps).rsqrt()
+    gain = gain if norm.weight is None else gain * norm.weight.detach().double()
+    offset = (0.0 if norm.bias is None else norm.bias.detach().double()) - gain * norm.running_mean.double()
+    # a unit whose variance is hidden by eps is dead, and its gain of hundreds says nothing of the others
+    floor = 0.05 * gain[norm.running_var > norm.eps].square().mean().sqrt()
+    floor = floor if floor > 0 else torch.ones_like(floor)
+    return gain, offset, gain / (gain.square() + floor.square()), floor
 
 
 def _block(metric, group, rows):
@@ -356,23 +382,3 @@ def _dense(layer, whole, bias):
                 new.bias = nn.Parameter(torch.empty_like(new.weight[:, *[0] * (new.weight.ndim - 1)]))
             new.bias.copy_(bias)
     return new
-
-
-def _fit(layer, planned, xx, ex, x, e, start, takes_mean, subspace, metric, ridge):
-    # (left, right, whole matrix) of one group
-    if not takes_mean:  # nothing takes the means: second moments instead
-        xx, ex = xx + torch.outer(x, x), ex + torch.outer(e, x)
-    best = reduced_rank(xx, ex + start @ xx, None, ridge, start=start)[1]
-    if planned is None:
-        return None, None, best
-    scheme, rank = planned
-    if subspace is not None:
-        left = subspace.to(xx)
-        right = left.T @ best if metric is None else torch.linalg.solve(left.T @ metric @ left, left.T @ metric @ best)
-        return left, right, left @ right
-    target = unfold.to_matrix(layer, scheme, best).reshape(len(best), -1)  # one row an output
-    scale = xx.diagonal().mean()
-    damped = xx + (ridge * scale if scale else 1.0) * torch.eye(len(xx)).to(xx)
-    spread, offsets = unfold.by_offset(layer, scheme, damped), unfold.shared(layer, scheme)
-    left, right = svd.alternating_low_rank(target, spread, offsets, rank, metric)
-    return left, right, unfold.from_matrix(layer, scheme, (left @ right)[None])[0]
