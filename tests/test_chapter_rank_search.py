@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lowrank_utils.lab import columns, data, training
+from lowrank_utils.ranks.search import Options
 from lowrank_utils.workbook.chapters import rank_search
 
 ABOUT = {"dataset": "digits", "network": "toy", "seed": 0}
@@ -109,3 +110,10 @@ def test_bad_input_is_named(images, model):
     wrong = (model(x).argmax(1) + 1) % 10
     with pytest.raises(ValueError, match="no measuring image is classified rightly"):
         rank_search.Goodness(model, x, wrong)
+
+
+def test_values_are_read_off_known_options():
+    known = [Options("a", (None, ("spatial", 4), ("spatial", 2)), np.zeros((3, 1)), {}, ("macs",))]
+    asked = [Options("a", (("spatial", 2), ("input", 2), None), np.zeros((3, 1)), {}, ("macs",))]
+    values = rank_search.values_where_known(asked, known, {"a": [0.0, -1.0, -2.0]})
+    assert values["a"].tolist() == [-2.0, -np.inf, 0.0]

@@ -195,6 +195,17 @@ def layer_values(read: Profile, goodness: Callable, *, floor: float = 0.1, facto
     return Values(options, search.energy(read, options), measured, mixed, damage, seconds)
 
 
+def values_where_known(
+    options: Sequence[search.Options], known: Sequence[search.Options], values: dict
+) -> dict[str, np.ndarray]:
+    """Return {layer: one value an option} of `options`, read off the `values` of the `known` options of the same layers.
+
+    An option that is not among those known has -inf, so that no search chooses it.
+    """
+    worth = {own.name: dict(zip(own.entries, values[own.name])) for own in known}
+    return {own.name: np.array([worth[own.name].get(e, -np.inf) for e in own.entries]) for own in options}
+
+
 def plan_goodness(read: Profile, values: Values, goodness: Callable) -> Callable[[dict], float]:
     """Return the function that ENC-Inf measures by: the goodness of a plan, all layers cut, in plain factors."""
     bases = replace.decompose_layers(read, {own.name: next(iter(own.full)) for own in values.options}, "svd")
