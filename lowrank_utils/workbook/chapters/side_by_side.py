@@ -37,7 +37,7 @@ from lowrank_utils.workbook.benchmark import (
     searched,
     subject,
 )
-from lowrank_utils.workbook.chapters.rank_search import check_asked, values_where_known
+from lowrank_utils.workbook.chapters.rank_search import check_asked, kept_by_layer, values_where_known
 from lowrank_utils.workbook.plots import BESIDE, COLOURS, canvas
 from lowrank_utils.workbook.tables import markdown, mean_and_spread
 
@@ -264,10 +264,7 @@ class PlanExplorer:
         """Return `explorer` for one threshold, one share of the MACs and the spectrum of one layer, by default a middle one."""
         read, layer = self.one.profile, layer or self.layers[len(self.layers) // 2]
         plans = self.plans(threshold, self.kept if kept is None else kept)
-        stays = {
-            label: {c.name: c.cost(plan.get(c.name), "macs") / c.macs for c in read if not c.reason}
-            for label, plan in plans.items()
-        }
+        stays = {label: kept_by_layer(read, plan) for label, plan in plans.items()}
         points = {"dense": self._points["dense"]} | {label: self.point(label, plan) for label, plan in plans.items()}
         entry = next(iter(plans.values())).get(layer)  # of the threshold
         return explorer(read[layer], unfold.parse_entry(entry)[1] if entry else None, pd.DataFrame(stays), points)
