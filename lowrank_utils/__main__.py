@@ -37,7 +37,7 @@ def run(
 
     Parameters come from the notebooks' defaults, then the preset, then --set.
     """
-    from lowrank_utils.workbook import jobs as planning
+    from lowrank_utils.workbook import jobs as listing
     from lowrank_utils.workbook import runs
 
     if resume:
@@ -54,12 +54,12 @@ def run(
                 f"{name!r} is not an option of run: use --only {name} for one notebook, --resume for a run"
             )
         request = {
-            "only": list(planning.select(only or [])),
-            "preset": planning.read_preset(preset) if preset else {},
-            "settings": planning.read_settings(set_ or []),
+            "only": list(listing.select(only or [])),
+            "preset": listing.read_preset(preset) if preset else {},
+            "settings": listing.read_settings(set_ or []),
             "seeds": _whole_numbers(seeds),
         }
-        jobs, place = planning.plan_jobs(**request), None
+        jobs, place = listing.list_jobs(**request), None
     try:
         place = runs.run(jobs, request, output_folder, progress=not quiet, into=place)
     except KeyboardInterrupt as stop:
@@ -109,7 +109,7 @@ def sweep(
 
     if workers and scheduler:
         raise ValueError("--workers is for a cluster on this machine; with --scheduler, start workers there")
-    planned, request = sweeps.plan_sweep(notebook, sweeps.read_grid([*(grid or []), *(values or [])]), preset)
+    planned, request = sweeps.list_sweep_jobs(notebook, sweeps.read_grid([*(grid or []), *(values or [])]), preset)
     try:
         place, done, failed = sweeps.run(planned, request, to, workers, threads, scheduler, retry, not quiet)
     except KeyboardInterrupt:
@@ -141,14 +141,18 @@ def parameters(
 
 @app.command()
 def refresh(
-    files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="None: all, with solutions.")] = None,
+    notebooks: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NOTEBOOK", help="A file, or a number such as 02; none: all, with solutions."),
+    ] = None,
 ) -> None:
     """Execute notebooks in place at their defaults, before they are committed."""
     from lowrank_utils import paths
-    from lowrank_utils.workbook import runs
+    from lowrank_utils.workbook import jobs, runs
 
-    for path in files or [*sorted(paths.NOTEBOOKS.glob("*.ipynb")), *sorted(paths.SOLUTIONS.glob("*.ipynb"))]:
-        typer.echo(_short(Path(path)))
+    everything = [*sorted(paths.NOTEBOOKS.glob("*.ipynb")), *sorted(paths.SOLUTIONS.glob("*.ipynb"))]
+    for path in jobs.files_of(notebooks) if notebooks else everything:
+        typer.echo(_short(path))
         runs.refresh(path)
 
 

@@ -105,3 +105,20 @@ def test_training_has_one_row_of_the_dense_network(images, trained):
     assert row["valid_accuracy"] == history["valid_accuracy"].iloc[-1]
     with pytest.raises(ValueError, match="has no epoch"):
         chapter_training.experiment(images, model, history[:0], **ABOUT)
+
+
+def test_ranks_by_threshold_are_those_of_the_rules_and_drawn_for_each_layer(images, trained):
+    lab = arsvd.prepared(images, trained[0], calibration_images=50, **ABOUT)
+    found = arsvd.ranks_by_threshold(lab.profile, (0.5, 0.9, 1.0))
+    assert len(found) == 3 * 2 * 3 and not found.duplicated(["layer", "rule", "threshold"]).any()
+    by = found.set_index(["layer", "rule", "threshold"])
+    for layer in lab.profile:
+        assert by.loc[(layer.name, "entropy", 0.9), "rank"] == rules.rank(layer.singular_values, 0.9, "entropy")
+        assert by.loc[(layer.name, "energy", 1.0), ["full_rank", "break_even"]].tolist() == [
+            layer.full_rank,
+            layer.break_even(),
+        ]
+    lines = [line for axis in arsvd.rank_curves(found).axes for line in axis.lines if line.get_label() == "energy"]
+    assert [list(line.get_ydata()) for line in lines] == [
+        by.xs((layer.name, "energy"))["rank"].tolist() for layer in lab.profile
+    ]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from lowrank_utils.factors import ddlr_network
 from lowrank_utils.lab import columns, data
 from lowrank_utils.workbook.chapters import ddlr
 
@@ -19,7 +20,7 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def rows(images):
+def model(images):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 10))
     x, y = images.tensors("train")
@@ -28,9 +29,14 @@ def rows(images):
         optimiser.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
         optimiser.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def rows(images, model):
     options = {"tolerance": 0.05, "max_seconds": 5}
     return ddlr.experiment(
-        images, model.eval(), epsilon=0.3, epsilons=[0.3, 0.5], samples=60, calibration_images=200, options=options, shares=(0.3, 0.6), **ABOUT
+        images, model, epsilon=0.3, epsilons=[0.3, 0.5], samples=60, calibration_images=200, options=options, shares=(0.3, 0.6), **ABOUT
     )  # fmt: skip
 
 
@@ -87,3 +93,40 @@ def test_a_budget_out_of_reach_has_no_row_and_says_why(images, caplog):
     with caplog.at_level(logging.WARNING):
         found, tried, note = ddlr.at_budget(lab, 0.001, 0.5)
     assert found == [] and len(tried) == 0 and "are not good" in note
+
+
+@pytest.fixture(scope="module")
+def solved(images, model):
+    options = {"tolerance": 0.05, "max_seconds": 5}
+    lab = ddlr.laboratory(images, model, samples=60, calibration_images=100, options=options, **ABOUT)
+    answers = {
+        kind: ddlr_network.solve_network(lab.samples, 0.3, penalty=kind, **options) for kind in ("nuclear", "l1")
+    }
+    return lab, answers
+
+
+def test_certificates_are_those_of_the_solutions(solved):
+    lab, answers = solved
+    found = ddlr.certificates(lab, answers["nuclear"])
+    assert found.index.tolist() == lab.layers == ["1", "3"] and found["full rank"].tolist() == [24, 10]
+    assert (found["bound"] <= found["norm"]).all() and (found["rank"] <= found["full rank"]).all()
+    assert found.loc["1", "relative gap"] == answers["nuclear"]["1"].relative_gap
+
+
+def test_a_layer_is_stored_in_three_ways_that_compute_what_they_should(solved):
+    lab, answers = solved
+    layers = ddlr.as_stored(lab, answers["nuclear"], answers["l1"], "1", share=0.5)
+    dense, rows_, thin = layers.values()
+    x = torch.rand(7, 64)
+    assert torch.equal(dense(x), lab.model[1](x))
+    filled = rows_.weight.to_dense()
+    assert torch.allclose(rows_(x), x @ filled.T + rows_.bias, atol=1e-5)
+    assert 0 < rows_.weight.values().numel() == int(filled.count_nonzero()) < 0.5 * lab.size
+    weights = sum(m.weight.numel() for m in thin.modules() if isinstance(m, nn.Linear))
+    assert weights < 0.5 * lab.size and thin(x).shape == (7, 24)
+
+
+def test_layers_are_timed_in_turn():
+    times = ddlr.milliseconds({"wide": nn.Linear(500, 4000), "narrow": nn.Linear(500, 4)}, 500)
+    assert times.index.tolist() == ["wide", "narrow"] and times.columns.tolist() == ["batch 1", "batch 64"]
+    assert (times.loc["narrow"] < times.loc["wide"]).all() and (times > 0).all(axis=None)

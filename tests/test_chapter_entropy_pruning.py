@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank_utils.lab import columns, data, score
+from lowrank_utils.lab import columns, data, score, training
+from lowrank_utils.ranks import units
 from lowrank_utils.workbook.chapters import entropy_pruning as chapter
 
 ABOUT = {"dataset": "digits", "network": "lenet300"}
@@ -70,6 +71,33 @@ def test_figure_and_tables_name_the_rows_in_words(rows):
     titles = " ".join(axis.get_title() for axis in chapter.figure(rows).axes)
     assert all(form in titles for form in chapter.FORMS.values())
     assert list(chapter.tables(rows)) == list(chapter.CAPTIONS)
+
+
+def test_unit_damage_is_the_rise_of_the_loss_without_one_unit(lab):
+    found = chapter.unit_damage(lab, "3")
+    assert found.columns.tolist() == ["unit", "entropy", "output", "loss"] and found["unit"].tolist() == list(range(16))
+    assert torch.allclose(torch.tensor(found["entropy"]), lab.activations["3"].entropy.cpu().double())
+    valid = lab.images.tensors("valid")
+    one = int(found["loss"].idxmax())  # the unit that is missed most
+    rest = units.remove_units(lab.profile, {"3": [u for u in range(16) if u != one]}, activations=lab.activations)
+    rise = training.evaluate(rest, *valid).loss - training.evaluate(lab.model, *valid).loss
+    assert found["loss"][one] == pytest.approx(rise) and rise > 0
+    drawn = [axis.lines[0].get_xydata() for axis in chapter.damage(found).axes]
+    assert [len(points) for points in drawn] == [16, 16]
+    assert drawn[1][one].tolist() == found.loc[one, ["output", "loss"]].tolist()
+    with pytest.raises(ValueError, match="layer '5' has no hidden units"):
+        chapter.unit_damage(lab, "5")  # the classifier
+
+
+def test_without_a_component_a_layer_has_one_rank_less():
+    net = nn.Sequential(nn.Linear(3, 3, bias=False))
+    net[0].weight.data = torch.diag(torch.tensor([1.0, 5.0, 2.0]))
+    rest = chapter.without_component(net, "0", 2)  # the second largest
+    assert torch.allclose(rest[0].weight, torch.diag(torch.tensor([1.0, 5.0, 0.0])), atol=1e-6)
+    assert net[0].weight[2, 2] == 2
+    for wrong in (0, 4):
+        with pytest.raises(ValueError, match=f"component={wrong} is not one of the 3 components of layer '0'"):
+            chapter.without_component(net, "0", wrong)
 
 
 def test_an_experiment_is_all_of_it(lab, monkeypatch):

@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from lowrank_utils import profile
 from lowrank_utils.lab import columns, data, training
+from lowrank_utils.network.profile import plan_cost
+from lowrank_utils.ranks import rules, search
+from lowrank_utils.ranks.search import Options
+from lowrank_utils.workbook import laboratory, scale
 from lowrank_utils.workbook.chapters import rank_search
 
 ABOUT = {"dataset": "digits", "network": "toy", "seed": 0}
@@ -109,3 +114,79 @@ def test_bad_input_is_named(images, model):
     wrong = (model(x).argmax(1) + 1) % 10
     with pytest.raises(ValueError, match="no measuring image is classified rightly"):
         rank_search.Goodness(model, x, wrong)
+
+
+def test_values_are_read_off_known_options():
+    known = [Options("a", (None, ("spatial", 4), ("spatial", 2)), np.zeros((3, 1)), {}, ("macs",))]
+    asked = [Options("a", (("spatial", 2), ("input", 2), None), np.zeros((3, 1)), {}, ("macs",))]
+    values = rank_search.values_where_known(asked, known, {"a": [0.0, -1.0, -2.0]})
+    assert values["a"].tolist() == [-2.0, -np.inf, 0.0]
+
+
+@pytest.fixture(scope="module")
+def lab(images, model):
+    return rank_search.laboratory(images, model, **FEW, **ABOUT)
+
+
+@pytest.fixture(scope="module")
+def values(lab):
+    return rank_search.layer_values(lab.profile, lab.goodness)
+
+
+def test_curves_of_options_are_those_of_the_values(values):
+    found = rank_search.option_curves(values, "likelihood")
+    assert found.columns[3] == "measured likelihood: -log y_m"
+    assert len(found) == sum(len(own.entries) for own in values.options)
+    own = values.options[0]
+    mine = found[found["layer"] == own.name]
+    dense = mine.iloc[-1]
+    assert own.entries[-1] is None and dense["macs"] == 1 and dense["predicted loss"] == 0 and not dense["tried"]
+    assert np.allclose(np.exp(-mine["energy: -log y_p"]), values.energy[own.name])
+    mixed = next(o for o in values.mixed if o.name == own.name)
+    known = dict(zip(mixed.entries, values.damage[own.name], strict=True))
+    assert mine["predicted loss"].tolist() == [-known[entry] for entry in own.entries]
+    assert mine["tried"].sum() == sum(map(len, search.measured_ranks(own).values()))
+    assert rank_search.option_curves(values, panels=1)["layer"].nunique() == 1
+
+
+def test_what_a_plan_keeps_of_each_layer_adds_up_to_its_cost(lab):
+    read = lab.profile
+    plan = rules.plan_at_size(read, 0.6)
+    kept = rank_search.kept_by_layer(read, plan)
+    assert list(kept) == [layer.name for layer in read if not layer.reason]
+    left = sum(layer.macs * kept.get(layer.name, 1) for layer in read)
+    assert left == pytest.approx(plan_cost(read, plan))
+
+
+def test_a_promise_is_the_product_of_single_layers(lab, values):
+    found = rank_search.searches(lab, values, [0.6], evaluations=2)
+    measure = rank_search.plan_goodness(lab.profile, values, lab.goodness)
+    some = {(0.6, "exact"): found[0.6, "exact"]}
+    (row,) = rank_search.promised_and_measured(values, some, measure).to_dict("records")
+    plan, product = found[0.6, "exact"].plan, 1.0
+    for own in values.options:
+        product *= values.measured[own.name][own.entries.index(plan.get(own.name))]
+    assert row == {"kept": 0.6, "chooser": "exact", "A_m": pytest.approx(product), "measured": measure(plan)}
+
+
+def test_every_stage_of_a_large_search_is_timed_and_agrees(model):
+    large = scale.at_scale(lambda: model, (1, 8, 8), kept=0.5)
+    stages = ["build the network", "profile: spectra of all layers", "options and energy curves"]
+    assert large.seconds.index.tolist() == stages + [f"search: {name}" for name in large.found]
+    assert (large.seconds > 0).all() and large.found["exact"].gap < 1e-9
+    assert large.found["bound only"].bound >= large.found["exact"].value - 1e-9
+    read = profile(model, input_shape=(1, 8, 8))
+    for one in large.found.values():
+        assert plan_cost(read, one.plan) <= 0.5 * plan_cost(read, {})
+    assert 0.01 < scale.peak_memory() < 1000
+
+
+def test_a_public_network_brings_the_scale_of_its_images(images, model, monkeypatch):
+    known = {"mean": [0.1], "std": [0.2]}
+    monkeypatch.setattr(laboratory.models, "pretrained", lambda name: (model, known))
+    found, scaled = laboratory.trained_or_public(images, "torchvision/toy", checkpoint="public", device="cpu")
+    assert found is model and (scaled.mean, scaled.std) == ((0.1,), (0.2,)) and scaled.name == images.name
+    monkeypatch.setattr(laboratory.training, "trained", lambda *asked, **options: (model, {"asked": asked}))
+    for network, checkpoint in (("torchvision/toy", ""), ("resnet20", "public")):
+        found, same = laboratory.trained_or_public(images, network, checkpoint=checkpoint)
+        assert found is model and same is images

@@ -1,11 +1,16 @@
 """Chapter 06: the experiment's rows, and what figures and tables read from them."""
 
+import io
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from lowrank_utils.lab import columns, data, export, score, training
+from lowrank_utils.network.profile import plan_cost
+from lowrank_utils.network.unfold import parse_entry
 from lowrank_utils.workbook import benchmark
 from lowrank_utils.workbook.chapters import side_by_side
 
@@ -25,6 +30,11 @@ def model(images):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 10))
     training.fit(model, images, training.Recipe(2, 32), 0, "cpu", progress=False)
     return model.eval()
+
+
+@pytest.fixture(scope="module")
+def one(images, model):
+    return benchmark.subject(images, "mlp", model, **FEW)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +147,135 @@ def test_figure_and_tables_read_the_rows(rows):
     assert "| Net-Trim, cut, refit | refit | epsilon 0.1 |" in ways and "| evbmf | sequential | own size |" in ways
     assert side_by_side.usable(rows).all()
     assert len(side_by_side.ledger(rows).data) == len(rows)
+
+
+# ---- what notebook 06 says beside its table
+
+
+def bench_of(images, **rows):
+    """A table with one network; rows: {chooser: columns}, a second file of a chooser behind an underscore."""
+    bench = benchmark.Bench(images, 1, ABOUT)
+    for name, columns_ in rows.items():
+        chooser = name.split("_")[0].replace("Fisher", "exact-Fisher")
+        bench.entries.append(({"network": "mlp", "chooser": chooser} | columns_, None))
+    return bench
+
+
+TABLE = {
+    "dense": {"accuracy": 0.9, "bytes": 1200},
+    "dense_8": {"accuracy": 0.896, "bytes": 300, "runtime": "onnxruntime", "bits": 8},
+    "Fisher": {"accuracy": 0.89, "tuned_accuracy": 0.9, "factors": "svd"},
+    "Fisher_8": {"accuracy": 0.885, "bytes": 99, "factors": "svd", "runtime": "onnxruntime", "bits": 8},
+    "units": {"accuracy": 0.87},
+    "magnitude": {"accuracy": 0.85, "tuned_accuracy": 0.88},
+}
+
+
+@pytest.mark.parametrize(
+    ("chooser", "column", "value", "untrue"),
+    [
+        ("dense_8", "accuracy", 0.894, "8 bit loses less than half a point"),
+        ("Fisher_8", "bytes", 101, "low rank and 8 bit: a twelfth of the file, less than 2 points lost"),
+        ("Fisher_8", "accuracy", 0.879, "low rank and 8 bit: a twelfth of the file, less than 2 points lost"),
+        ("units", "accuracy", 0.885, "low rank more than a point ahead of units"),
+        ("magnitude", "accuracy", 0.885, "low rank more than a point ahead of zeros by magnitude"),
+        ("magnitude", "tuned_accuracy", 0.895, "the same, both fine-tuned"),
+    ],
+)
+def test_each_statement_is_read_off_its_own_numbers(images, chooser, column, value, untrue):
+    held = side_by_side.statements(bench_of(images, **TABLE), "mlp", "svd")
+    assert len(held) == 5 and all(held.values())
+    changed = TABLE | {chooser: TABLE[chooser] | {column: value}}
+    held = side_by_side.statements(bench_of(images, **changed), "mlp", "svd")
+    assert [statement for statement, holds in held.items() if not holds] == [untrue]
+
+
+def test_a_statement_without_its_entry_says_so(images):
+    with pytest.raises(ValueError, match="the table has no 'dense' of 'cnn'"):
+        side_by_side.statements(bench_of(images, **TABLE), "cnn", "svd")
+
+
+def test_published_convex_rows_are_those_of_the_same_size_networks_and_seed():
+    row = {"network": "a", "seed": 1, "budget_kind": "kept", "budget": 0.2, "refit": "least squares"}
+    row |= {"cut": "to budget", "stored_as": "low rank", "bytes": 80.0, "parameters_kept": 0.2}
+    others = {"network": "b", "seed": 0, "budget": 0.1, "refit": "none", "cut": "fixed", "stored_as": "dense"}
+    published = [row, row | {"stored_as": "sparse", "bytes": 400.0}, *(row | {k: v} for k, v in others.items())]
+    found = side_by_side.published_convex_rows(pd.DataFrame(published), {"a": 100}, seed=1)
+    assert found[["stored_as", "bytes"]].to_numpy().tolist() == [["low rank", 80], ["sparse", 4 * 0.2 * 100]]
+    assert set(found["source"]) == {"gallery"} and set(found["needs"]) == {"images"}
+
+
+def test_right_answers_and_mcnemar_by_hand(model, images):
+    inputs, labels = images.tensors("test", limit=120)
+    right = side_by_side.right_answers(model, inputs, labels)
+    assert float(right.double().mean()) == pytest.approx(training.evaluate(model, inputs, labels).accuracy)
+    assert not side_by_side.right_answers(model, inputs, model(inputs).argmin(1)).any()
+    best, other = torch.ones(9).bool(), torch.tensor([True] * 5 + [False] * 4)
+    best[0] = False  # alone right 4 times, the other once
+    assert side_by_side.mcnemar([other, best]) == pytest.approx([3 / 5**0.5, 0])
+
+
+def test_code_runs_in_a_new_process_and_a_failure_is_one_sentence(tmp_path):
+    (tmp_path / "word").write_text("here")
+    assert side_by_side.in_new_process("print(open('word').read())", tmp_path) == "here"
+    with pytest.raises(RuntimeError, match="the new process failed: ZeroDivisionError: division by zero"):
+        side_by_side.in_new_process("1 / 0", tmp_path)
+
+
+def test_relative_difference_by_hand():
+    expected = torch.tensor([3.0, 4.0], requires_grad=True)
+    assert side_by_side.relative_difference(torch.tensor([3.0, 5.0]), expected) == pytest.approx(0.2)
+
+
+def test_even_ranks_are_multiples_as_large_as_fit(one):
+    plan, multiple = side_by_side.even_plan(one, 0.5, 4)
+    assert multiple == 4 and plan and all(parse_entry(entry)[1] % 4 == 0 for entry in plan.values())
+    assert plan_cost(one.profile, plan) <= 0.5 * plan_cost(one.profile, {})
+    plan, multiple = side_by_side.even_plan(one, 0.3, 64)  # no layer has 64 components
+    assert multiple < 64 and all(parse_entry(entry)[1] % multiple == 0 for entry in plan.values())
+    with pytest.raises(ValueError):
+        side_by_side.even_plan(one, 0.01, 4)  # the dense layers alone hold more
+
+
+def test_speed_is_told_beside_accuracy(images):
+    large, small = (nn.Sequential(nn.Flatten(), nn.Linear(64, d), nn.ReLU(), nn.Linear(d, 10)) for d in (4000, 8))
+    test = images.tensors("test", limit=100)
+    faster = side_by_side.faster_than_dense({("even", "torch"): (small.eval(), large.eval())}, test)
+    accuracy = 100 * training.evaluate(small, *test).accuracy
+    assert faster.index.tolist() == [(f"even, {accuracy:.1f} %", "torch")]
+    assert faster.columns.tolist() == ["batch 1", "batch 64"] and faster["batch 64"].iloc[0] > 2
+
+
+def test_time_by_operation_is_shares_of_one(model, images):
+    spent = side_by_side.time_by_operation(model, images.tensors("test", limit=64)[0], repeats=3)
+    assert spent.sum() == pytest.approx(1) and spent.is_monotonic_decreasing
+    assert "aten::addmm" in spent.index
+
+
+def test_the_explorer_measures_each_plan_once_and_shows_what_is_asked(one, monkeypatch):
+    measured = []
+    scores = type(one.goodness).scores
+    monkeypatch.setattr(type(one.goodness), "scores", lambda self, net: measured.append(net) or scores(self, net))
+    explored = side_by_side.PlanExplorer(one, 0.4)
+    figure = explored.figure()
+    assert len(measured) == 2 and explored.figure(0.9, 0.4) and len(measured) == 2
+    explored.figure(0.5)
+    assert len(measured) == 3  # another threshold, the same exact plan
+    left, _, right = figure.axes
+    assert left.get_title().startswith(explored.layers[len(explored.layers) // 2])
+    points = {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in right.lines}
+    assert points["dense"] == (1, one.goodness.dense().accuracy)
+    assert points["exact, 40% of MACs"][0] <= 0.4
+    assert "dense" in explored.figure(1.0, layer=explored.layers[0]).axes[0].get_title()
+
+
+def test_sliders_draw_the_figure_again(one):
+    controls = side_by_side.PlanExplorer(one, 0.4).sliders().children
+    threshold, kept, layer, picture = controls
+    assert (threshold.value, kept.value) == (0.9, 0.4) and list(layer.options) == ["1", "3"]
+    before = bytes(picture.value)
+    layer.value = layer.options[0] if layer.value != layer.options[0] else layer.options[1]
+    assert picture.value != before and io.BytesIO(picture.value).read(4) == b"\x89PNG"
 
 
 def test_bad_input_is_named(images, model):

@@ -53,6 +53,11 @@ def test_heavy_libraries_come_late(module):
         (["report"], "there is no run yet"),
         (["report", "nowhere"], "there is no run 'nowhere'"),
         (["data", "mnits"], "unknown data set 'mnits'"),
+        (["refresh", "07"], "unknown notebook '07'; known: 01_first, 02_second"),
+        (
+            ["refresh", "01", "notebooks/solutions/02_second.ipynb"],
+            "there is no notebook 'notebooks/solutions/02_second",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(project, words, says, monkeypatch, capsys):
@@ -67,6 +72,24 @@ def test_a_mistake_shows_no_traceback(toy):
     result = toy.call("run", "--set", "threshold=2")
     assert result.code == 2 and result.out == ""
     assert result.err == "error: threshold=2.0 is out of range: it must be a share in (0, 1]\n"
+
+
+def test_refresh_takes_a_number_or_a_file_and_leaves_the_other_notebooks_alone(project):
+    before = project.second.read_text()
+    assert 'execution_count": null' in project.first.read_text()
+    for word in ("01", str(project.first)):
+        result = project.call("refresh", word)
+        assert result.code == 0 and result.out.split("/")[-1] == "01_first.ipynb\n"
+    assert 'execution_count": null' not in project.first.read_text().split("parameters")[1]
+    assert project.second.read_text() == before
+
+
+def test_refresh_names_a_mistake_before_it_executes_anything(project):
+    before = project.first.read_text()
+    assert project.call("refresh", "01", "09").err.startswith(
+        "error: unknown notebook '09'; known: 01_first, 02_second"
+    )
+    assert project.first.read_text() == before
 
 
 def test_a_failing_notebook_is_exit_code_1(project):

@@ -95,7 +95,7 @@ def test_presets_are_flat_and_fit_the_notebooks():
     names = {p.stem for p in paths.PRESETS.glob("*.yaml")}
     assert {"fashion-mnist", "mnist", "cifar10", "cifar100", "digits"} <= names
     for name in names:
-        assert jobs.plan_jobs(preset=name), name
+        assert jobs.list_jobs(preset=name), name
 
 
 # ---- the floors: who may import whom
@@ -299,7 +299,7 @@ def test_ci_calls_make_test():
 def test_presets_train_by_the_published_recipe(name):
     import dataclasses
 
-    (job,) = jobs.plan_jobs(only=["01"], preset=name)
+    (job,) = jobs.list_jobs(only=["01"], preset=name)
     recipe = dataclasses.asdict(training.recipe_for(job.parameters["network"], name))
     assert recipe.pop("augment") is False  # no parameter of the notebook
     assert {key: job.parameters[key] for key in recipe} == recipe

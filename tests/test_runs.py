@@ -22,7 +22,7 @@ EMPTY = {"only": [], "preset": {}, "settings": {}, "seeds": []}
 
 def go(project, progress=False, **request):
     request = {**EMPTY, **request}
-    return runs.run(jobs.plan_jobs(**request), request, progress=progress)
+    return runs.run(jobs.list_jobs(**request), request, progress=progress)
 
 
 def statuses(place):
@@ -35,19 +35,19 @@ def statuses(place):
 def test_plan_takes_defaults_then_preset_then_settings(project):
     preset = project.root / "small.yaml"
     preset.write_text("threshold: 0.5\nword: preset\n")
-    first, second = jobs.plan_jobs(preset=str(preset), settings={"threshold": "0.25"})
+    first, second = jobs.list_jobs(preset=str(preset), settings={"threshold": "0.25"})
     assert (first.notebook, second.notebook) == ("01_first", "02_second")
     assert first.parameters == {"seed": 0, "threshold": 0.25, "word": "preset"}
 
 
 def test_plan_goes_seed_after_seed(project):
-    planned = [(job.parameters["seed"], job.notebook) for job in jobs.plan_jobs(seeds=[2, 0])]
+    planned = [(job.parameters["seed"], job.notebook) for job in jobs.list_jobs(seeds=[2, 0])]
     assert planned == [(2, "01_first"), (2, "02_second"), (0, "01_first"), (0, "02_second")]
 
 
 @pytest.mark.parametrize("word", ["02", "2", "02_second", "notebooks/02_second.ipynb"])
 def test_a_notebook_is_named_by_number_or_name(project, word):
-    assert [job.notebook for job in jobs.plan_jobs(only=[word])] == ["02_second"]
+    assert [job.notebook for job in jobs.list_jobs(only=[word])] == ["02_second"]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_plan_refuses_in_one_sentence(project, request_, says):
     presets.mkdir()
     (presets / "mnist.yaml").write_text("threshold: 0.5\n")
     with pytest.raises(ValueError, match=says) as error:
-        jobs.plan_jobs(**request_)
+        jobs.list_jobs(**request_)
     assert "\n" not in str(error.value)
 
 
@@ -90,44 +90,44 @@ def test_a_preset_that_is_no_mapping_is_refused(project, content):
     preset = project.root / "odd.yaml"
     preset.write_text(content)
     with pytest.raises(ValueError, match="odd.yaml"):
-        jobs.plan_jobs(preset=str(preset))
+        jobs.list_jobs(preset=str(preset))
 
 
 def test_text_is_read_as_the_parameter_needs_it(project):
-    (job,) = jobs.plan_jobs(only=["1"], settings={"threshold": "1e-1", "word": "no", "seed": "7"})
+    (job,) = jobs.list_jobs(only=["1"], settings={"threshold": "1e-1", "word": "no", "seed": "7"})
     assert job.parameters == {"seed": 7, "threshold": 0.1, "word": "no"}
-    (job,) = jobs.plan_jobs(only=["1"], settings={"threshold": "1"})
+    (job,) = jobs.list_jobs(only=["1"], settings={"threshold": "1"})
     assert isinstance(job.parameters["threshold"], float)
 
 
 def test_unknown_data_sets_and_networks_are_refused(project):
     write_notebook(paths.NOTEBOOKS / "03_third.ipynb", parameters='dataset: str = "digits"  # images\n')
-    assert jobs.plan_jobs()[2].fingerprint != ""
+    assert jobs.list_jobs()[2].fingerprint != ""
     with pytest.raises(ValueError, match="unknown data set 'digts'"):
-        jobs.plan_jobs(settings={"dataset": "digts"})
+        jobs.list_jobs(settings={"dataset": "digts"})
     write_notebook(paths.NOTEBOOKS / "04_fourth.ipynb", parameters='network: str = "mlp"  # network\n')
-    assert jobs.plan_jobs(settings={"network": "lenet300"})[3].parameters == {"network": "lenet300"}
+    assert jobs.list_jobs(settings={"network": "lenet300"})[3].parameters == {"network": "lenet300"}
     with pytest.raises(ValueError, match="unknown network 'lenet'; known: "):
-        jobs.plan_jobs(settings={"network": "lenet"})
+        jobs.list_jobs(settings={"network": "lenet"})
     torchvision = {"network": "torchvision/mobilenet_v3_small"}
-    assert jobs.plan_jobs(settings=torchvision)[3].parameters == torchvision
+    assert jobs.list_jobs(settings=torchvision)[3].parameters == torchvision
     write_notebook(paths.NOTEBOOKS / "05_fifth.ipynb", parameters='networks: list[str] = ["mlp"]  # networks\n')
     with pytest.raises(ValueError, match="unknown network 'torchvision/resnet99'"):
-        jobs.plan_jobs(settings={"networks": "[mlp, torchvision/resnet99]"})
+        jobs.list_jobs(settings={"networks": "[mlp, torchvision/resnet99]"})
 
 
 def test_an_address_depends_on_code_parameters_and_data_alone(project):
-    (job,) = jobs.plan_jobs(only=["02"])
+    (job,) = jobs.list_jobs(only=["02"])
     assert job.address.startswith("02_second-seed0-")
-    assert jobs.plan_jobs(only=["02"], settings={"threshold": 0.9})[0].address == job.address
-    assert jobs.plan_jobs(only=["02"], settings={"threshold": 0.8})[0].address != job.address
+    assert jobs.list_jobs(only=["02"], settings={"threshold": 0.9})[0].address == job.address
+    assert jobs.list_jobs(only=["02"], settings={"threshold": 0.8})[0].address != job.address
     notebook = nbformat.read(project.second, as_version=4)
     notebook.cells[0].source = "# Other words"
     nbformat.write(notebook, project.second)
-    assert jobs.plan_jobs(only=["02"])[0].address == job.address
+    assert jobs.list_jobs(only=["02"])[0].address == job.address
     notebook.cells[2].source += "\nprint(1)"
     nbformat.write(notebook, project.second)
-    assert jobs.plan_jobs(only=["02"])[0].address != job.address
+    assert jobs.list_jobs(only=["02"])[0].address != job.address
     other = jobs.Job(job.notebook, job.path, job.parameters, "another fingerprint", job.source)
     assert other.address != job.address
 
@@ -153,7 +153,7 @@ def test_every_share_passes_and_comes_back_exactly(share):
 def test_a_parameter_without_a_literal_default_is_refused(project):
     write_notebook(project.first, parameters="seed: int = 2 * 3  # computed\n")
     with pytest.raises(ValueError, match="01_first.ipynb: the default of seed is not a literal"):
-        jobs.plan_jobs()
+        jobs.list_jobs()
 
 
 # ---- results: what a notebook leaves
@@ -265,7 +265,7 @@ def test_a_dead_kernel_is_named(project):
 
 
 def test_a_notebook_edited_after_planning_is_not_run(project):
-    planned = jobs.plan_jobs(only=["01"])
+    planned = jobs.list_jobs(only=["01"])
     write_notebook(project.first, "print('edited')")
     with pytest.raises(runs.RunError, match="01_first has changed since"):
         runs.execute(planned[0], project.runs / "x", progress=False)

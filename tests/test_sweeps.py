@@ -157,7 +157,7 @@ def test_a_wider_sweep_does_only_what_is_missing_and_other_threads_are_no_other_
 
 
 def test_rows_of_an_older_version_are_joined_by_name(toy):
-    planned, _ = sweeps.plan_sweep("02", {"seed": [0, 1]})
+    planned, _ = sweeps.list_sweep_jobs("02", {"seed": [0, 1]})
     forged(toy, planned, toy.sweep)
     older = toy.sweep / planned[0].address / "results.parquet"
     pd.DataFrame({"accuracy": [0.5], "gone": [7]}).to_parquet(older)
@@ -179,11 +179,11 @@ def test_a_text_that_depends_on_the_seed_parts_no_rows_also_where_a_seed_is_miss
 def test_a_finished_sweep_of_100_cells_is_checked_at_once(toy, monkeypatch):
     monkeypatch.setattr(sweeps, "_client", None)  # no workers are started
     grid = sweeps.read_grid(["seed=" + ",".join(map(str, range(100)))])
-    planned, request = sweeps.plan_sweep("02", grid)
+    planned, request = sweeps.list_sweep_jobs("02", grid)
     forged(toy, planned, toy.sweep)
     first = sweeps.run(planned, request)
     start = time.process_time()
-    planned, request = sweeps.plan_sweep("02", grid)
+    planned, request = sweeps.list_sweep_jobs("02", grid)
     assert sweeps.run(planned, request) == first and len(first[1]) == 100
     assert time.process_time() - start < 0.5
     (toy.sweep / "summary.csv").unlink()
@@ -205,7 +205,7 @@ def test_results_go_to_any_fsspec_address_and_a_failed_cell_waits_for_retry(toy)
     assert sorted(cell["status"] for cell in runs.read_run(place)["jobs"]) == ["done", "failed"]
     assert nbformat.read(failed.parent / "failed.ipynb", as_version=4).cells
     (toy.root / "mended").touch()
-    planned, request = sweeps.plan_sweep("02", {"word": ["boom", "plain"]})
+    planned, request = sweeps.list_sweep_jobs("02", {"word": ["boom", "plain"]})
     again = sweeps.run(planned, request, to=to)
     assert again == (to, {planned[1].address}, {planned[0].address: content["error"]})
     assert len(logged(toy, "begin")) == 2
@@ -282,7 +282,7 @@ def test_whatever_ends_a_sweep_it_goes_on_where_it_stopped(toy, beside_another):
         _, kernel, worker = held(toy, 1)
         before = states(toy.sweep)
         with pytest.raises(runs.RunError, match=f"02_second is being worked on by process {sweep.pid}"):
-            sweeps.run(*sweeps.plan_sweep("02", {"seed": [0]}))
+            sweeps.run(*sweeps.list_sweep_jobs("02", {"seed": [0]}))
     finally:
         sweep.kill()
         sweep.communicate()
@@ -318,7 +318,7 @@ def test_a_folder_that_fills_up_ends_the_sweep_and_leaves_only_whole_cells(proje
 def test_a_full_folder_is_refused_before_any_work(toy, tmp_path):
     with mounted(tmp_path / "small", "size=1m") as folder:
         with pytest.raises(runs.RunError, match="small cannot take the results .No space left on device.: make"):
-            sweeps.run(*sweeps.plan_sweep("02", {"seed": [0]}), to=folder)
+            sweeps.run(*sweeps.list_sweep_jobs("02", {"seed": [0]}), to=folder)
         assert not logged(toy, "begin") and [path.name for path in folder.iterdir()] == ["run.lock"]
 
 

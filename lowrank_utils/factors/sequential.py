@@ -198,7 +198,7 @@ def sweep(
             own.step(walk.at(name, held.other), each, generator)
         new = own.layers()
         layer = model.get_submodule(name)
-        last = new.second if name in plan else new
+        last: Any = new.get_submodule("second") if name in plan else new
         if layer.bias is None and last.bias is not None:
             norm: Any = held.norm
             thin[norm] = fold_bias_into_norm(model.get_submodule(norm), last)
@@ -239,12 +239,14 @@ class _Regression:
         self.rows = self.start.shape[1]
         norm = model.get_submodule(held.norm) if held.norm else None
         self.takes_mean = self.layer.bias is not None or norm is not None
-        self.gain, self.offset, self.undo, floor = _scale(norm, self.groups * self.rows, self.start)
-        if norm is not None and metric is None:
-            metric = torch.diag(self.gain.square() + floor.square())
+        self.gain, self.offset, self.undo, weight = _scale(norm, self.groups * self.rows, self.start)
+        metric = weight if metric is None else metric
         self.metric = [_block(metric, g, self.rows) for g in range(self.groups)]
-        self.spread, self.ridges = None, None  # of the inputs, the same in every step
-        self.before, self.found, self.pairs = None, None, None  # (weights, bias) of the last two steps
+        self.spread: Any = None  # of the inputs, with the ridges the same in every step
+        self.ridges: list[float] = []
+        self.before: Any = None  # (weights, bias) of the last two steps
+        self.found: Any = None
+        self.pairs: Any = None
         self.momentum, self.last = 0, torch.inf
 
     def step(self, walked, each, generator):
@@ -355,7 +357,7 @@ class _Regression:
 
 
 def _scale(norm, size, like):
-    # (gain, offset, how errors after the batch norm are taken back before it, floor of the gain); without one 1, 0, 1, -
+    # (gain, offset, how errors after the batch norm are taken back before it, metric of these errors); without one 1, 0, 1, None
     gain, offset = torch.ones(size).to(like), torch.zeros(size).to(like)
     if norm is None:
         return gain, offset, gain, None
@@ -365,7 +367,8 @@ def _scale(norm, size, like):
     # a unit whose variance is hidden by eps is dead, and its gain of hundreds says nothing of the others
     floor = 0.05 * gain[norm.running_var > norm.eps].square().mean().sqrt()
     floor = floor if floor > 0 else torch.ones_like(floor)
-    return gain, offset, gain / (gain.square() + floor.square()), floor
+    squared = gain.square() + floor.square()
+    return gain, offset, gain / squared, torch.diag(squared)
 
 
 def _block(metric, group, rows):

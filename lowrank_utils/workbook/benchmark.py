@@ -91,7 +91,7 @@ def subject(
 
 
 @dataclass(frozen=True)
-class Found:
+class TimedPlan:
     """A plan, the seconds that it took to find, and the networks that were measured on the way."""
 
     plan: dict
@@ -133,14 +133,14 @@ def choosers(one: Subject, share: float, evaluations: int = 10) -> dict[str, Cal
     return found
 
 
-def searched(one: Subject, share: float, evaluations: int = 10) -> dict[str, Found]:
-    """Return {chooser: Found} for one network at one share of its MACs; what a chooser takes of the curves is counted."""
+def searched(one: Subject, share: float, evaluations: int = 10) -> dict[str, TimedPlan]:
+    """Return {chooser: TimedPlan} for one network at one share of its MACs; what a chooser takes of the curves is counted."""
     found = {}
     for chooser, ask in choosers(one, share, evaluations).items():
         answer, seconds = timed(ask)
         plan, tried = (answer, 0) if isinstance(answer, dict) else (answer.plan, answer.evaluations)
         seconds += sum(one.values.seconds[what] for what in TAKES.get(chooser, []))
-        found[chooser] = Found(plan, seconds, tried + one.values.evaluations * (NEEDS[chooser] == "labels"))
+        found[chooser] = TimedPlan(plan, seconds, tried + one.values.evaluations * (NEEDS[chooser] == "labels"))
     return found
 
 
@@ -207,7 +207,9 @@ def clock(net: nn.Module, dense: nn.Module, shape: Sequence[int], threads: int) 
     return found
 
 
-def low_rank_rows(bench: Bench, one: Subject, plans: dict[float, dict[str, Found]], factorisers: Sequence[str]) -> None:
+def low_rank_rows(
+    bench: Bench, one: Subject, plans: dict[float, dict[str, TimedPlan]], factorisers: Sequence[str]
+) -> None:
     """Enter the dense network, and every plan of `plans` ({share: what `searched` found}) in every kind of factors.
 
     Time depends on the plan alone, so each plan is timed once.

@@ -98,6 +98,23 @@ def select(only: Collection[str], folder: str | Path | None = None) -> dict[str,
     return {name: path for name, path in known.items() if name in chosen or not only}
 
 
+def files_of(words: Iterable[str], folder: str | Path | None = None) -> list[Path]:
+    """Return the files of notebooks that are named by their path, or by number or name in `folder` (02, 02b, 02_arsvd).
+
+    Raises ValueError for a path where there is no file, and for a number or name that no notebook has.
+    """
+    files = []
+    for word in words:
+        path = Path(word)
+        if path.suffix == ".ipynb":  # a path is never taken for a notebook of the same name in another folder
+            if not path.is_file():
+                raise ValueError(f"there is no notebook {word!r}")
+            files.append(path)
+        else:
+            files += select([word], folder).values()
+    return files
+
+
 def _closest(word, known):
     hits = difflib.get_close_matches(word, list(known), n=2, cutoff=0.5)
     return f" (did you mean {' or '.join(hits)}?)" if hits else ""
@@ -203,7 +220,7 @@ def read_settings(settings: Iterable[str]) -> dict[str, str]:
     return values
 
 
-def plan_jobs(
+def list_jobs(
     only: Collection[str] = (),
     preset: str | Path | dict[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,

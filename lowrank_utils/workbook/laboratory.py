@@ -1,11 +1,14 @@
 """What experiments share: a trained network, the images that it is measured on, and the rows that this makes."""
 
+import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from torch import nn
 
 from lowrank_utils import checks
-from lowrank_utils.lab import score, training
+from lowrank_utils.lab import models, score, training
 from lowrank_utils.lab.data import Dataset
 from lowrank_utils.network.profile import Profile, profile
 
@@ -55,3 +58,19 @@ def laboratory(images: Dataset, model: nn.Module, *, calibration_images: int, **
     """
     checks.check_count(calibration_images=calibration_images)
     return Laboratory(images, profile(model, images.tensors("train", calibration_images)[0]), about)
+
+
+def trained_or_public(
+    images: Dataset, network: str, seed: int = 0, *, checkpoint: str | Path = "", device: str | torch.device = "auto"
+) -> tuple[nn.Module, Dataset]:
+    """Return (trained network on `device`, the data set as that network wants it).
+
+    With `checkpoint` "public", a network of torchvision comes with its published weights, and the images get the mean and
+    standard deviation that it was trained with. Every other network comes from `training.trained`, the data set unchanged.
+    Raises ValueError and OSError as `training.trained` and `models.pretrained` do.
+    """
+    if not (network.startswith("torchvision/") and checkpoint == "public"):
+        return training.trained(images, network, seed, checkpoint=checkpoint, device=device)[0], images
+    model, known = models.pretrained(network)
+    scaled = dataclasses.replace(images, mean=tuple(known["mean"]), std=tuple(known["std"]))
+    return model.to(training.device_for(device)), scaled

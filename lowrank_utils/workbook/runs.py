@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank_utils import paths
 from lowrank_utils.workbook import results
-from lowrank_utils.workbook.jobs import GIVEN, code_digest, escaped, plan_jobs
+from lowrank_utils.workbook.jobs import GIVEN, code_digest, escaped, list_jobs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -333,7 +333,7 @@ def resume(
         if place is None:
             raise RunError(f"there is no unfinished run in {folder}; there is nothing to resume")
     record = read_run(place)
-    jobs = plan_jobs(**record["request"], folder=notebooks_folder)
+    jobs = list_jobs(**record["request"], folder=notebooks_folder)
     before = {entry["address"] for entry in record["jobs"]}
     return place, record["request"], jobs, sorted({j.notebook for j in jobs if j.address not in before})
 

@@ -72,14 +72,14 @@ def read_grid(words: Iterable[str]) -> dict[str, list[Any]]:
     return grid
 
 
-def plan_sweep(
+def list_sweep_jobs(
     notebook: str, grid: Mapping[str, list[Any]], preset: str | Path | None = None, folder: str | Path | None = None
 ) -> tuple[list[jobs.Job], dict[str, Any]]:
-    """Return (jobs, request): one job for each combination of values, and what `jobs.plan_jobs` makes them of again.
+    """Return (jobs, request): one job for each combination of values, and what `jobs.list_jobs` makes them of again.
 
     Parameters: `notebook`, a name, number or file; `grid`, {parameter: list of values}; `preset`, for the
     other parameters; `folder` of the notebooks. Raises ValueError, before anything runs, for an empty grid, a
-    value that stands twice, and whatever `jobs.plan_jobs` refuses.
+    value that stands twice, and whatever `jobs.list_jobs` refuses.
     """
     empty = [name for name, values in grid.items() if not values]
     if empty or not grid:
@@ -87,7 +87,7 @@ def plan_sweep(
         raise ValueError(f"the grid is empty: {why}, as in --grid threshold=0.8,0.9 seed=0,1,2")
     only = list(jobs.select([notebook], folder))
     request = {"only": only, "preset": jobs.read_preset(preset) if preset else {}, "grid": grid}
-    planned = jobs.plan_jobs(**request, folder=folder)
+    planned = jobs.list_jobs(**request, folder=folder)
     for name, values in grid.items():
         if len({json.dumps(job.parameters[name]) for job in planned}) < len(values):
             raise ValueError(f"the grid gives a value of {name} twice: {', '.join(map(str, values))}")
@@ -111,7 +111,7 @@ def run(
 
     A cell that fails is recorded with its error and stops no other; it runs again with `retry` only.
 
-    Parameters: `planned` and `request`, of `plan_sweep`; `to`, a folder or an fsspec address (default
+    Parameters: `planned` and `request`, of `list_sweep_jobs`; `to`, a folder or an fsspec address (default
     outputs/sweeps/NOTEBOOK); `workers` of a cluster on this machine (default: as many as its cores can feed),
     or `scheduler`, the address of a running one; `threads` that a notebook computes with. Raises ValueError
     for an unusable address; RunError where another sweep of this machine works in the same place, the scheduler

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -40,6 +40,7 @@ CAPTIONS = {  # of its tables
 }
 SHARES = (0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.6)  # sizes at which the rules are compared
 EQUAL = (0.1, 0.2, 0.3)  # those of the tables
+GRID = tuple(np.linspace(0.3, 1.0, 71))  # thresholds of the rank curves
 PAPER = ("mnist", "cifar10", "cifar100")  # its data sets
 FIGURE_CAPTION = "Plain and data-aware factors; EVBMF at its own size. Vertical axes are not cut off."
 
@@ -183,6 +184,26 @@ def spectra(before: dict[str, Any], after: dict[str, Any]) -> Figure:
     axes[0].set_ylabel("singular value")
     axes[0].legend()
     return figure
+
+
+def ranks_by_threshold(read: Profile, thresholds: Sequence[float] = GRID) -> pd.DataFrame:
+    """Return the rank of each layer by energy and by entropy at each threshold, in (0, 1], as `rank_curves` takes it.
+
+    One row a layer, rule and threshold: columns layer, rule, threshold, full_rank, break_even, rank.
+    """
+    return pd.DataFrame(
+        {
+            "layer": layer.name,
+            "rule": rule,
+            "threshold": float(threshold),
+            "full_rank": layer.full_rank,
+            "break_even": layer.break_even(),
+            "rank": rank_rules.rank(layer.singular_values, float(threshold), rule),
+        }
+        for layer in read
+        for rule in ("energy", "entropy")
+        for threshold in thresholds
+    )
 
 
 def rank_curves(table: pd.DataFrame) -> Figure:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import nn
@@ -15,7 +17,12 @@ from torch import nn
 from lowrank_utils import checks
 from lowrank_utils.factors import replace, svd
 from lowrank_utils.lab import columns as result_columns
+from lowrank_utils.lab import score
 from lowrank_utils.lab.data import Dataset
+from lowrank_utils.network import unfold
+from lowrank_utils.network.hooks import hooked
+from lowrank_utils.network.modules import evaluating
+from lowrank_utils.network.profile import Profile
 from lowrank_utils.ranks import rules
 from lowrank_utils.workbook.laboratory import laboratory
 from lowrank_utils.workbook.plots import canvas
@@ -74,6 +81,74 @@ def experiment(
                 net = replace.apply_plan(read, plan, factors=bases.get(method, method))
                 rows.append(lab.row(net, factors=method, seconds_to_find=time.perf_counter() - began, **more))
     return result_columns.table(rows)
+
+
+# ---- the closer look -------------------------------------------------------------------------------------------------
+
+
+def work(read: Profile) -> pd.DataFrame:
+    """Return where the work of a network is: one row a layer, with the shape of its weights, parameters, MACs and their share."""
+    table = pd.DataFrame(
+        {
+            "layer": layer.name,
+            "weights": "x".join(map(str, read.model.get_parameter(f"{layer.name}.weight").shape)),
+            "parameters": layer.parameters,
+            "MACs": layer.macs,
+        }
+        for layer in read
+    )
+    return table.assign(**{"share of MACs": (table["MACs"] / table["MACs"].sum()).round(3)})
+
+
+def error_by_scheme(read: Profile, name: str, inputs: torch.Tensor) -> pd.DataFrame:
+    """Return what each unfolding of a convolution loses at half its break-even rank (of MACs), one row a scheme.
+
+    Columns svd and data-aware: ||y_r - y|| / ||y - mean y|| over the outputs y of layer `name`, whose mean is taken a channel,
+    while the network sees `inputs` (N first); data-aware factors see the calibration images of the profile.
+    """
+    layer: Any = read.model.get_submodule(name)
+    moments, seen = read.moments_of([name])[name], []
+
+    def keep(module, args, kwargs):
+        seen.append(args[0])
+
+    with evaluating(read.model), torch.no_grad(), hooked(read.model, {name: keep}, before=True):
+        read.model(inputs.to(layer.weight.device))
+    with torch.no_grad():
+        x, y = seen[0], layer(seen[0])
+        spread = (y - y.mean((0, 2, 3), keepdim=True)).norm()
+        rows = []
+        for scheme in unfold.schemes_of(layer):
+            own = read.but(scheme={name: scheme})[name]
+            rank = own.break_even("macs") // 2
+            row = {"scheme": scheme, "full rank": own.full_rank, "break-even (parameters)": own.break_even()}
+            row |= {"break-even (MACs)": own.break_even("macs"), "rank": rank}
+            for method in svd.METHODS:
+                pair = svd.decompose_layer(layer, method, moments, scheme, True).layers(rank)
+                row[method] = float((pair(x) - y).norm() / spread)
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def times_faster(read: Profile, plans: Iterable[dict], factors: str, repeats: int = 15) -> pd.DataFrame:
+    """Return how many times faster the networks of some plans are than the dense one, on paper and measured, one row a plan.
+
+    Columns: share of the MACs kept; on paper, its inverse; the median of `repeats` latency ratios for 1 and for 64 inputs,
+    on one thread.
+    """
+    shape = read.input_shape or ()
+    rows, dense = [], score.macs(read.model, shape)
+    for plan in plans:
+        net = replace.apply_plan(read, plan, factors=factors)
+        macs = score.macs(net, shape)
+        row = {"MACs kept": macs / dense, "on paper": dense / macs}
+        for batch in (1, 64):
+            row[f"batch {batch}"] = score.latency_ratio(net, read.model, shape, batch, repeats=repeats)[0]
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+# ---- its figure and table --------------------------------------------------------------------------------------------
 
 
 def by_work(table: pd.DataFrame) -> Figure:

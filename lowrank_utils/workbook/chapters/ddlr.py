@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from torch import nn
@@ -337,6 +340,72 @@ def experiment(
     solve_all(lab, epsilons, answers, trimmed)
     rows += at_epsilons(lab, answers) + at_sizes(lab, answers, trimmed, shares)
     return columns.table(rows)
+
+
+# ---- certificates, and the speed of one layer ------------------------------------------------------------------------
+
+
+def certificates(lab: Laboratory, solutions: dict[str, Solution]) -> pd.DataFrame:
+    """Return what the program found in each layer and what it proved, one row a layer.
+
+    Columns: full rank, rank, norm (of the weights found), bound (no weights within the constraints have a smaller norm),
+    relative gap, violation of the constraints, seconds.
+    """
+    found = {
+        name: {
+            "full rank": lab.profile[name].full_rank,
+            "rank": one.rank,
+            "norm": one.objective,
+            "bound": one.bound,
+            "relative gap": one.relative_gap,
+            "violation": one.violation,
+            "seconds": one.seconds,
+        }
+        for name, one in solutions.items()
+    }
+    return pd.DataFrame(found).T.astype({"full rank": int, "rank": int})
+
+
+class SparseRows(nn.Module):
+    """A linear layer whose weights are stored in compressed sparse rows: the non-zeros, a column each, and a pointer a row."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch calls its sparse rows a beta feature
+            self.weight = layer.weight.detach().to_sparse_csr()
+        self.bias = layer.bias.detach()
+        self.used = nn.Parameter(torch.zeros(1))  # tells the timer where the layer lives
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self.bias[:, None], self.weight, x.T).T
+
+
+def as_stored(lab: Laboratory, answers: dict, trimmed: dict, name: str, share: float = 0.1) -> dict[str, nn.Module]:
+    """Return {how it is stored: layer `name` on the CPU}: dense, Net-Trim's in sparse rows, DDLR's as two thin layers.
+
+    Parameters: `answers` and `trimmed`, ``{layer: Solution}`` of the two programs; both networks are cut until a `share` of
+    the parameters is left, the classifier dense. Raises ValueError where the programs leave more than that at any cut.
+    """
+    sparse, low = lab.hidden(trimmed), lab.hidden(answers)
+    cut = ddlr_network.cut_for(lab.profile, sparse, share, kind="non-zeros")
+    zeros = ddlr_network.sparse(lab.profile, sparse, cut=cut)
+    cut = ddlr_network.cut_for(lab.profile, low, share, kind="low_rank")
+    thin, _ = ddlr_network.low_rank(lab.profile, low, cut=cut)
+    dense = replace.apply_plan(lab.profile, {})
+    whole: Any
+    trim: Any
+    whole, trim, pair = (net.cpu().get_submodule(name) for net in (dense, zeros, thin))
+    return {"dense": whole, "Net-Trim, sparse rows": SparseRows(trim), "DDLR, two thin layers": pair}
+
+
+def milliseconds(layers: dict[str, nn.Module], inputs: int) -> pd.DataFrame:
+    """Return the median milliseconds of each layer on one thread, timed in turn: one row a layer, columns batch 1 and batch 64.
+
+    `inputs` : how many numbers one input of the layers has.
+    """
+    times = {f"batch {n}": score.latencies(list(layers.values()), (inputs,), n) for n in (1, 64)}
+    return pd.DataFrame({batch: [np.median(t) for t in found] for batch, found in times.items()}, index=list(layers))
 
 
 # ---- names, figures, tables ------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -21,7 +22,7 @@ from lowrank_utils.network.profile import Profile
 from lowrank_utils.network.statistics import Activations, collect_activations
 from lowrank_utils.ranks import components, rules, units
 from lowrank_utils.workbook import laboratory as laboratories
-from lowrank_utils.workbook.plots import COLOURS, canvas, frontier
+from lowrank_utils.workbook.plots import COLOURS, canvas, frontier, scatter
 from lowrank_utils.workbook.tables import in_points, markdown, mean_and_spread
 
 NOTEBOOK = "03_entropy_pruning"
@@ -232,6 +233,44 @@ def fine_tuned(
     return rows, pd.DataFrame(told).T.rename_axis(["chooser", "factors"])
 
 
+def unit_damage(lab: Laboratory, layer: str) -> pd.DataFrame:
+    """Return what the loss of each hidden unit of a layer does, beside what ranks it.
+
+    One row a unit: column ``loss``, the rise of the loss on validation images (nats) where this unit alone is removed and its
+    mean folded into the next layer; columns ``entropy`` and ``output``, its scores by these rules. Raises ValueError for a
+    layer without hidden units that can be removed.
+    """
+    scores = {}
+    for rule in ("entropy", "output"):
+        order = lab.orders[f"unit {rule}"]
+        scores[rule] = order[order["layer"] == layer].set_index("unit")["score"].sort_index()
+    if scores["entropy"].empty:
+        raise ValueError(f"layer {layer!r} has no hidden units that can be removed")
+    valid = lab.images.tensors("valid")
+    dense, every = training.evaluate(lab.model, *valid).loss, scores["entropy"].index
+    loss = []
+    for unit in every:
+        stay = {layer: [other for other in every if other != unit]}
+        net = units.remove_units(lab.profile, stay, activations=lab.activations)
+        loss.append(training.evaluate(net, *valid).loss - dense)
+    return pd.DataFrame(scores).assign(loss=loss).reset_index()
+
+
+def without_component(net: nn.Module, layer: str, component: int) -> nn.Module:
+    """Return a copy of a network whose linear `layer` lacks one singular component, counted from 1 for the largest.
+
+    Raises ValueError where the layer has no such component.
+    """
+    rest = copied(net)
+    weight = rest.get_parameter(f"{layer}.weight")
+    u, s, vt = torch.linalg.svd(weight.detach(), full_matrices=False)
+    if not 1 <= component <= len(s):
+        raise ValueError(f"component={component} is not one of the {len(s)} components of layer {layer!r}")
+    s[component - 1] = 0
+    weight.data = u @ torch.diag(s) @ vt
+    return rest
+
+
 def experiment(
     images: Dataset,
     model: nn.Module,
@@ -329,6 +368,16 @@ def ranking(table: pd.DataFrame, stays: dict[str, int]) -> Figure:
     axes[0].set_ylabel("score (nats)")
     axes[-1].legend()
     return figure
+
+
+def damage(table: pd.DataFrame) -> Figure:
+    """Return the rise of the loss without a unit against what ranks it, one dot a unit; `table` of `unit_damage`."""
+    labels = {
+        "entropy": "entropy (nats)",
+        "output": "share of the output variance",
+        "loss": "rise of valid loss (nats)",
+    }
+    return scatter(table, "loss", ["entropy", "output"], labels)
 
 
 BEST = {

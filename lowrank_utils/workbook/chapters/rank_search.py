@@ -20,6 +20,7 @@ from lowrank_utils import checks
 from lowrank_utils.factors import replace
 from lowrank_utils.lab import columns, score, training
 from lowrank_utils.lab.data import Dataset
+from lowrank_utils.network import unfold
 from lowrank_utils.network.profile import Plan, Profile, plan_cost, profile
 from lowrank_utils.ranks import rules, search
 from lowrank_utils.ranks.search import SearchResult
@@ -197,6 +198,38 @@ def layer_values(read: Profile, goodness: Callable, *, floor: float = 0.1, facto
     return Values(options, search.energy(read, options), measured, mixed, damage, seconds)
 
 
+def values_where_known(
+    options: Sequence[search.Options], known: Sequence[search.Options], values: dict
+) -> dict[str, np.ndarray]:
+    """Return {layer: one value an option} of `options`, read off the `values` of the `known` options of the same layers.
+
+    An option that is not among those known has -inf, so that no search chooses it.
+    """
+    worth = {own.name: dict(zip(own.entries, values[own.name])) for own in known}
+    return {own.name: np.array([worth[own.name].get(e, -np.inf) for e in own.entries]) for own in options}
+
+
+def option_curves(values: Values, curve: str = "accuracy", panels: int = 8) -> pd.DataFrame:
+    """Return what each option of a layer is worth, as `curves` draws it: one row an option, of `panels` layers at most.
+
+    Columns: layer; macs, a share of the dense layer's; energy and measured `curve`, as -log y; the predicted loss (nats); and
+    tried, whether the curve was measured at this rank or interpolated.
+    """
+    predicted = values_where_known(values.options, values.mixed, values.damage)
+    rows = []
+    for own in values.options[:: -(-len(values.options) // panels)]:
+        tried, name = search.measured_ranks(own), own.name
+        for i, entry in enumerate(own.entries):
+            scheme, rank = unfold.parse_entry(entry) if entry else (None, None)
+            row = {"layer": name, "macs": own.costs[i, 0] / own.costs[-1, 0]}
+            with np.errstate(divide="ignore", invalid="ignore"):
+                row["energy: -log y_p"] = -np.log(values.energy[name][i])
+                row[f"measured {curve}: -log y_m"] = -np.log(values.measured[name][i])
+            row["predicted loss"] = -predicted[name][i]
+            rows.append(row | {"tried": rank in tried.get(scheme, [])})
+    return pd.DataFrame(rows)
+
+
 def plan_goodness(read: Profile, values: Values, goodness: Callable) -> Callable[[Plan], float]:
     """Return the function that ENC-Inf measures by: the goodness of a plan, all layers cut, in plain factors."""
     bases = replace.decompose_layers(read, {own.name: next(iter(own.full)) for own in values.options}, "svd")
@@ -244,6 +277,30 @@ def promises(lab: Laboratory, values: Values, found: dict[tuple, SearchResult]) 
         told.append(line)
     told = pd.DataFrame(told)
     return told.assign(**{"left on the table": told["bound"] - told["predicted"]})
+
+
+def kept_by_layer(read: Profile, plan: dict) -> dict[str, float]:
+    """Return {layer: share of its MACs that a plan keeps} of the layers that may be cut."""
+    return {layer.name: layer.cost(plan.get(layer.name), "macs") / layer.macs for layer in read if not layer.reason}
+
+
+def promised_and_measured(
+    values: Values, found: dict[tuple, SearchResult], measure: Callable[[dict], float]
+) -> pd.DataFrame:
+    """Return the goodness that single layers promise, A_m, beside that of the whole network: one row a plan.
+
+    `found`, {(share, chooser): SearchResult} with the options of one scheme; `measure`, a function of a plan (`plan_goodness`).
+    """
+    alone = search.logarithms(values.measured)
+    return pd.DataFrame(
+        {
+            "kept": share,
+            "chooser": chooser,
+            "A_m": float(np.exp(search.worth(values.options, alone, one.plan))),
+            "measured": measure(one.plan),
+        }
+        for (share, chooser), one in found.items()
+    )
 
 
 def dense_row(lab: Laboratory) -> dict:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,11 +20,15 @@ from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 from pandas.io.formats.style import Styler
 from torch import nn
 
-from lowrank_utils.lab import columns
+from lowrank_utils.factors import replace
+from lowrank_utils.lab import columns, score, training
 from lowrank_utils.lab.data import Dataset
-from lowrank_utils.network.profile import LayerProfile
+from lowrank_utils.network import unfold
+from lowrank_utils.network.profile import LayerProfile, plan_cost
+from lowrank_utils.ranks import rules, search
 from lowrank_utils.workbook.benchmark import (
     Bench,
+    Subject,
     convex_rows,
     fine_tune,
     low_rank_rows,
@@ -29,9 +37,12 @@ from lowrank_utils.workbook.benchmark import (
     searched,
     subject,
 )
-from lowrank_utils.workbook.chapters.rank_search import check_asked
+from lowrank_utils.workbook.chapters.rank_search import check_asked, kept_by_layer, values_where_known
 from lowrank_utils.workbook.plots import BESIDE, COLOURS, canvas
 from lowrank_utils.workbook.tables import markdown, mean_and_spread
+
+if TYPE_CHECKING:
+    import ipywidgets
 
 NOTEBOOK = "06_side_by_side"
 CAPTIONS = {  # of its tables
@@ -89,6 +100,196 @@ def experiment(
             onnx_rows(bench, one, shares[-1], factorisers[-1], Path(folder))
     fine_tune(bench, finetuned, **finetuning or {})
     return bench.table()
+
+
+def published_convex_rows(published: pd.DataFrame, sizes: Mapping[str, int], seed: int) -> pd.DataFrame:
+    """Return the rows of DDLR and Net-Trim, cut to a fifth of the parameters and refitted, as notebook 04 published them.
+
+    `published` : rows of that notebook; `sizes` : {network: parameters of the dense one}, which are the networks wanted.
+    The bytes of sparse rows, published as those of a dense file, become those of what is stored.
+    """
+    there = published.query("seed == @seed and budget_kind == 'kept' and budget == 0.2")
+    there = there[
+        there["refit"].eq("least squares") & there["cut"].eq("to budget") & there["network"].isin(list(sizes))
+    ]
+    there = there[there["stored_as"].isin(["low rank", "sparse"])].assign(source="gallery", needs="images")
+    for at, row in there[there["stored_as"] == "sparse"].iterrows():
+        there.loc[at, "bytes"] = round(4 * row["parameters_kept"] * sizes[row["network"]])
+    return there
+
+
+# ---- what the text says, checked ---------------------------------------------------------------------------------------
+
+
+def statements(bench: Bench, network: str, factors: str) -> dict[str, bool]:
+    """Return {statement: whether it holds} for what the notebook says of its table, for one network.
+
+    Low rank is exact-Fisher in `factors`. Raises ValueError where the table lacks an entry that a statement needs.
+    """
+
+    def number(chooser, column="accuracy", factors=None, **what):
+        return float(bench.entry(network, chooser, factors, **what)[0][column])
+
+    rounded = {"runtime": "onnxruntime", "bits": 8}
+    whole, size = (number("dense", column) for column in ("accuracy", "bytes"))
+    eight = number("dense", **rounded)
+    both, file = (number("exact-Fisher", column, factors, **rounded) for column in ("accuracy", "bytes"))
+    low, tuned = (number("exact-Fisher", column, factors) for column in ("accuracy", "tuned_accuracy"))
+    zeros, tuned_zeros = (number("magnitude", column) for column in ("accuracy", "tuned_accuracy"))
+    return {
+        "8 bit loses less than half a point": whole - eight < 0.005,
+        "low rank and 8 bit: a twelfth of the file, less than 2 points lost": file < size / 12 and whole - both < 0.02,
+        "low rank more than a point ahead of units": low - number("units") > 0.01,
+        "low rank more than a point ahead of zeros by magnitude": low - zeros > 0.01,
+        "the same, both fine-tuned": tuned - tuned_zeros > 0.01,
+    }
+
+
+def right_answers(net: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, batch: int = 50) -> torch.Tensor:
+    """Return, for each input, whether the network's largest output is the label's (n, bool); run on the CPU."""
+    net = copy.deepcopy(net).cpu().eval()
+    with torch.no_grad():
+        return torch.cat([net(x).argmax(1) for x in inputs.split(batch)]) == labels
+
+
+def mcnemar(answers: Sequence[torch.Tensor]) -> np.ndarray:
+    """Return z of the network with the most right answers against each network, 0 against itself.
+
+    z = (b - c) / sqrt(b + c), where the best alone is right b times and the other alone c times (McNemar 1947).
+    `answers` : for each network, whether it is right on the same inputs (n, bool).
+
+    >>> best, other = torch.tensor([True, True, True, True]), torch.tensor([True, False, False, False])
+    >>> mcnemar([other, best]).round(3).tolist()
+    [1.732, 0.0]
+    """
+    best = max(answers, key=lambda right: int(right.sum()))  # the first of several
+    alone = [(int((best & ~right).sum()), int((right & ~best).sum())) for right in answers]
+    return np.array([(b - c) / max(b + c, 1) ** 0.5 for b, c in alone])
+
+
+# ---- networks that leave the notebook ----------------------------------------------------------------------------------
+
+
+def in_new_process(code: str, folder: str | Path) -> str:
+    """Return what Python `code` prints in a new process whose working directory is `folder`.
+
+    Raises RuntimeError with the last line of its error stream where it fails.
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the new process failed: {(done.stderr.strip() or 'without a word').splitlines()[-1]}")
+    return done.stdout.strip()
+
+
+def relative_difference(outputs: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the norm of what two tensors of one shape differ by, as a share of the norm of `expected`."""
+    return float((outputs - expected).detach().norm() / expected.detach().norm())
+
+
+def even_plan(one: Subject, share: float, multiple: int, floor: float = 0.02) -> tuple[dict, int]:
+    """Return (plan, multiple) of the exact search on predicted losses, its ranks multiples of `multiple`.
+
+    Thin layers may have no such rank within the budget: then `multiple` is halved until a plan fits, and the one that did is
+    returned. `share` of the MACs is kept; `floor` as in `search.rank_options`. Raises ValueError where no plan fits at all.
+    """
+    while True:
+        try:  # a multiple may leave no layer an option, or too few for the budget
+            options = search.rank_options(one.profile, mixed=True, floor=floor, multiple=multiple)
+            values = values_where_known(options, one.values.mixed, one.values.damage)
+            return search.exact_search(one.profile, share, options=options, values=values).plan, multiple
+        except ValueError:
+            if multiple == 1:
+                raise
+            multiple //= 2
+
+
+def faster_than_dense(
+    pairs: Mapping[tuple[str, str], tuple[nn.Module, nn.Module]],
+    test: tuple[torch.Tensor, torch.Tensor],
+    threads: int = 1,
+) -> pd.DataFrame:
+    """Return how many times faster each network is than the dense one that runs beside it, for 1 and 64 inputs.
+
+    `pairs` : {(ranks in words, runtime): (network, dense network in the same runtime)}; one row each, with its accuracy on
+    the `test` inputs and labels in percent. `threads` of the CPU.
+    """
+    faster, shape = {}, test[0].shape[1:]
+    for (ranks, runtime), (net, dense) in pairs.items():
+        name = f"{ranks}, {100 * training.evaluate(net, *test).accuracy:.1f} %"
+        ratios = {f"batch {n}": score.latency_ratio(net, dense, shape, n, threads)[0] for n in (1, 64)}
+        faster[name, runtime] = ratios
+    return pd.DataFrame(faster).T
+
+
+def time_by_operation(net: nn.Module, inputs: torch.Tensor, repeats: int = 20) -> pd.Series:
+    """Return {operation: share of the CPU time} of `repeats` passes of a network in torch, the largest first."""
+    with torch.inference_mode(), torch.profiler.profile() as seen:
+        for _ in range(repeats):
+            net(inputs)
+    times = pd.Series({event.key: float(event.self_cpu_time_total) for event in seen.key_averages()}, dtype=float)
+    return (times / times.sum()).sort_values(ascending=False)
+
+
+class PlanExplorer:
+    """One threshold of energy for all layers beside the exact search at one share of the MACs, for a reader who moves sliders.
+
+    Networks are in data-aware factors and measured on the measuring images, each once. `one` is the network; `kept` the share
+    at which the exact search begins.
+    """
+
+    def __init__(self, one: Subject, kept: float):
+        self.one, self.kept = one, kept
+        self.layers = [own.name for own in one.values.options]
+        self._factors = replace.decompose_layers(one.profile, one.plain, "data-aware")
+        self._curves = search.logarithms(one.values.energy, one.values.measured)
+        self._points: dict[str, tuple[float, float]] = {"dense": (1.0, one.goodness.dense().accuracy)}
+
+    def plans(self, threshold: float, kept: float) -> dict[str, dict]:
+        """Return {label: plan} of both choosers."""
+        options = self.one.values.options
+        least = search.exact_search(self.one.profile, kept, options=options, values=self._curves)
+        by_energy = rules.threshold_plan(self.one.profile, threshold=threshold)
+        return {f"energy {threshold:.2f}": by_energy, f"exact, {kept:.0%} of MACs": least.plan}
+
+    def point(self, label: str, plan: dict) -> tuple[float, float]:
+        """Return (share of the MACs, accuracy) of a plan, measured when its label is first asked for."""
+        if label not in self._points:
+            read = self.one.profile
+            net = replace.apply_plan(read, plan, factors=self._factors)
+            share = plan_cost(read, plan) / plan_cost(read, {})
+            self._points[label] = share, self.one.goodness.scores(net).accuracy
+        return self._points[label]
+
+    def figure(self, threshold: float = 0.9, kept: float | None = None, layer: str | None = None) -> Figure:
+        """Return `explorer` for one threshold, one share of the MACs and the spectrum of one layer, by default a middle one."""
+        read, layer = self.one.profile, layer or self.layers[len(self.layers) // 2]
+        plans = self.plans(threshold, self.kept if kept is None else kept)
+        stays = {label: kept_by_layer(read, plan) for label, plan in plans.items()}
+        points = {"dense": self._points["dense"]} | {label: self.point(label, plan) for label, plan in plans.items()}
+        entry = next(iter(plans.values())).get(layer)  # of the threshold
+        return explorer(read[layer], unfold.parse_entry(entry)[1] if entry else None, pd.DataFrame(stays), points)
+
+    def sliders(self) -> ipywidgets.VBox:
+        """Return two sliders and a menu above the figure, which is drawn again whenever one of them is moved."""
+        import ipywidgets as widgets
+
+        controls: dict[str, Any] = {
+            "threshold": widgets.FloatSlider(0.9, min=0.5, max=0.99, step=0.01),
+            "kept": widgets.FloatSlider(self.kept, min=min(0.15, self.kept), max=max(0.9, self.kept), step=0.05),
+            "layer": widgets.Dropdown(options=self.layers),
+        }
+        picture = widgets.Image(format="png")
+
+        def redraw(_=None):
+            drawn = io.BytesIO()
+            self.figure(**{name: control.value for name, control in controls.items()}).savefig(drawn, format="png")
+            picture.value = drawn.getvalue()
+
+        for name, control in controls.items():
+            control.description, control.continuous_update = name, False
+            control.observe(redraw, "value")
+        redraw()
+        return widgets.VBox([*controls.values(), picture])
 
 
 # ---- names in words, figures, tables ---------------------------------------------------------------------------------

@@ -1,0 +1,81 @@
+"""How long it takes to choose the ranks of a large network, stage by stage."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from torch import nn
+
+from lowrank_utils.network.profile import profile
+from lowrank_utils.ranks import search
+
+
+@dataclass(frozen=True)
+class AtScale:
+    """What the searches found in one large network, and what each stage took.
+
+    Attributes
+    ----------
+    seconds : {stage: wall-clock seconds}, in the order of the stages.
+    options : of each layer that can be cut.
+    found : {"exact", "bound only", "ENC-Map", "ENC-Model": SearchResult}, on the energy curves.
+    """
+
+    seconds: pd.Series
+    options: list[search.Options]
+    found: dict[str, search.SearchResult]
+
+
+def at_scale(build: Callable[[], nn.Module], input_shape: Sequence[int] = (3, 224, 224), kept: float = 0.25) -> AtScale:
+    """Return `AtScale` of the network that `build` returns: built, read and searched at a share `kept` of its MACs.
+
+    Only the weights are looked at, through the energy curves. Raises ValueError as `lowrank_utils.profile` and
+    `search.exact_search` do.
+    """
+    seconds, found = {}, {}
+
+    def timed(stage, call):
+        began = time.perf_counter()
+        answer = call()
+        seconds[stage] = time.perf_counter() - began
+        return answer
+
+    model = timed("build the network", build)
+
+    def spectra():
+        read = profile(model, input_shape=input_shape)
+        for layer in read:
+            _ = layer.singular_values  # computed when they are first read
+        return read
+
+    def options_and_curves():
+        options = search.rank_options(read)
+        return options, search.energy(read, options)
+
+    read = timed("profile: spectra of all layers", spectra)
+    options, curves = timed("options and energy curves", options_and_curves)
+    asked = {"options": options, "values": search.logarithms(curves)}
+    enc = {"options": options, "curves": curves}
+    searches = {
+        "exact": lambda: search.exact_search(read, kept, **asked),
+        "bound only": lambda: search.exact_search(read, kept, **asked, exact=False),
+        "ENC-Map": lambda: search.enc_map(read, kept, **enc),
+        "ENC-Model": lambda: search.enc_model(read, kept, **enc),
+    }
+    for name, call in searches.items():
+        found[name] = timed(f"search: {name}", call)
+    return AtScale(pd.Series(seconds, name="seconds"), options, found)
+
+
+def peak_memory() -> float:
+    """Return the most memory that this process has held, in GiB; NaN where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
