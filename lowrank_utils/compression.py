@@ -22,6 +22,7 @@ from lowrank_utils.ranks import search
 
 FISHER_IMAGES = 1000
 FEW = 50
+SWEEP_IMAGES = 2000
 SAMPLES = 20_000  # positions a layer
 
 
@@ -64,6 +65,7 @@ def compress(
     samples: int | None = SAMPLES,
     estimator: str = "signs",
     draws: int = 1,
+    points: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     progress: bool | None = None,
@@ -111,10 +113,10 @@ def compress(
         read = _read(model, calibration, dense, how)
         options = search.rank_options(read, (resource,), mixed=True, floor=floor)
         share = _share(read, options, kept, resource)
-        values, note = search.predicted_values(read, options, FISHER_IMAGES, points=None)
+        values, note = search.predicted_values(read, options, FISHER_IMAGES, points)
         chosen = factors or ("relu-aware" if note else "fisher-weighted")
         found = search.exact_search(read, share, resource=resource, options=options, values=values)
-        more: dict[str, Any] = {"fisher_images": FISHER_IMAGES} if chosen in replace.SWEEPS else {}
+        more: dict[str, Any] = {"fisher_images": FISHER_IMAGES, "images": SWEEP_IMAGES} if chosen in replace.SWEEPS else {}
         small = replace.apply_plan(read, found.plan, factors=chosen, resource=None, **more)
     notes = [note]
     if len(calibration) < FEW:

@@ -90,6 +90,7 @@ def sweep(
     refit_dense: bool = True,
     within: Mapping[str, torch.Tensor] | None = None,
     weighted: bool = False,
+    images: int | None = None,
     fisher_images: int | None = None,
     iterations: int | None = None,
     ridge: float | None = None,
@@ -114,6 +115,9 @@ def sweep(
     variance of X, as in `reduced_rank`; by default 1e-6, but where there are fewer than 20 samples for an input (linear
     layers have one an image) the one that `cross_validated_ridge` finds.
 
+    ``images``: the sweep sees the first so many calibration inputs only (None: all), since those whose activations do not
+    fit into `memory` are run from the start for every layer.
+
     Memory does not depend on the number of images: each pass keeps one matrix of d_in x d_in and one of d_out x d_in
     numbers, the activations of one batch at work, and those of other batches up to `memory` bytes; what does not fit is
     computed again from the images for each layer. The model runs in eval mode. Parameters: `profile`, with
@@ -131,6 +135,9 @@ def sweep(
     """
     profile.check_unchanged()
     model, calibration = profile.model, check_some(profile.calibration)
+    if images is not None:
+        check_count(images=images)
+        calibration = calibration[:images]
     if iterations is None:
         iterations = 10 if all(isinstance(model.get_submodule(name), nn.Linear) for name in weight_layers(model)) else 3
     check_count(iterations=iterations)

@@ -1,0 +1,100 @@
+"""What the shortcuts of `compress` cost and what they save: divergence from the dense answers against processor time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from lowrank_utils import paths
+from lowrank_utils.compression import compress
+from lowrank_utils.lab import training
+from lowrank_utils.lab.data import Dataset
+from lowrank_utils.network.modules import evaluating
+from lowrank_utils.workbook.plots import canvas
+
+ROWS = paths.GALLERY / "shortcuts.csv"
+DEFAULT = "20 000 positions, signs"
+SETTINGS: Mapping[str, dict[str, Any]] = {  # options of `compress`
+    "everything, six ranks fitted": {"samples": None, "estimator": "exact", "draws": 10, "points": 6},
+    "everything": {"samples": None, "estimator": "exact", "draws": 10},
+    "40 000 positions, signs twice": {"samples": 40_000, "estimator": "signs", "draws": 2},
+    DEFAULT: {"samples": 20_000, "estimator": "signs", "draws": 1},
+    "10 000 positions, signs": {"samples": 10_000, "estimator": "signs", "draws": 1},
+    "10 000 positions, drawn classes": {"samples": 10_000, "estimator": "draws", "draws": 1},
+    "5 000 positions, signs": {"samples": 5_000, "estimator": "signs", "draws": 1},
+}
+CAPTION = (
+    "Divergence of the compressed network from the dense one on 2 000 augmented training images that were not used for calibration "
+    "(nats an image, lower is better), against the processor seconds of `compress(refine=False)` on one thread. Means over "
+    "draws of the calibration images. The default is the least time at which nothing is lost beyond the spread of the draws."
+)
+
+
+def unseen_images(data: Dataset, count: int = 2000, seed: int = 0) -> torch.Tensor:
+    """Return the last `count` training images of a data set, moved and mirrored as in training (`training.augmentation`)."""
+    images = data.tensors("train")[0][-count:]
+    return training.augmentation(data)(images, torch.Generator().manual_seed(seed))
+
+
+def divergence(small: nn.Module, model: nn.Module, images: torch.Tensor, batch_size: int = 250) -> float:
+    """Return the mean Kullback-Leibler divergence (nats) of the answers of `small` from those of `model`, which has N x classes.
+
+    >>> model = nn.Linear(3, 2)
+    >>> divergence(model, model, torch.zeros(4, 3))
+    0.0
+    """
+    total = 0.0
+    with evaluating(model), evaluating(small):
+        for some in images.split(batch_size):
+            wanted, found = model(some).log_softmax(1), small(some).log_softmax(1)
+            total += float((wanted.exp() * (wanted - found)).sum())
+    return total / len(images)
+
+
+def measure(
+    model: nn.Module,
+    calibration: torch.Tensor,
+    unseen: torch.Tensor,
+    kept: Sequence[float] = (0.5, 0.25),
+    settings: Mapping[str, dict[str, Any]] = SETTINGS,
+    **about: Any,
+) -> pd.DataFrame:
+    """Return one row for each budget and way to collect statistics: setting, kept, processor seconds, divergence on `unseen`.
+
+    `about` is said in every row, such as network and draw.
+    """
+    rows = []
+    for share in kept:
+        for name, options in settings.items():
+            began = time.process_time()
+            found = compress(model, calibration, kept=share, refine=False, **options)
+            seconds = time.process_time() - began
+            row = {**about, "setting": name, "kept": share, "seconds": seconds}
+            rows.append(row | {"divergence": divergence(found.model, model, unseen)})
+    return pd.DataFrame(rows)
+
+
+def figure(rows: pd.DataFrame) -> Figure:
+    """Draw `rows` of `measure`: a panel for each budget, a point for each setting, its draws as small marks."""
+    shares = sorted(rows["kept"].unique(), reverse=True)
+    drawing, axes = canvas(columns=len(shares), width=4.8, height=3.6)
+    palette = dict(zip(SETTINGS, sns.color_palette("colorblind")))
+    for panel, share in zip(axes, shares):
+        mine = rows[rows["kept"] == share]
+        means = mine.groupby("setting", sort=False)[["seconds", "divergence"]].mean()
+        for name, point in means.iterrows():
+            draws = mine[mine["setting"] == name]
+            panel.scatter(draws["seconds"], draws["divergence"], s=12, color=palette[name], alpha=0.5)
+            marker = "*" if name == DEFAULT else "o"
+            panel.scatter(*point, s=180 if name == DEFAULT else 60, marker=marker, color=palette[name], label=name)
+        panel.set(title=f"{share:.0%} of the MACs kept", xlabel="processor seconds, one thread", xlim=(0, None))
+        panel.set_ylabel("divergence (nats an image)")
+    axes[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize="small", title="statistics")
+    return drawing
