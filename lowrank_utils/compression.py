@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lowrank_utils import checks
-from lowrank_utils.factors import replace, svd
+from lowrank_utils.factors import replace
 from lowrank_utils.lab import score
 from lowrank_utils.network import profile, unfold
 from lowrank_utils.network.inputs import as_inputs
@@ -23,6 +23,7 @@ from lowrank_utils.ranks import search
 FISHER_IMAGES = 1000
 FEW = 50
 SWEEP_IMAGES = 2000
+MANY = 50  # layers
 SAMPLES = 20_000  # positions a layer
 
 
@@ -85,8 +86,9 @@ def compress(
     calibration : a few hundred of its inputs, without labels: a tensor (N first) of real numbers or token ids, a tuple
         or dict of tensors, or a ``DataLoader`` (`inputs.as_inputs`).
     kept, resource : the share in (0, 1] that may stay of "macs" or "parameters", counted over the whole network.
-    factors : a method of `replace.SWEEPS` or of `svd.METHODS` (default: Fisher-weighted, or relu-aware where the
-        answers are no logits).
+    factors : one of `replace.KNOWN` (default: the Fisher-weighted sweep; relu-aware where the answers are no logits;
+        Fisher-weighted layer by layer where torch.fx cannot trace the network and it has more than 50 layers, since a
+        sweep would run it once for each).
     dense : layers to leave as they are (default: the last one, and the first where it is a convolution).
     floor : as in `search.rank_options`.
     samples, estimator, draws, seed : how many positions a layer looks at, and how the Fisher information is estimated,
@@ -114,9 +116,11 @@ def compress(
         options = search.rank_options(read, (resource,), mixed=True, floor=floor)
         share = _share(read, options, kept, resource)
         values, note = search.predicted_values(read, options, FISHER_IMAGES, points)
-        chosen = factors or ("relu-aware" if note else "fisher-weighted")
+        chosen = factors or _factors(read, note)
         found = search.exact_search(read, share, resource=resource, options=options, values=values)
-        more: dict[str, Any] = {"fisher_images": FISHER_IMAGES, "images": SWEEP_IMAGES} if chosen in replace.SWEEPS else {}
+        more: dict[str, Any] = (
+            {"fisher_images": FISHER_IMAGES, "images": SWEEP_IMAGES} if chosen in replace.SWEEPS else {}
+        )
         small = replace.apply_plan(read, found.plan, factors=chosen, resource=None, **more)
     notes = [note]
     if len(calibration) < FEW:
@@ -143,9 +147,8 @@ def _check(model, kept, resource, factors, dense):
     checks.check_share(kept=kept)
     if resource not in profile.RESOURCES:
         raise ValueError(f"unknown resource {resource!r}; known: {', '.join(profile.RESOURCES)}")
-    known = (*replace.SWEEPS, *svd.METHODS)
-    if factors not in (None, *known):
-        raise ValueError(f"unknown factors {factors!r}; known: {', '.join(known)}")
+    if factors not in (None, *replace.KNOWN):
+        raise ValueError(f"unknown factors {factors!r}; known: {', '.join(replace.KNOWN)}")
     if isinstance(dense, str):
         raise ValueError(f"dense={dense!r} must be a list of layer names, such as [{dense!r}]")
     if torch.is_inference_mode_enabled():
@@ -157,6 +160,13 @@ def _check(model, kept, resource, factors, dense):
         raise ValueError(
             f"the network's weights are {first.dtype}; compress it in float32 (model.float()) and convert after"
         )
+
+
+def _factors(read, note):
+    if note:
+        return "relu-aware"
+    many = not read.followers and len(read.order) > MANY
+    return replace.LAYERWISE if many else "fisher-weighted"
 
 
 def _macs(model, read):

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lowrank_utils.factors import svd
+from lowrank_utils.factors import replace, svd
 from lowrank_utils.network import statistics
+from lowrank_utils.network.profile import Profile
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 12))
 
@@ -198,3 +199,19 @@ def test_collecting_runs_without_dropout_and_names_what_it_cannot_watch():
 
     with pytest.raises(ValueError, match="no input reaches layer '3' in a forward pass"):
         statistics.collect_moments(First(*model), ["3"], x)
+
+
+def test_layerwise_fisher_factors_lose_least_in_their_metric():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4)), torch.randn(300, 20) * torch.rand(20)
+    read = Profile(model, x)
+    metric = svd.damped(read.fisher_of(["0"])["0"]).float()
+    built = {kind: replace.apply_plan(read, {"0": 5}, factors=kind) for kind in ("data-aware", replace.LAYERWISE)}
+
+    def lost(small):
+        error = small[0](x) - model[0](x)
+        return float(((error @ metric) * error).sum())
+
+    assert lost(built[replace.LAYERWISE]) < 0.99 * lost(built["data-aware"])
+    whole = replace.apply_plan(read, {"0": 20}, factors=replace.LAYERWISE, resource=None)
+    assert torch.allclose(whole(x), model(x), atol=1e-4)

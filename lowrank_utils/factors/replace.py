@@ -23,6 +23,8 @@ SWEEPS = (
     "relu-aware",
     "fisher-weighted",
 )  # factors that depend on the whole plan: see `sequential.sweep`
+LAYERWISE = "fisher-layerwise"  # data-aware in the metric of the Fisher information, each layer on its own
+KNOWN = (*svd.METHODS, LAYERWISE, *SWEEPS)
 
 
 def apply_plan(
@@ -36,7 +38,7 @@ def apply_plan(
     """Return a new model with the planned layers replaced by stock thin ones; the profile and its model stay as they were.
 
     Parameters: `profile` of the network; `plan`, ``{layer name: rank}``, or ``(scheme, rank)`` for a convolution; `factors`, a method of
-    `svd.METHODS`, one of `SWEEPS`, or the factors themselves, ``{layer name: svd.Factors}`` as `decompose_layers`
+    `svd.METHODS`, `LAYERWISE`, one of `SWEEPS`, or the factors themselves, ``{layer name: svd.Factors}`` as `decompose_layers`
     returns them; methods that need data take the calibration of the profile; `options` of `sequential.sweep`. A
     rank that would not be cheaper in `resource` than the layer leaves the layer dense, and says so in the log. `resource`:
     "macs", "parameters", "either" (a rank that is cheaper in one of the two is built, so that the plan of any chooser is
@@ -146,13 +148,16 @@ def decompose_layers(
     """Return ``{name: svd.Factors}`` for the named layers, good for every rank.
 
     `names` is a list, or ``{name: scheme}``. One decomposition serves a whole sweep of plans. Methods that need data take
-    the moments of the profile. See `svd.decompose_layer`.
+    the moments of the profile; `LAYERWISE` its Fisher information too. See `svd.decompose_layer`.
     """
     profile.check_unchanged()
-    moments = {}
+    moments, metrics = {}, {}
     if method != "svd" and names:
         if profile.calibration is None:
             raise ValueError(f"factors={method!r} need calibration images; make the profile with calibration=")
+        if method == LAYERWISE:
+            metrics = {name: svd.damped(found) for name, found in profile.fisher_of(list(names)).items()}
+            method = "data-aware"
         if method in svd.METHODS:
             moments = profile.moments_of(names)
     found = {}
@@ -161,9 +166,9 @@ def decompose_layers(
         scheme = names[name] if isinstance(names, dict) else None
         centred = profile.takes_mean(name) if method in svd.METHODS and method != "svd" else layer.bias is not None
         try:
-            found[name] = svd.decompose_layer(layer, method, moments.get(name), scheme, centred)
+            found[name] = svd.decompose_layer(layer, method, moments.get(name), scheme, centred, metrics.get(name))
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from error
-    if not names and method not in svd.METHODS:
-        raise ValueError(f"unknown factors {method!r}; known: {', '.join(svd.METHODS + SWEEPS)}")
+    if not names and method not in KNOWN:
+        raise ValueError(f"unknown factors {method!r}; known: {', '.join(KNOWN)}")
     return found

@@ -189,9 +189,7 @@ def sweep(
         order = [name for name in after if name in order]  # as the nodes stand
     metrics = {}
     if weighted and plan:
-        for name, found in profile.fisher_of(list(plan), fisher_images).items():
-            scale = found.diagonal().mean()
-            metrics[name] = (0.7 / scale if scale else 0.0) * found + 0.3 * torch.eye(len(found)).to(found)
+        metrics = {name: svd.damped(found) for name, found in profile.fisher_of(list(plan), fisher_images).items()}
     thin = {}
     walk = Walk(model, graph, thin, calibration, batch_size or profile.batch_size or 100, memory)
     each = None if profile.samples is None else -(-profile.samples // len(calibration))
@@ -248,7 +246,7 @@ class _Regression:
         self.takes_mean = self.layer.bias is not None or norm is not None
         self.gain, self.offset, self.undo, weight = _scale(norm, self.groups * self.rows, self.start)
         metric = weight if metric is None else metric
-        self.metric = [_block(metric, g, self.rows) for g in range(self.groups)]
+        self.metric = [svd.metric_block(metric, g, self.rows) for g in range(self.groups)]
         self.spread: Any = None  # of the inputs, with the ridges the same in every step
         self.ridges: list[float] = []
         self.before: Any = None  # (weights, bias) of the last two steps
@@ -376,10 +374,6 @@ def _scale(norm, size, like):
     floor = floor if floor > 0 else torch.ones_like(floor)
     squared = gain.square() + floor.square()
     return gain, offset, gain / squared, torch.diag(squared)
-
-
-def _block(metric, group, rows):
-    return None if metric is None else metric[group * rows : (group + 1) * rows, group * rows : (group + 1) * rows]
 
 
 def _dense(layer, whole, bias):

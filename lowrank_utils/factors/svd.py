@@ -169,6 +169,22 @@ def _right(left, right, seen, blocks, inverse, steps=8):
     return right
 
 
+def metric_block(metric: torch.Tensor | None, group: int, rows: int) -> torch.Tensor | None:
+    """Return the part of a metric (d_out x d_out) that is about the `rows` outputs of one group of a convolution."""
+    own = slice(group * rows, (group + 1) * rows)
+    return None if metric is None else metric[own, own]
+
+
+def damped(fisher: torch.Tensor) -> torch.Tensor:
+    """Return 0.7 F / mean(diag F) + 0.3 I: the metric of an estimate F (d_out x d_out), positive definite and of one scale.
+
+    >>> damped(torch.diag(torch.tensor([2.0, 0.0]))).diagonal().tolist()
+    [1.7000000476837158, 0.30000001192092896]
+    """
+    scale = fisher.diagonal().mean()
+    return (0.7 / scale if scale else 0.0) * fisher + 0.3 * torch.eye(len(fisher)).to(fisher)
+
+
 METHODS = ("svd", "data-aware")
 
 
@@ -179,8 +195,8 @@ class Factors:
     ``shift`` (d_out) and ``mean`` (d_in) are set by data-aware factors of a layer with a bias: at rank r the
     bias is b + W mean - left_r right_r mean, so that the mean output is kept exactly. For a convolution ``layer`` is
     it, ``scheme`` says which matrix is meant (rows and columns of `unfold.to_matrix`), ``mean`` is of patches, and
-    grouped ones have a first axis of groups. ``spread``, the covariance of patches, is set where each rank has an
-    answer of its own.
+    grouped ones have a first axis of groups. ``spread``, the covariance of patches, and ``metric`` of the errors are set
+    where each rank has an answer of its own.
     """
 
     left: torch.Tensor
@@ -192,6 +208,7 @@ class Factors:
     layer: nn.Module | None = None
     scheme: str | None = None
     spread: torch.Tensor | None = None
+    metric: torch.Tensor | None = None
 
     @property
     def full_rank(self) -> int:
@@ -219,7 +236,9 @@ class Factors:
         count, offsets = unfold.groups(self.layer), unfold.shared(self.layer, self.scheme)
         whole = (self.left @ self.right).reshape(count, self.left.shape[-2] // offsets, -1)  # one row an output
         blocks = unfold.by_offset(self.layer, self.scheme, spread)
-        pairs = [alternating_low_rank(w, c, offsets, rank) for w, c in zip(whole, blocks)]
+        rows = whole.shape[1]
+        metrics = [metric_block(self.metric, g, rows) for g in range(count)]
+        pairs = [alternating_low_rank(w, c, offsets, rank, m) for w, c, m in zip(whole, blocks, metrics)]
         left, right = (torch.stack(parts) for parts in zip(*pairs))
         return (left[0], right[0]) if count == 1 else (left, right)
 
@@ -244,6 +263,7 @@ def decompose_layer(
     moments: Moments | None = None,
     scheme: str | None = None,
     centred: bool | None = None,
+    metric: torch.Tensor | None = None,
 ) -> Factors:
     """Return the `Factors` of a linear layer or convolution, good for every rank.
 
@@ -258,7 +278,8 @@ def decompose_layer(
 
     Parameters: `layer`, an ``nn.Linear`` or ``nn.Conv2d``; `method`, one of `METHODS`; `moments`, the `Moments` of the
     layer's inputs (length d_in, or I kh kw of a patch), needed by ``"data-aware"``; `scheme`, one of `unfold.NAMES`
-    for a convolution, None for the usual one.
+    for a convolution, None for the usual one; `metric` M (d_out x d_out, positive definite), which data-aware factors
+    measure errors of the outputs by, as e^T M e: those of M^(1/2) W, and back.
 
     Raises ValueError for another kind of layer, an unknown method, missing or misshapen moments, NaN weights.
 
@@ -300,7 +321,16 @@ def decompose_layer(
     if unfold.shared(layer, scheme) > 1:
         u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
         spread = spread + ridge[:, None, None] * torch.eye(size).to(spread)
-        return Factors(*ungrouped(u * s[:, None, :], vt), bias, **about, **kind, spread=spread)
+        return Factors(*ungrouped(u * s[:, None, :], vt), bias, **about, **kind, spread=spread, metric=metric)
+    if metric is not None:
+        spread = spread + ridge[:, None, None] * torch.eye(size).to(spread)
+        full, rows = min(matrix.shape[1:]), matrix.shape[1]
+        pairs = [
+            alternating_low_rank(matrix[g], spread[g], 1, full, metric_block(metric.to(matrix), g, rows))
+            for g in range(count)
+        ]
+        left, right = (torch.stack(parts) for parts in zip(*pairs))
+        return Factors(*ungrouped(left, right), bias, **about, **kind)
     # In an orthonormal basis of the column space of W: full rank is then exact whatever the eigenvectors.
     basis, reduced = torch.linalg.qr(matrix)
     outputs = reduced @ spread @ reduced.mT + ridge[:, None, None] * (reduced @ reduced.mT)
