@@ -22,7 +22,7 @@ from lowrank_utils.ranks import search
 
 FISHER_IMAGES = 1000
 FEW = 50
-SWEEP_IMAGES = 2000
+SWEEP_IMAGES = 1000
 MANY = 50  # layers
 SAMPLES = 20_000  # positions a layer
 
