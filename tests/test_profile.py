@@ -9,7 +9,7 @@ from torch import nn
 import lowrank_utils
 from lowrank_utils.factors import replace, sequential
 from lowrank_utils.network import graph, profile, statistics
-from lowrank_utils.ranks import components, rules, search
+from lowrank_utils.ranks import components, enc, rules, search
 
 
 def net():
@@ -101,8 +101,8 @@ def test_every_chooser_and_factoriser_takes_it_and_leaves_the_model_alone(x):
         rules.plan_at_size(read, 0.5),
         rules.threshold_plan(read, threshold=0.6),
         components.components_plan(read, 0.5),
-        search.enc_map(read, 0.5).plan,
-        search.enc_model(read, 0.5).plan,
+        enc.enc_map(read, 0.5).plan,
+        enc.enc_model(read, 0.5).plan,
         search.exact_search(read, 0.5).plan,
     ]
     whole = profile.plan_cost(read, {})
@@ -218,7 +218,7 @@ def test_what_was_not_given_is_asked_for():
 
 def test_without_spectra_rules_say_how_to_get_them():
     read = lowrank_utils.profile(net(), input_shape=(1, 8, 8), spectra=False)
-    for use in (rules.plan_at_size, rules.threshold_plan, rules.least_plan, components.components_plan, search.enc_map):
+    for use in (rules.plan_at_size, rules.threshold_plan, rules.least_plan, components.components_plan, enc.enc_map):
         given = {"threshold": 0.9} if use is rules.threshold_plan else {}
         with pytest.raises(ValueError, match="this profile has no spectra; make it with spectra=True"):
             use(read, *[] if use in (rules.threshold_plan, rules.least_plan) else [0.5], **given)

@@ -10,11 +10,8 @@ from lowrank_utils.factors import replace
 from lowrank_utils.lab import score
 from lowrank_utils.network import profile, statistics, unfold
 from lowrank_utils.network.profile import Profile
-from lowrank_utils.ranks import search
+from lowrank_utils.ranks.enc import enc_inf, enc_map, enc_model
 from lowrank_utils.ranks.search import (
-    enc_inf,
-    enc_map,
-    enc_model,
     energy,
     exact_search,
     from_error,
@@ -232,19 +229,19 @@ def test_two_budgets_and_a_table_of_latencies(cards):
         rank_options(cards, ("ms",), floor=0, tables={"ms": {"8": {4: 1.0}}})
 
 
-@pytest.mark.parametrize("name", ["exact_search", "enc_map", "enc_model"])
-def test_a_budget_out_of_reach_says_the_smallest(cards, choices, name):
+@pytest.mark.parametrize("find", [exact_search, enc_map, enc_model])
+def test_a_budget_out_of_reach_says_the_smallest(cards, choices, find):
     curves = energy(cards, choices)
     logs = logarithms({name: y + 1 for name, y in curves.items()})
-    given = {"options": choices} | ({"values": logs} if name == "exact_search" else {"curves": curves})
+    given = {"options": choices} | ({"values": logs} if find is exact_search else {"curves": curves})
     with pytest.raises(ValueError, match="kept=0.01 of macs cannot be reached: the smallest possible is 0.1") as told:
-        getattr(search, name)(cards, 0.01, **given)
+        find(cards, 0.01, **given)
     smallest = float(str(told.value).split()[-1])
     least = {o.name: o.entries[0] for o in choices}
     assert smallest == pytest.approx(cost_of(cards, least), abs=1e-4)
     for kept in (0, -1, 1.5, True):
         with pytest.raises(ValueError, match="is not a share"):
-            getattr(search, name)(cards, kept, **given)
+            find(cards, kept, **given)
 
 
 def test_dense_layers_count_towards_the_budget(model):

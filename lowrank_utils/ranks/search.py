@@ -1,9 +1,8 @@
-"""The ranks of all layers at once, under a budget: ENC's three searches (Kim, Khan & Kyung 2019), and the exact answer.
+"""The ranks of all layers at once, under a budget: what each option costs and is worth, and the exact answer.
 
 Each layer has *options*: dense, or a rank in a scheme that costs less. A *curve* says what an option is worth, from the
-spectrum, from errors on data, or from accuracy measured with only this layer cut. ENC searches near a mapping that keeps
-all curves at one level; as the logarithms of the curves add up over layers, the best plan can also be had exactly
-(`allocate`).
+spectrum, from errors on data, or from accuracy measured with only this layer cut. The logarithms of the curves add up over
+layers, so that the best plan can be had exactly (`allocate`). ENC's own searches are in `enc`.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from lowrank_utils.network import inputs, unfold
 from lowrank_utils.network.modules import evaluating
 from lowrank_utils.network.profile import RESOURCES, LayerProfile, Plan, Profile, plan_cost
 from lowrank_utils.network.unfold import Entry, parse_entry
-from lowrank_utils.ranks.allocation import allocate, falling
+from lowrank_utils.ranks.allocation import allocate
 
 Values: TypeAlias = Mapping[str, np.ndarray]  # {layer: one number an option}
 Tables: TypeAlias = Mapping[str, Mapping[str, Mapping[Entry | None, float]]]  # {resource: {layer: {entry: cost}}}
@@ -355,16 +354,19 @@ def _unfelt(profile, names, images):
 # Searches -------------------------------------------------------------------------------------------------------------
 
 
-def _fixed(profile, options, resource):
-    # what the layers cost that have no options
+def fixed_cost(profile: Sequence[LayerProfile], options: Sequence[Options], resource: str) -> int:
+    """Return what the layers cost that have no options."""
     free = {own.name for own in options}
     return sum(card.cost(None, resource) for card in profile if card.name not in free)
 
 
-def _budget(profile, options, kept, resource):
+def budget_of(
+    profile: Sequence[LayerProfile], options: Sequence[Options], kept: float, resource: str
+) -> tuple[float, int]:
+    """Return (what a share `kept` leaves to the layers with options, the cost of all layers)."""
     check_share(kept=kept)
     total = plan_cost(profile, {}, resource)
-    return kept * total - _fixed(profile, options, resource), total
+    return kept * total - fixed_cost(profile, options, resource), total
 
 
 def rounded_up(share: float) -> str:
@@ -400,34 +402,35 @@ def exact_search(
         options = rank_options(profile, resources, mixed=True)
     if values is None:
         values, told = predicted_values(profile, options)
-    shares = [kept] * len(resources) if np.isscalar(kept) or kept is None else list(cast(Sequence[float], kept))
+    shares: list[Any] = [kept] * len(resources) if np.isscalar(kept) or kept is None else list(cast(Sequence[float], kept))
     if len(shares) != len(resources):
         raise ValueError(f"{len(shares)} budgets are given for {len(resources)} resources")
-    _check_resources(options, resources)
+    check_resources(options, resources)
     budgets = []
     for place, (share, counted) in enumerate(zip(shares, resources)):
         if counted not in RESOURCES:
             budgets.append(share)
             continue
-        budget, total = _budget(profile, options, share, counted)
+        budget, total = budget_of(profile, options, share, counted)
         least: Any = sum(own.costs[:, place].min() for own in options)
         if budget < least:
-            smallest = (least + _fixed(profile, options, counted)) / total
+            smallest = (least + fixed_cost(profile, options, counted)) / total
             raise ValueError(
                 f"kept={share} of {counted} cannot be reached: the smallest possible is {rounded_up(smallest)}"
             )
         budgets.append(budget)
-    _check_curves(options, values)
+    check_curves(options, values)
     began = time.perf_counter()
     found = allocate([values[own.name] for own in options], [own.costs for own in options], budgets, exact, max_seconds)
     seconds = time.perf_counter() - began
-    plan = _plan(options, found.choice)
+    plan = plan_of(options, found.choice)
     return SearchResult(
         plan, found.value, found.bound, found.gap, seconds, note=" ".join(filter(None, [told, found.note]))
     )
 
 
-def _plan(options, choice):
+def plan_of(options: Sequence[Options], choice: Sequence[int] | np.ndarray) -> dict[str, Entry]:
+    """Return the plan of a choice, one option a layer by its place."""
     chosen = {own.name: own.entries[j] for own, j in zip(options, choice)}
     return {name: entry for name, entry in chosen.items() if entry is not None}
 
@@ -450,13 +453,8 @@ def worth(options: Sequence[Options], values: Values, plan: Plan) -> float:
     return total
 
 
-def _reaching(curve, level):
-    # the first option whose curve reaches the level, or the last one
-    reached = np.flatnonzero(np.maximum.accumulate(curve) >= level)
-    return int(reached[0]) if len(reached) else len(curve) - 1
-
-
-def _check_resources(options, resources):
+def check_resources(options: Sequence[Options], resources: tuple[str, ...]) -> None:
+    """Raise ValueError where the options are not for these resources."""
     for own in options:
         if own.resources != resources:
             raise ValueError(
@@ -464,7 +462,8 @@ def _check_resources(options, resources):
             )
 
 
-def _check_curves(options, *curves):
+def check_curves(options: Sequence[Options], *curves: Values) -> None:
+    """Raise ValueError where a curve has not one number, or -inf, for each option."""
     for own in options:
         for curve in curves:
             if own.name not in curve:
@@ -474,215 +473,3 @@ def _check_curves(options, *curves):
                 raise ValueError(
                     f"layer {own.name!r} needs {len(own.entries)} values, one an option, and no NaN or +inf"
                 )
-
-
-def _check_enc(options, resource, *curves):
-    if any(len(own.full) > 1 for own in options):
-        raise ValueError("ENC's searches are for one scheme a layer; make rank_options(..., mixed=False) for these")
-    _check_resources(options, (resource,))
-    _check_curves(options, *curves)
-
-
-def _fall(options, curves):
-    return falling([np.asarray(curves[own.name]) for own in options], [own.costs for own in options])
-
-
-def _map(options, curves, budget):
-    # the highest common level within the budget: bisection over the levels that occur
-    levels = np.unique(np.concatenate([np.maximum.accumulate(curves[own.name]) for own in options]))
-
-    def at(level):
-        choice = [_reaching(curves[own.name], level) for own in options]
-        return choice, sum(own.costs[j, 0] for own, j in zip(options, choice))
-
-    low, high = 0, len(levels)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if at(levels[middle])[1] <= budget else (low, middle)
-    return at(levels[low])
-
-
-def _enc_defaults(profile, resource, options, curves):
-    options = rank_options(profile, (resource,)) if options is None else options
-    return options, energy(profile, options) if curves is None else curves
-
-
-def enc_map(
-    profile: Sequence[LayerProfile],
-    kept: float,
-    *,
-    resource: str = "macs",
-    options: Sequence[Options] | None = None,
-    curves: Values | None = None,
-) -> SearchResult:
-    """Return ENC-Map's `SearchResult`: every layer at the lowest rank whose curve reaches one common level, the highest level
-    that fits into a share `kept` of `resource`.
-
-    Parameters: `options` and `curves`, those of `rank_options` and `energy` by default.
-
-    Raises ValueError where the lowest level does not fit. Source: Kim, Khan & Kyung 2019, ENC-Map.
-    """
-    options, curves = _enc_defaults(profile, resource, options, curves)
-    _check_enc(options, resource, curves)
-    budget, total = _budget(profile, options, kept, resource)
-    began = time.perf_counter()
-    choice, cost = _map(options, curves, budget)
-    if cost > budget:
-        smallest = (cost + _fixed(profile, options, resource)) / total
-        raise ValueError(
-            f"kept={kept} of {resource} cannot be reached: the smallest possible is {rounded_up(smallest)}"
-        )
-    seconds = time.perf_counter() - began
-    plan = _plan(options, choice)
-    return SearchResult(plan, worth(options, logarithms(curves), plan), seconds=seconds, note=_fall(options, curves))
-
-
-def enc_model(
-    profile: Sequence[LayerProfile],
-    kept: float,
-    *,
-    resource: str = "macs",
-    options: Sequence[Options] | None = None,
-    curves: Values | None = None,
-    accuracy: Values | None = None,
-    space: float = 0.1,
-    margin: float = 0.005,
-    density: int = 1_000_000,
-    top: int = 30,
-) -> SearchResult:
-    """Return ENC-Model's `SearchResult`: the best predicted plan of a box of plans around ENC-Map, and the best `top` in ``ranked``.
-
-    The box lies between the maps of (1 - `space`) and (1 + `space`) times the budget. Layers of equal costs form a group that
-    shares one level, so the box has one axis a group (our reading of the paper's grouping); ranks along an axis are a step
-    apart, about 1 % of the break-even rank, the step scaled up until the box holds at most `density` plans; the map's own
-    place on each axis always stays. Where three places an axis are too many still, the groups that cost least stay at the map, which
-    the note says. Of those within `margin` under the budget (the paper
-    takes both sides; we never exceed it) the one with the greatest A_c = A_p C / C_orig + A_m wins, with A_p the product of
-    `curves` (energy), A_m that of `accuracy`, C the cost; without `accuracy`, A_p. Where the steps leave none within the
-    margin it is doubled, and the note says so.
-
-    Raises ValueError where the budget cannot be reached. Source: Kim, Khan & Kyung 2019, ENC-Model.
-    """
-    options, curves = _enc_defaults(profile, resource, options, curves)
-    _check_enc(options, resource, curves, *([accuracy] if accuracy else []))
-    check_share(space=space, margin=margin)
-    check_count(density=density, top=top)
-    budget, total = _budget(profile, options, kept, resource)
-    start = enc_map(profile, kept, resource=resource, options=options, curves=curves)
-    start_choice = [own.entries.index(start.plan.get(own.name)) for own in options]
-    began = time.perf_counter()
-    fixed = _fixed(profile, options, resource)
-    whole = budget + fixed
-    low = _map(options, curves, (1 - space) * whole - fixed)[0]
-    high = _map(options, curves, (1 + space) * whole - fixed)[0]
-    groups = {}
-    for place, own in enumerate(options):
-        groups.setdefault(own.costs.tobytes(), []).append(place)
-    axes = [_axis(members, options, curves, low, high) for members in groups.values()]
-    middles = [[start_choice[p] for p in members] for members in groups.values()]
-    step = 1.0
-    while step < 1e6 and math.prod(_size(axis, step) for axis in axes) > density:
-        step *= 1.1
-    spans = [
-        sum(options[p].costs[high[p], 0] - options[p].costs[low[p], 0] for p in members) for members in groups.values()
-    ]
-    at_map, sizes = set(), [_size(axis, step) for axis in axes]
-    for place in np.argsort(spans, kind="stable"):
-        if math.prod(sizes) <= density:
-            break
-        at_map.add(place)
-        sizes[place] = 1
-    thinned = [
-        [middle] if place in at_map else _thinned(axis, middle, step)
-        for place, (axis, middle) in enumerate(zip(axes, middles))
-    ]
-    notes = [start.note] + ([_fall(options, accuracy)] if accuracy else [])
-    if at_map:
-        notes.append(
-            f"{len(at_map)} of {len(axes)} groups of layers stay as ENC-Map has them, or the box would hold too many plans"
-        )
-    logs = [logarithms(curves)] + ([logarithms(accuracy)] if accuracy else [])
-    cost = np.full(1, float(fixed))
-    sums: list[Any] = [np.zeros(1) for _ in logs]
-    for members, axis in zip(groups.values(), thinned):
-        costs = [sum(options[p].costs[j, 0] for p, j in zip(members, at)) for at in axis]
-        cost = (cost[:, None] + costs).ravel()
-        for k, each in enumerate(logs):
-            worths = [sum(each[options[p].name][j] for p, j in zip(members, at)) for at in axis]
-            sums[k] = (sums[k][:, None] + worths).ravel()
-    near, asked = np.flatnonzero((cost <= whole) & (cost >= (1 - margin) * whole)), margin
-    while not len(near) and margin < 1:
-        margin = min(2 * margin, 1.0)
-        near = np.flatnonzero((cost <= whole) & (cost >= (1 - margin) * whole))
-    if margin > asked:
-        notes.append(f"no plan of the box within the margin: widened to {margin:.3g}")
-    if not len(near):
-        return SearchResult(
-            start.plan,
-            start.value,
-            seconds=time.perf_counter() - began,
-            note="; ".join(filter(None, [*notes, "the box holds no plan"])),
-            ranked=(start.plan,),
-        )
-    predicted = np.exp(sums[0][near])
-    if accuracy:
-        predicted = predicted * cost[near] / total + np.exp(sums[1][near])
-    order = near[np.argsort(-predicted, kind="stable")[:top]]
-    ranked = []
-    for place in order:
-        choice = np.zeros(len(options), int)
-        for members, axis in reversed(list(zip(groups.values(), thinned))):  # the last axis runs fastest
-            place, at = divmod(place, len(axis))
-            choice[members] = axis[at]
-        ranked.append(_plan(options, choice))
-    seconds = time.perf_counter() - began
-    value = worth(options, logarithms(curves, *([accuracy] if accuracy else [])), ranked[0])
-    note = "; ".join(dict.fromkeys(filter(None, notes)))
-    return SearchResult(ranked[0], value, seconds=seconds, candidates=len(near), note=note, ranked=tuple(ranked))
-
-
-def _axis(members, options, curves, low, high):
-    # the joint choices of a group from its lowest to its highest: all members at one level, levels a step apart
-    levels = np.unique(
-        np.concatenate([np.maximum.accumulate(curves[options[p].name])[low[p] : high[p] + 1] for p in members])
-    )
-    found = []
-    for level in levels:
-        at = [min(max(_reaching(curves[options[p].name], level), low[p]), high[p]) for p in members]
-        (most,) = options[members[0]].full.values()
-        apart = sum(at) - sum(found[-1]) if found else np.inf
-        if apart >= max(1.0, 0.01 * most * len(members)) or (level == levels[-1] and at != found[-1]):
-            found.append(at)
-    return found
-
-
-def _size(axis, step):
-    return 1 if len(axis) == 1 else max(2, int(np.ceil(len(axis) / step))) + 1
-
-
-def _thinned(axis, middle, step):
-    # evenly spaced, both ends and the map's own place
-    if len(axis) == 1:
-        return axis if axis[0] == middle else sorted([*axis, middle], key=sum)
-    chosen = [axis[i] for i in np.unique(np.linspace(0, len(axis) - 1, _size(axis, step) - 1).round().astype(int))]
-    return chosen if middle in chosen else sorted([*chosen, middle], key=sum)
-
-
-def enc_inf(found: SearchResult, *, measure: Callable[[Plan], float], count: int = 30) -> SearchResult:
-    """Return ENC-Inf's `SearchResult`: the best of the `count` plans that `enc_model` ranked first, by `measure` of each plan.
-
-    `measure` is a function of a plan, such as the accuracy on valid images of the network that it makes.
-    """
-    check_count(count=count)
-    if not found.ranked:
-        raise ValueError("there are no plans to measure; pass what enc_model returned")
-    began = time.perf_counter()
-    tried = found.ranked[:count]
-    scores = [measure(plan) for plan in tried]
-    if not np.isfinite(scores).all():
-        raise ValueError("a measurement of a plan is not a finite number")
-    winner = tried[int(np.argmax(scores))]
-    seconds = found.seconds + time.perf_counter() - began
-    return SearchResult(
-        winner, np.nan, seconds=seconds, evaluations=len(tried), candidates=found.candidates, ranked=tried
-    )

@@ -24,7 +24,7 @@ from lowrank_utils.lab import columns, export, score, training
 from lowrank_utils.lab.data import Dataset, Split
 from lowrank_utils.network import graph, statistics
 from lowrank_utils.network.profile import Profile, profile
-from lowrank_utils.ranks import components, rules, search
+from lowrank_utils.ranks import components, enc, rules, search
 from lowrank_utils.ranks.units import rank_units, remove_units, units_that_stay
 from lowrank_utils.workbook.chapters.rank_search import Goodness, Values, layer_values
 
@@ -109,7 +109,7 @@ def timed(call: Callable) -> tuple[Any, float]:
 def choosers(one: Subject, share: float, evaluations: int = 10) -> dict[str, Callable]:
     """Return {chooser: function without arguments that returns its plan or SearchResult} for a `share` of the MACs."""
     read, values = one.profile, one.values
-    enc = {"options": values.options, "curves": values.energy}
+    given = {"options": values.options, "curves": values.energy}
     both = search.logarithms(values.energy, values.measured)
 
     def by_output():
@@ -118,15 +118,15 @@ def choosers(one: Subject, share: float, evaluations: int = 10) -> dict[str, Cal
         return components.components_plan(read, share, rule="output", factors=aware, moments=moments)
 
     def enc_model():
-        return search.enc_model(read, share, **enc, accuracy=values.measured)
+        return enc.enc_model(read, share, **given, accuracy=values.measured)
 
     def enc_inf():
         bases = replace.decompose_layers(read, one.plain)
         measure = lambda plan: one.goodness(replace.apply_plan(read, plan, factors=bases))  # noqa: E731
-        return search.enc_inf(enc_model(), measure=measure, count=evaluations)
+        return enc.enc_inf(enc_model(), measure=measure, count=evaluations)
 
     found = {rule: partial(rules.plan_at_size, read, share, rule=rule) for rule in ("fixed", "energy", "entropy")}
-    found |= {"component output": by_output, "ENC-Map": partial(search.enc_map, read, share, **enc)}
+    found |= {"component output": by_output, "ENC-Map": partial(enc.enc_map, read, share, **given)}
     found |= {"ENC-Model": enc_model, "ENC-Inf": enc_inf}
     found["exact"] = partial(search.exact_search, read, share, options=values.options, values=both)
     found["exact-Fisher"] = partial(search.exact_search, read, share, options=values.mixed, values=values.damage)

@@ -11,7 +11,7 @@ import pandas as pd
 from torch import nn
 
 from lowrank_utils.network.profile import profile
-from lowrank_utils.ranks import search
+from lowrank_utils.ranks import enc, search
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ def at_scale(build: Callable[[], nn.Module], input_shape: Sequence[int] = (3, 22
     read = timed("profile: spectra of all layers", spectra)
     options, curves = timed("options and energy curves", options_and_curves)
     asked = {"options": options, "values": search.logarithms(curves)}
-    enc = {"options": options, "curves": curves}
+    given = {"options": options, "curves": curves}
     searches = {
         "exact": lambda: search.exact_search(read, kept, **asked),
         "bound only": lambda: search.exact_search(read, kept, **asked, exact=False),
-        "ENC-Map": lambda: search.enc_map(read, kept, **enc),
-        "ENC-Model": lambda: search.enc_model(read, kept, **enc),
+        "ENC-Map": lambda: enc.enc_map(read, kept, **given),
+        "ENC-Model": lambda: enc.enc_model(read, kept, **given),
     }
     for name, call in searches.items():
         found[name] = timed(f"search: {name}", call)

@@ -22,7 +22,7 @@ from lowrank_utils.lab import columns, score, training
 from lowrank_utils.lab.data import Dataset
 from lowrank_utils.network import unfold
 from lowrank_utils.network.profile import Plan, Profile, plan_cost, profile
-from lowrank_utils.ranks import rules, search
+from lowrank_utils.ranks import enc, rules, search
 from lowrank_utils.ranks.search import SearchResult
 from lowrank_utils.workbook.plots import COLOURS, canvas, colour_of, in_order, line_style
 from lowrank_utils.workbook.tables import (
@@ -244,16 +244,16 @@ def searches(
     `shares` of the MACs are kept; ENC-Inf measures `evaluations` plans at each.
     """
     read, tried, found = lab.profile, plan_goodness(lab.profile, values, lab.goodness), {}
-    enc = {"options": values.options, "curves": values.energy}
+    given = {"options": values.options, "curves": values.energy}
     both = search.logarithms(values.energy, values.measured)
     for share in shares:
         began = time.perf_counter()
         fixed = rules.plan_at_size(read, share, rule="fixed")
         found[share, "fixed"] = SearchResult(fixed, np.nan, seconds=time.perf_counter() - began)
-        found[share, "ENC-Map"] = search.enc_map(read, share, **enc)
-        box = search.enc_model(read, share, **enc, accuracy=values.measured)
+        found[share, "ENC-Map"] = enc.enc_map(read, share, **given)
+        box = enc.enc_model(read, share, **given, accuracy=values.measured)
         found[share, "ENC-Model"] = box
-        found[share, "ENC-Inf"] = search.enc_inf(box, measure=tried, count=evaluations)
+        found[share, "ENC-Inf"] = enc.enc_inf(box, measure=tried, count=evaluations)
         found[share, "exact"] = search.exact_search(read, share, options=values.options, values=both)
         found[share, "exact-Fisher"] = search.exact_search(read, share, options=values.mixed, values=values.damage)
     return found
