@@ -452,7 +452,30 @@ def test_badly_scaled_inputs_need_no_original(seed):
 def test_acceleration_saves_iterations():
     x, y, u = random_layer(60, 24, 16, bias=True)
     found = ddlr.solve(x, y, 0.1, original=u, tolerance=1e-6)
-    assert found.converged and found.iterations <= 220  # 180; without acceleration 260
+    assert found.converged and found.iterations <= 130  # 101; without acceleration 260
+
+
+@pytest.mark.parametrize(
+    ("samples", "units", "relu", "iterations", "certificates"),
+    [(60, 32, True, 100, 12), (200, 48, True, 180, 20), (200, 48, False, 65, 9)],  # 80, 140, 52; 10, 16, 7
+)
+def test_few_iterations_and_certificates_reach_a_small_gap(samples, units, relu, iterations, certificates):
+    x, y, u = digits_layer(samples, units, relu=relu)
+    found = ddlr.solve(x, y, 0.1, relu, original=u, tolerance=1e-4)
+    assert found.converged and found.relative_gap <= 1e-4
+    assert found.iterations <= iterations and len(found.history) <= certificates
+    assert_feasible(found, x, y, relu)
+
+
+def test_what_the_basis_leaves_out_is_counted_against_the_bound():
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((30, 8)) * np.geomspace(1, 1e-8, 8), rng.standard_normal((30, 5))
+    ours = admm.Problem(torch.from_numpy(x), torch.from_numpy(y), 0.1, False, "nuclear")
+    assert ours.basis.shape[1] < 8
+    kept, _ = torch.linalg.qr(ours.turned)
+    for g in (ours.y, ours.y - kept @ (kept.T @ ours.y)):  # the second is all but invisible in the basis
+        value = float((g * ours.y).sum()) - ours.radius * float(g.norm())
+        assert 0 < ours.bound(g) <= value / np.linalg.norm(x.T @ g.numpy(), 2)
 
 
 def problem(x, y, epsilon=0.1, penalty="nuclear"):

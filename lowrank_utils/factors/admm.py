@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm.auto import tqdm
 
+from lowrank_utils.factors.anderson import Anderson
+
 RANK_TOLERANCE = 1e-6  # singular values (weights, for l1) below this share of the largest count as zero
 FEASIBLE = 1e-9  # relative violation that float64 rounding explains
-CHECK_EVERY = 20  # iterations between certificates
-PATIENCE = 1.2  # times the iterations so far until the penalty may change again
-PATIENT_CHECKS = 10  # certificates without a gap smaller by a tenth, after which something else is tried
-MEMORY = 5  # steps that Anderson acceleration looks back
+CHECK_EVERY = 10  # iterations between certificates, at most
+PATIENCE = 1.5  # times the iterations so far until the penalty may change again
+PATIENT = 200  # iterations without a gap smaller by a tenth, after which something else is tried
+RELAXATION = 1.95  # of ADMM: 1 is plain, below 2 converges
+FIRST_PENALTY = 3.0  # times (rank / norm) of the first feasible point
+BALANCE = 3.0  # of the errors of the lower and the upper bound, to which the penalty is moved
 DAMPINGS = (1e-3, 1e-7, 1e-11)  # of the search for a first point, as shares of the largest eigenvalue of X^T X
 
 
@@ -48,6 +52,7 @@ class Problem:
         self.x, self.y, self.epsilon, self.relu, self.nuclear = x, y, epsilon, relu, penalty == "nuclear"
         self.penalty = penalty
         self.active = y > 0 if relu else torch.ones_like(y, dtype=torch.bool)
+        self.on = self.active.double()  # a product is ten times faster than torch.where
         self.radius = epsilon * float(y.norm())
         if len(x) < x.shape[1]:  # few samples: the row space first, exactly orthogonal
             rows, triangle = torch.linalg.qr(x.T)
@@ -59,6 +64,7 @@ class Problem:
         self.basis = vectors if rows is None else rows @ vectors
         self.turned = core @ vectors
         self.squares = (self.turned**2).sum(0)
+        self.left_out = float(((x - self.turned @ self.basis.T) ** 2).sum())  # of X, by cutting at 1e-13
         self.size = len(self.squares) if self.nuclear else x.shape[1]
         self.operator = self.turned if self.nuclear else x
         self._find_lift()
@@ -107,10 +113,11 @@ class Problem:
             squares, vectors = torch.linalg.eigh(tall.T @ tall)
             values = squares.clamp(min=0).sqrt()
             if threshold > 1e-5 * float(values[-1]):
-                kept = values > threshold
-                values, vectors = values[kept], vectors[:, kept]
-                keeper = ((vectors * (1 - threshold / values)) @ vectors.T).to(s.dtype)
-                return keeper @ s if wide else s @ keeper, float((values - threshold).sum())
+                first = len(values) - int((values > threshold).sum())  # they rise
+                values, vectors = values[first:], vectors[:, first:]
+                left, right = (vectors * (1 - threshold / values)).to(s.dtype), vectors.T.to(s.dtype)
+                shrunk = left @ (right @ s) if wide else (s @ left) @ right
+                return shrunk, float(values.sum()) - threshold * len(values)
             u, values, vt = torch.linalg.svd(s, full_matrices=False)
             values = (values - threshold).clamp(min=0)
             return (u * values) @ vt, float(values.sum())
@@ -118,7 +125,7 @@ class Problem:
         return z, float(z.abs().sum())
 
     def error(self, reached: torch.Tensor) -> torch.Tensor:
-        return torch.where(self.active, reached - self.y, 0)
+        return (reached - self.y) * self.on
 
     def lower(self, u: torch.Tensor, reached: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Lower each unit's bias by its worst positive output off O."""
@@ -181,11 +188,20 @@ class Problem:
         """The lower bound that `multiplier` (N x d_out, not positive off O) proves."""
         on = torch.where(self.active, multiplier, 0)
         value = float((on * self.y).sum()) - self.radius * float(on.norm())
-        pulled = self.x.T @ multiplier
-        size = float(torch.linalg.matrix_norm(pulled, 2) if self.nuclear else pulled.abs().max())
+        size = self._pull(multiplier)
         if value <= 0 or size <= 0:
             return 0.0
         return value / size * (1 - 1e-12)  # rounding of the sums above
+
+    def _pull(self, multiplier):
+        """The dual norm of X^T G, never too small: the spectral norm, or the largest entry for l1."""
+        if not self.nuclear:
+            return float((self.x.T @ multiplier).abs().max())
+        pulled = self.turned.T @ multiplier
+        gram = pulled @ pulled.T if len(pulled) < pulled.shape[1] else pulled.T @ pulled
+        largest = float(torch.linalg.eigvalsh(gram)[-1])  # of a Gram matrix the largest eigenvalue is exact to rounding
+        # what the basis left out of X stands at right angles to it
+        return math.sqrt(max(largest, 0.0) + self.left_out * float((multiplier**2).sum()))
 
     def _descend(self, u, radius, margin, steps, damping=DAMPINGS[-1]):
         """Yield points ever nearer to the constraints, tightened: accelerated projection in the metric of X^T X.
@@ -304,7 +320,7 @@ class Problem:
         limits, bounds = 1e3 * errors, torch.zeros_like(errors)
         small = 1e-12 * float(y.abs().max())
         s = y.clone()
-        anderson = _Anderson(s.flatten())
+        anderson = Anderson(s.flatten())
 
         for step in range(steps):
             v = torch.where(on, (s + y) / 2, s.clamp(max=0))
@@ -331,7 +347,7 @@ class Problem:
                     break
                 if float(errors.norm()) <= 1e-3 * self.radius:
                     break
-            s = anderson.next(s.flatten(), value.flatten(), lambda a, b: a @ b.T).view_as(s)
+            s = anderson.next(s.flatten(), value.flatten()).view_as(s)
         return best, min(float(bounds.norm()) * (1 - 1e-9), float(errors.norm()))
 
     def _with_room(self, u, ends=math.inf):
@@ -351,36 +367,162 @@ class Problem:
         return lowered if self.holds(lowered) else u
 
 
-class _Anderson:
-    """Anderson acceleration of a fixed-point map, type II, with the newest `MEMORY` differences kept."""
+class _Step(NamedTuple):
+    """What one step of ADMM took a point to (``value``), and its parts: the two copies of the weights, Z and U, Z's norm, V and its multiplier."""
 
-    def __init__(self, like):
-        self.steps = torch.empty(MEMORY, len(like), dtype=like.dtype, device=like.device)
-        self.values = torch.empty_like(self.steps)
-        self.restart()
+    value: torch.Tensor
+    z: torch.Tensor
+    u: torch.Tensor
+    norm: float
+    v: torch.Tensor
+    multiplier: torch.Tensor
 
-    def restart(self):
-        self.count, self.last, self.size = 0, None, math.inf
 
-    def next(self, x, value, weigh):
-        """Return the next point after the map took `x` to `value`; `weigh(A, B)` is the inner product A B^T."""
-        step = value - x
-        size = math.sqrt(float(weigh(step[None], step[None])))
-        if self.last is None or size > 2 * self.size:  # worse than before: begin anew with a plain step
-            self.restart()
-            self.last = step, value
-            return value
-        at = self.count % MEMORY
-        torch.sub(step, self.last[0], out=self.steps[at])
-        torch.sub(value, self.last[1], out=self.values[at])
-        self.count, self.last, self.size = self.count + 1, (step, value), size
-        kept = min(self.count, MEMORY)
-        steps = self.steps[:kept]
-        gram = weigh(steps, steps).double()
-        gram += 1e-8 * gram.trace() * torch.eye(kept, dtype=gram.dtype, device=gram.device)
-        mix = torch.linalg.lstsq(gram.cpu(), weigh(steps, step[None]).double().cpu()).solution
-        mix = mix.to(value.device, value.dtype)[:, 0]
-        return value - mix @ self.values[:kept] if torch.isfinite(mix).all() else value
+class _Map:
+    """ADMM as a fixed-point map (Douglas-Rachford) on s = (Z + A, V + B), A and B the scaled multipliers.
+
+    The outputs' half is scaled by ``root``, the root of the ratio of both penalties, so that the map is monotone in
+    the plain inner product, which Anderson acceleration needs.
+    """
+
+    def __init__(self, problem: Problem, dtype: torch.dtype) -> None:
+        self.problem, self.dtype = problem, dtype
+        self.root = 1 / math.sqrt(float(problem.squares.mean()))
+        self.turned = (self.root * problem.turned).to(dtype)
+        self.y = (self.root * problem.y).to(dtype)
+        self.radius = self.root * problem.radius
+        self.on = problem.active.to(dtype)  # a product is ten times faster than torch.where
+        self.off = 1 - self.on
+        self.inverse = (1 / (1 + self.root**2 * problem.squares))[:, None].to(dtype)
+        self.basis = problem.basis.to(dtype)
+        self.split = problem.size * problem.y.shape[1]
+
+    def parts(self, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return s[: self.split].view(self.problem.size, -1), s[self.split :].view_as(self.y)
+
+    def __call__(self, s: torch.Tensor, rho: float) -> _Step:
+        first, second = self.parts(s)
+        z, norm = self.problem.shrink(first, 1 / rho)
+        away = (second - self.y).mul_(self.on)
+        size = float(torch.linalg.vector_norm(away))
+        share = max(1 - self.radius / size, 0.0) if size else 0.0
+        multiplier = second.clamp(min=0).mul_(self.off).add_(away, alpha=share)
+        v = second - multiplier
+        wanted = torch.sub(z, first, alpha=0.5).mul_(2)
+        pulled = self.turned.T @ (v - multiplier)
+        if self.problem.nuclear:
+            u = wanted.add_(pulled).mul_(self.inverse)
+            reached = self.turned @ u
+        else:
+            seen = self.basis.T @ wanted
+            solved = (seen + pulled) * self.inverse
+            u, reached = wanted + self.basis @ (solved - seen), self.turned @ solved
+        value = s.clone()
+        to_first, to_second = self.parts(value)
+        to_first.add_(u - z, alpha=RELAXATION)
+        to_second.add_(reached.sub_(v), alpha=RELAXATION)
+        return _Step(value, z, u, norm, v, multiplier)
+
+    def bound(self, step: _Step, rho: float) -> float:
+        """The lower bound that the multiplier of a step proves."""
+        return self.problem.bound(-rho * self.root * step.multiplier.double())
+
+    def rescaled(self, step: _Step, change: float) -> torch.Tensor:
+        """The point after `step` for a penalty `change` times as large: the scaled multipliers shrink by as much."""
+        for part, fixed in zip(self.parts(step.value), (step.z, step.v)):
+            part.sub_(fixed).div_(change).add_(fixed)
+        return step.value
+
+
+class _Certified:
+    """The best feasible points so far, what is proved about them, and the rows of the history."""
+
+    def __init__(self, problem: Problem, anchor: torch.Tensor, start: float) -> None:
+        self.problem, self.anchor, self.start = problem, anchor, start
+        self.best, self.upper = anchor, problem.norm(anchor)
+        self.thin, self.thin_norm = None, math.inf  # the best point that was not moved to the anchor
+        self.lower = problem.bound(torch.where(problem.active, problem.y, 0))
+        self.rows = []
+        self.note(0)
+
+    @property
+    def gap(self) -> float:
+        return self.upper - self.lower
+
+    def note(self, iteration):
+        now = time.perf_counter() - self.start
+        self.rows.append({"iteration": iteration, "seconds": now, "objective": self.upper, "bound": self.lower})
+
+    def add(self, step: _Step, proved: float, iteration: int) -> float:
+        """Take in a step and the bound that it proves; return the norm of the feasible point near it."""
+        problem = self.problem
+        # Lowering and scaling keep Z's rank (but one) and zeros; without a bias only U is near enough.
+        near = step.z if problem.liftable else step.u
+        objective, point, moved = problem.repair(near.double(), self.anchor)
+        if point is not None and objective < self.upper:
+            self.best, self.upper = point, objective
+        if objective < self.thin_norm and not (moved and problem.liftable):
+            self.thin, self.thin_norm = point, objective
+        self.lower = max(self.lower, proved)
+        self.note(iteration)
+        return objective
+
+    def done(self, tolerance: float) -> bool:
+        # a small norm is asked for because the rank is: the gap alone is no reason to stop at a sum of two points
+        return self.thin is not None and self.thin_norm - self.lower <= tolerance * self.thin_norm
+
+
+class _Penalty:
+    """The penalty ``rho``, moved until the errors of the upper and the lower bound balance.
+
+    Changes grow rarer, so that ADMM converges between them. A balance that does not come, however the penalty moves,
+    would drive it away: then back to where the gap last fell, and stay for as long again.
+    """
+
+    def __init__(self, rho: float) -> None:
+        self.rho, self.proven, self.changed = rho, rho, 0
+        self.smallest, self.since = math.inf, 0
+
+    def observe(self, gap: float, iteration: int) -> None:
+        """Remember whether the gap fell by a tenth."""
+        if gap < 0.9 * self.smallest:
+            self.smallest, self.proven, self.since = gap, self.rho, iteration
+
+    def stalled(self, iteration: int) -> bool:
+        return iteration - self.since >= PATIENT
+
+    def change(self, above: float, below: float, iteration: int) -> float:
+        """Return the factor by which the penalty changes now, for relative errors of the upper and the lower bound."""
+        above, below = BALANCE * max(above, 1e-12), max(below, 1e-12)
+        change = min(max(math.sqrt(above / below), 0.5), 2.0)
+        if self.stalled(iteration):
+            change, self.since, self.changed = self.proven / self.rho, iteration, 2 * iteration
+        elif max(above, below) <= 2 * min(above, below) or iteration < PATIENCE * self.changed:
+            return 1.0
+        else:
+            self.changed = iteration
+        self.rho *= change
+        return change
+
+
+def _next_check(rows, tolerance):
+    """The iterations until the next certificate: fewer where the gap is about to reach the tolerance."""
+    (before, old), (now, new) = ((row["iteration"], 1 - row["bound"] / row["objective"]) for row in rows[-2:])
+    if not 0 < new < old:
+        return CHECK_EVERY
+    left = math.log(max(new / tolerance, 1.0)) / math.log(old / new) * (now - before)
+    return int(min(max(left, CHECK_EVERY / 4), CHECK_EVERY))
+
+
+def _begin(problem, anchor, state, root):
+    """The first penalty and point: the anchor's, or where a warm start goes on."""
+    if state is None:
+        spread = min(anchor.shape) if problem.nuclear else anchor.numel()
+        # the anchor's norm is several times the least one
+        return FIRST_PENALTY * spread / problem.norm(anchor), torch.cat([anchor.flatten(), root * problem.y.flatten()])
+    s = root * state["s"].to(problem.y.device, torch.float64)
+    # eigenvectors have arbitrary signs: the state is kept in the inputs' coordinates
+    return state["rho"], torch.cat([problem.inside(state["first"].to(s)).flatten(), s])
 
 
 def iterate(
@@ -394,116 +536,54 @@ def iterate(
     progress: bool,
     start: float,
 ) -> tuple[torch.Tensor, float, list[dict[str, float]], int, bool, dict[str, Any]]:
-    """Run ADMM (as Douglas-Rachford on s = (Z + A, V + B), A and B the scaled multipliers) between certificates."""
-    units, samples = problem.y.shape[1], len(problem.y)
-    n = problem.size * units
-    best, upper = anchor, problem.norm(anchor)
-    thin, thin_norm = None, math.inf  # the best point that was not moved to the anchor
-    lower = problem.bound(torch.where(problem.active, problem.y, 0))
-    ratio = 1 / float(problem.squares.mean())
-    if state is None:
-        spread = min(anchor.shape) if problem.nuclear else anchor.numel()
-        rho = spread / upper
-        s = torch.cat([anchor.flatten(), problem.y.flatten()])
-    else:
-        rho, s = state["rho"], state["s"].to(problem.y.device, torch.float64)
-        if problem.nuclear:  # eigenvectors have arbitrary signs: the state is kept in the inputs' coordinates
-            s = torch.cat([(problem.basis.T @ state["first"].to(s)).flatten(), s])
-        else:
-            s = torch.cat([state["first"].to(s).flatten(), s])
-    rows = [{"iteration": 0, "seconds": time.perf_counter() - start, "objective": upper, "bound": lower}]
+    """Run ADMM between certificates, until the certified relative gap is at most `tolerance` or a budget ends.
 
-    def arrays(kind):
-        return (part.to(kind) for part in (problem.turned, problem.squares, problem.y, problem.basis))
-
-    turned, squares, y, basis = arrays(dtype)
-    s = s.to(dtype)
-    anderson = _Anderson(s)
-    stalled, marked, proven, changed = 0, math.inf, rho, 0
-    relaxation = 1.9
+    Returns (weights, lower bound, rows of the history, iterations, whether the gap was reached, state of a warm start).
+    """
+    ends = math.inf if max_seconds is None else start + max_seconds
+    found = _Certified(problem, anchor, start)
+    run = _Map(problem, dtype)
+    rho, s = _begin(problem, anchor, state, run.root)
+    penalty, s = _Penalty(rho), s.to(dtype)
+    anderson = Anderson(s)
     bar = tqdm(total=max_iterations, disable=not progress, desc=f"epsilon {problem.epsilon:g}", leave=False)
-    iteration, done = 0, upper - lower <= tolerance * upper
+    iteration, check_at, done = 0, CHECK_EVERY, found.gap <= tolerance * found.upper
     while not done and iteration < max_iterations:
         iteration += 1
-        first, second = s[:n].view(problem.size, units), s[n:].view(samples, units)
-        z, norm = problem.shrink(first, 1 / rho)
-        away = second - y
-        size = float(torch.where(problem.active, away, 0).norm())
-        share = max(1 - problem.radius / size, 0.0) if size else 0.0
-        multiplier = torch.where(problem.active, share * away, second.clamp(min=0))
-        v = second - multiplier
-        wanted = 2 * z - first
-        pulled = turned.T @ (v - multiplier)
-        if problem.nuclear:
-            u = (wanted + ratio * pulled) / (1 + ratio * squares)[:, None]
-            reached = turned @ u
+        step = run(s, penalty.rho)
+        late = time.perf_counter() >= ends
+        if not (late or iteration in (check_at, max_iterations)):
+            s = anderson.next(s, step.value)
+            continue
+        proved = run.bound(step, penalty.rho)
+        objective = found.add(step, proved, iteration)
+        bar.update(iteration - bar.n)
+        bar.set_postfix_str(f"gap {found.gap / found.upper:.1e}")
+        penalty.observe(found.gap, iteration)
+        check_at = iteration + _next_check(found.rows, tolerance)
+        done = found.done(tolerance)
+        if done or late:
+            s = step.value
+            break
+        if run.dtype == torch.float32 and penalty.stalled(iteration):  # float32 has given what it can
+            penalty.since = iteration
+            run, s = _Map(problem, torch.float64), step.value.double()
+            anderson = Anderson(s)
+            continue
+        errors = (objective - step.norm) / found.upper, (step.norm - proved) / found.upper
+        change = penalty.change(*errors, iteration)
+        if change == 1:
+            s = anderson.next(s, step.value)
         else:
-            seen = basis.T @ wanted
-            solved = (seen + ratio * pulled) / (1 + ratio * squares)[:, None]
-            u, reached = wanted + basis @ (solved - seen), turned @ solved
-        value = s.clone()
-        value[:n] += relaxation * (u - z).flatten()
-        value[n:] += relaxation * (reached - v).flatten()
-
-        late = max_seconds is not None and time.perf_counter() - start >= max_seconds
-        if late or iteration % CHECK_EVERY == 0 or iteration == max_iterations:
-            proved = problem.bound(-rho * ratio * multiplier.double())
-            # Lowering and scaling keep Z's rank (but one) and zeros; without a bias only U is near enough.
-            objective, point, moved = problem.repair((z if problem.liftable else u).double(), anchor)
-            if point is not None and objective < upper:
-                best, upper = point, objective
-            if objective < thin_norm and not (moved and problem.liftable):
-                thin, thin_norm = point, objective
-            lower = max(lower, proved)
-            # a small norm is asked for because the rank is: the gap alone is no reason to stop at a sum of two points
-            done = thin is not None and thin_norm - lower <= tolerance * thin_norm
-            now = time.perf_counter() - start
-            rows.append({"iteration": iteration, "seconds": now, "objective": upper, "bound": lower})
-            bar.update(iteration - bar.n)
-            bar.set_postfix_str(f"gap {(upper - lower) / upper:.1e}")
-            if upper - lower < 0.9 * marked:
-                marked, proven, stalled = upper - lower, rho, 0
-            else:
-                stalled += 1
-            if done or late:
-                s = value
-                break
-            if dtype == torch.float32 and stalled >= PATIENT_CHECKS:  # float32 has given what it can
-                dtype, stalled = torch.float64, 0
-                turned, squares, y, basis = arrays(dtype)
-                s = value.double()
-                anderson = _Anderson(s)
-                continue
-            above, below = (max(error / upper, 1e-12) for error in (objective - norm, norm - proved))
-            change = min(max(math.sqrt(above / below), 0.5), 2.0)
-            # Changes grow rarer, so that ADMM converges between them. A balance that does not come, however the
-            # penalty moves, would drive it away: then back to where the gap last fell, and stay for as long again.
-            if stalled >= PATIENT_CHECKS:
-                change, stalled, changed = proven / rho, 0, 2 * iteration
-            elif max(above, below) <= 2 * min(above, below) or iteration < PATIENCE * changed:
-                change = 1.0
-            else:
-                changed = iteration
-            if change != 1:
-                for part, fixed in ((value[:n], z.flatten()), (value[n:], v.flatten())):
-                    part.sub_(fixed).div_(change).add_(fixed)
-                rho *= change
-                s = value
-                anderson.restart()
-                continue
-
-        def weigh(a, b):
-            return a[:, :n] @ b[:, :n].T + ratio * (a[:, n:] @ b[:, n:].T)
-
-        s = anderson.next(s, value, weigh)
+            s = run.rescaled(step, change)
+            anderson.restart()
     bar.close()
-    kept = s.double()
+    best = found.thin if done and found.thin is not None else found.best
+    first, second = run.parts(s.double())
     state = {
-        "fits": (problem.size, samples, units, problem.penalty),
-        "first": problem.outside(kept[:n].view(problem.size, units)),
-        "s": kept[n:].clone(),
-        "rho": rho,
+        "fits": (problem.size, *problem.y.shape, problem.penalty),
+        "first": problem.outside(first),
+        "s": second.flatten() / run.root,
+        "rho": penalty.rho,
     }
-    if done and thin is not None:
-        best = thin
-    return best, lower, rows, iteration, upper - lower <= tolerance * upper, state
+    return best, found.lower, found.rows, iteration, found.gap <= tolerance * found.upper, state
