@@ -69,7 +69,8 @@ def divergence(rise: Any, positions: Any, entropy: Any, scale: Sequence[float] |
 
     `rise`: predicted rise of the loss (nats); `positions`: geometric mean of the positions of the cut layers, weighted by
     their shares of the rise; `entropy`: of the dense network's answers on calibration inputs (nats). `scale`: (a, b, c, d),
-    those of `MEASURED` by default.
+    those of `MEASURED` by default. Positions alone do not explain the scale: raw rises are also too small where the network is
+    sure of its training images (small entropy). Deep cuts of ResNets, above about 0.1 nat, are predicted two to three times too low.
     """
     a, b, c, d = MEASURED.scale if scale is None else scale
     with np.errstate(divide="ignore"):
