@@ -18,7 +18,7 @@ from lowrank_utils.network import profile, unfold
 from lowrank_utils.network.inputs import as_inputs
 from lowrank_utils.network.modules import with_linear_layers
 from lowrank_utils.progress import shown
-from lowrank_utils.ranks import search
+from lowrank_utils.ranks import prediction, search
 
 FISHER_IMAGES = 1000
 FEW = 50
@@ -143,6 +143,32 @@ def compress(
     return Compressed(small, found.plan, counted, found, table, time.perf_counter() - began, told)
 
 
+def predict(
+    profile: profile.Profile,
+    kept: float | Sequence[float] = (0.9, 0.75, 0.5, 0.35, 0.25, 0.15),
+    *,
+    resource: str = "macs",
+    floor: float = 0.1,
+) -> prediction.Prediction:
+    """Return what `compress` without refinement can be expected to cost at each budget, before anything is cut.
+
+    `profile`: of `lowrank_utils.profile`, with calibration inputs; ``samples=20_000, estimator="signs", draws=1`` is what
+    `compress` takes. Where it names no dense layers, those of `compress` stay dense. Budgets out of reach become rows
+    with a note. See `prediction.Prediction` for the columns; raises ValueError as `compress` does.
+
+    >>> network = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 5))
+    >>> found = predict(profile.profile(network, torch.randn(64, 20)), (0.6, 0.01))
+    >>> found.table["rise"].notna().tolist()
+    [True, False]
+    """
+    profile.needed_calibration("a prediction needs")
+    read = profile if profile.dense else _by_default(profile)
+    kept = [kept] if isinstance(kept, (int, float)) else kept
+    return prediction.curve(
+        read, kept, lambda options, share: _share(read, options, share, resource), resource=resource, floor=floor
+    )
+
+
 def _check(model, kept, resource, factors, dense):
     checks.check_share(kept=kept)
     if resource not in profile.RESOURCES:
@@ -174,7 +200,6 @@ def _macs(model, read):
 
 
 def _read(model, calibration, dense, how):
-    # the profile; by default the last layer that a pass meets stays dense, and the first where it is a convolution
     try:
         shape = calibration.shape[1:] if torch.is_tensor(calibration) else None
         read = profile.Profile(model, calibration, input_shape=shape, dense=dense or (), **how)
@@ -184,10 +209,15 @@ def _read(model, calibration, dense, how):
         raise ValueError(
             f"calibration is {calibration.dtype}; pass floating-point inputs, scaled as the network takes them ({error})"
         ) from error
-    if dense is not None or len(set(read.order)) < 2:
+    return read if dense is not None else _by_default(read)
+
+
+def _by_default(read):
+    # by default the last layer that a pass meets stays dense, and the first where it is a convolution
+    if len(set(read.order)) < 2:
         return read
     first, last = read.order[0], read.order[-1]
-    starts = isinstance(model.get_submodule(first), nn.Conv2d) and len(read.order) > 2
+    starts = isinstance(read.model.get_submodule(first), nn.Conv2d) and len(read.order) > 2
     return read.but(dense=(first, last) if starts else (last,))
 
 

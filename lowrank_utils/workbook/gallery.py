@@ -91,10 +91,13 @@ def renew(folder: str | Path | None = None) -> list[Path]:
 
     Where `folder` is outputs/gallery, its default, the tables of the README are renewed too.
     """
+    from lowrank_utils.workbook import prediction
+
     folder = Path(folder or paths.GALLERY)
     told, written = published_tables(folder), [folder / "README.md"]
+    predicted = prediction.published(folder)
     with paths.atomic_write(written[0]) as temporary:
-        temporary.write_text(_page(told))
+        temporary.write_text(_page(told, "" if predicted is None else prediction.section(predicted)))
     for notebook, chapter in chapters.every().items():
         rows = published_rows(notebook=notebook, folder=folder)
         drawn = chapter.pictures(rows) if hasattr(chapter, "pictures") and len(rows) else {}
@@ -102,6 +105,10 @@ def renew(folder: str | Path | None = None) -> list[Path]:
             written.append(folder / f"{name}.png")
             with paths.atomic_write(written[-1]) as temporary:
                 figure.savefig(temporary, format="png")
+    if predicted is not None:
+        written.append(folder / f"{prediction.NAME}.png")
+        with paths.atomic_write(written[-1]) as temporary:
+            prediction.figure(predicted).savefig(temporary, format="png")
     front = paths.ROOT / "README.md"
     if folder == paths.GALLERY and front.is_file():
         with paths.atomic_write(front) as temporary:
@@ -187,11 +194,12 @@ def _claims():
     return [claim for chapter in chapters.every().values() for claim in getattr(chapter, "CLAIMS", ())]
 
 
-def _page(tables):
+def _page(tables, predicted):
     captions = {"What the papers claim": _CLAIMS_CAPTION}
     for chapter in chapters.every().values():
         captions |= chapter.CAPTIONS
     shown = "\n\n".join("\n\n".join(filter(None, (f"## {h}", captions.get(h), t))) for h, t in tables.items())
+    shown = "\n\n".join(filter(None, (shown, predicted.rstrip())))
     return f"""# The gallery: what every published number rests on
 
 All rows stand in `results.parquet`, each with its parameters, versions, data fingerprint and commit (`pandas.read_parquet` reads

@@ -1,0 +1,197 @@
+"""What a budget will cost, before anything is cut: predicted rises of the loss, calibrated on measured divergences.
+
+The search adds up predicted rises of the loss, one layer at a time and to second order, on images that the network may have
+learnt by heart. Their order is right and their scale is not. `fit` finds the scale from networks that were compressed and
+measured; its constants stand here, and outputs/gallery/prediction.csv holds the rows that they come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lowrank_utils.checks import check_share
+from lowrank_utils.network import inputs
+from lowrank_utils.network.modules import evaluating
+from lowrank_utils.network.profile import Profile
+from lowrank_utils.network.unfold import Entry
+from lowrank_utils.ranks import search
+
+FISHER_IMAGES = 1000
+ENTROPY_IMAGES = 500
+LEAST = 1e-3  # nats; smaller divergences cost no accuracy that could be measured, and are left out of the fit
+FELT = 0.02  # nats; from here on the accuracy lost stands out from the noise of 2000 images
+TRUSTED = 1.0  # nats; no more than two networks were measured near or above it
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """``scale``: a, b, c, d of log divergence = a + b log rise + c log positions + d log entropy; ``factor``: 90 % of the
+    divergences of networks left out of the fit lie within it; ``accuracy``: k, p of points lost = k divergence^p."""
+
+    scale: tuple[float, float, float, float]
+    factor: float
+    accuracy: tuple[float, float]
+
+
+# `fit` of the rows of outputs/gallery/prediction.csv: LeNet-300-100 on Fashion-MNIST, MNIST and digits, LeNet-5 and
+# vgg_small on Fashion-MNIST, the MLP of CIFAR-10, ResNet-20 and -56 on CIFAR-10; tests/test_prediction.py refits them.
+MEASURED = Calibration((1.416, 1.112, -0.361, -0.660), 3.52, (22.7, 0.905))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What to expect at each budget: a ``table`` with one row a budget, and the ``plans`` by share kept.
+
+    Columns: kept; rise (predicted rise of the loss, nats, as the search adds it up); divergence (expected
+    Kullback-Leibler divergence of the compressed network's answers from the dense ones, nats an answer); low, high (90 % of
+    the networks left out of the calibration lay between them); lost (expected points of accuracy lost); note.
+    """
+
+    table: pd.DataFrame = field(repr=False)
+    plans: dict[float, dict[str, Entry]] = field(repr=False)
+    resource: str = "macs"
+    note: str = ""
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [self.table.to_string(index=False, float_format="{:.3g}".format)] + [self.note] * bool(self.note)
+        )
+
+
+def divergence(rise: Any, positions: Any, entropy: Any, scale: Sequence[float] | None = None) -> np.ndarray:
+    """Return the expected divergence (nats): exp(a) rise^b positions^c entropy^d, elementwise.
+
+    `rise`: predicted rise of the loss (nats); `positions`: geometric mean of the positions of the cut layers, weighted by
+    their shares of the rise; `entropy`: of the dense network's answers on calibration inputs (nats). `scale`: (a, b, c, d),
+    those of `MEASURED` by default. Positions alone do not explain the scale: raw rises are also too small where the network is
+    sure of its training images (small entropy). Deep cuts of ResNets, above about 0.1 nat, are predicted two to three times too low.
+    """
+    a, b, c, d = MEASURED.scale if scale is None else scale
+    with np.errstate(divide="ignore"):
+        return np.exp(a + b * np.log(rise) + c * np.log(positions) + d * np.log(entropy))
+
+
+def lost(divergences: Any, accuracy: Sequence[float] | None = None) -> np.ndarray:
+    """Return the expected points of accuracy lost at `divergences` (nats): k divergence^p, at most 100."""
+    k, p = MEASURED.accuracy if accuracy is None else accuracy
+    return np.minimum(k * np.asarray(divergences, dtype=float) ** p, 100.0)
+
+
+def _scale(rows):
+    kept = rows[rows["divergence"] >= LEAST]
+    logs = [np.log(kept[name]) for name in ("rise", "positions", "entropy")]
+    return np.linalg.lstsq(np.stack([np.ones(len(kept)), *logs], 1), np.log(kept["divergence"]), rcond=None)[0]
+
+
+def left_out(rows: pd.DataFrame) -> pd.Series:
+    """Return the predicted divergence of each row by a fit to all other networks (leave one network out).
+
+    `rows` have the columns dataset, network, rise, positions, entropy (nats) and divergence (nats, measured).
+    """
+    name, found = rows["dataset"] + " " + rows["network"], pd.Series(np.nan, rows.index)
+    for each in name.unique():
+        mine = rows[name == each]
+        found[mine.index] = divergence(mine["rise"], mine["positions"], mine["entropy"], _scale(rows[name != each]))
+    return found
+
+
+def errors(rows: pd.DataFrame) -> pd.Series:
+    """Return by what factor (at least 1) each prediction of `left_out` misses, of rows from `LEAST` nats on."""
+    kept = rows["divergence"] >= LEAST
+    return np.exp(np.log(left_out(rows)[kept] / rows["divergence"][kept]).abs())
+
+
+def fit(rows: pd.DataFrame) -> Calibration:
+    """Return the `Calibration` that least squares of logarithms finds in measured `rows` (see `left_out`).
+
+    The points lost come from the columns dense_accuracy and accuracy (shares), where the divergence is at least `FELT`.
+    Raises ValueError for rows of fewer than three networks.
+    """
+    if (rows["dataset"] + rows["network"]).nunique() < 3:
+        raise ValueError("a calibration needs measured rows of at least three networks")
+    points = 100 * (rows["dense_accuracy"] - rows["accuracy"])
+    felt = (rows["divergence"] >= FELT) & (points > 0)
+    p, log_k = np.polyfit(np.log(rows["divergence"][felt]), np.log(points[felt]), 1)
+    a, b, c, d = map(float, _scale(rows))
+    return Calibration((a, b, c, d), float(errors(rows).quantile(0.9)), (float(np.exp(log_k)), float(p)))
+
+
+def entropy(profile: Profile, images: int = ENTROPY_IMAGES) -> tuple[float, int]:
+    """Return the mean entropy (nats) of the network's answers on the first `images` calibration inputs, and answers an input."""
+    first, found, answers = next(profile.model.parameters()), [], 1
+    given = profile.needed_calibration("the entropy of the answers needs")
+    batch = profile.batch_size or 100
+    with evaluating(profile.model):
+        for start in range(0, min(images, len(given)), batch):
+            part = given[start : min(start + batch, images)]
+            logits = inputs.logits(inputs.call(profile.model, inputs.fed(part, first)))
+            logs = logits.double().log_softmax(-1)
+            answers = logits.shape[1] if logits.ndim == 3 else 1
+            found.append(-(logs.exp() * logs).sum(-1).flatten())
+    return float(torch.cat(found).mean()), answers
+
+
+def curve(
+    profile: Profile,
+    kept: Sequence[float],
+    share: Callable[[list[search.Options], float], float],
+    *,
+    resource: str = "macs",
+    floor: float = 0.1,
+) -> Prediction:
+    """Return the `Prediction` for each budget of `kept`; nothing is cut.
+
+    `share` turns a share of the whole network into that of the layers in the profile, and raises ValueError where it cannot be reached,
+    which the note of that row then says. Raises ValueError for a `kept` that is no share, or none at all.
+    """
+    asked = [kept] if isinstance(kept, (int, float)) else list(kept)
+    if not asked:
+        raise ValueError("kept is empty; give at least one share, such as 0.5")
+    for each in asked:
+        check_share(kept=each)
+    options = search.rank_options(profile, (resource,), mixed=True, floor=floor)
+    values, note = search.predicted_values(profile, options, FISHER_IMAGES, points=None)
+    unsure, answers = (np.nan, 1) if note else entropy(profile)
+    rows, plans = [], {}
+    for each in asked:
+        try:
+            within = share(options, each)
+        except ValueError as error:
+            rows.append({"kept": each, "note": str(error)})
+            continue
+        plan = search.exact_search(profile, within, resource=resource, options=options, values=values).plan
+        plans[each] = plan
+        rise, positions = (np.nan, np.nan) if note else _rise(profile, options, values, plan, answers)
+        rows.append({"kept": each, "rise": rise, "positions": positions, "entropy": unsure, "note": ""})
+    told = f"{note} Nothing can be said of the loss." if note else ""
+    return Prediction(_told(rows), plans, resource, told)
+
+
+def _rise(profile, options, values, plan, answers):
+    # the predicted rise of the loss an answer, and the positions it comes from (1 where nothing is cut)
+    each = {own.name: -float(values[own.name][own.entries.index(plan.get(own.name))]) for own in options}
+    total = sum(each.values())
+    if total <= 0:
+        return 0.0, 1.0
+    logs = sum(part * np.log(max(profile[name].positions, 1)) for name, part in each.items())
+    return total / answers, float(np.exp(logs / total))
+
+
+def _told(rows):
+    table = pd.DataFrame(rows).reindex(columns=["kept", "rise", "positions", "entropy", "note"])
+    expected = divergence(*(table[name].to_numpy(float) for name in ("rise", "positions", "entropy")))
+    expected = np.where(table["rise"] == 0, 0.0, expected)
+    table = table.assign(divergence=expected, low=expected / MEASURED.factor, high=expected * MEASURED.factor)
+    table["lost"] = lost(table["divergence"])
+    few = f"Below {LEAST} nats, where no loss of accuracy was measured; the figure itself is not calibrated."
+    far = f"Above {TRUSTED:g} nat the prediction is not to be trusted."
+    table.loc[table["divergence"] < LEAST, "note"] = few
+    table.loc[table["high"] > TRUSTED, "note"] = "The interval reaches above 1 nat, where few networks were measured."
+    table.loc[table["divergence"] > TRUSTED, "note"] = far
+    return table[["kept", "rise", "positions", "entropy", "divergence", "low", "high", "lost", "note"]]

@@ -1,0 +1,134 @@
+"""Predicted before cutting: the constants are those of the rows, and a prediction says what compress then does."""
+
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import conftest
+import lowrank_utils
+from lowrank_utils import compression
+from lowrank_utils.ranks import prediction
+from lowrank_utils.workbook import plots
+from lowrank_utils.workbook import prediction as measured
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return measured.published()
+
+
+@pytest.fixture(scope="module")
+def read():
+    x = torch.randn(200, 12, generator=torch.Generator().manual_seed(1))
+    return lowrank_utils.profile(conftest.mlp((12, 30, 30, 4)), x, estimator="signs", draws=1, samples=20_000)
+
+
+def test_the_constants_are_fitted_to_the_rows(rows):
+    again, known = prediction.fit(rows), prediction.MEASURED
+    assert again.scale == pytest.approx(known.scale, abs=2e-3)
+    assert again.factor == pytest.approx(known.factor, rel=0.01)
+    assert again.accuracy == pytest.approx(known.accuracy, rel=0.01)
+
+
+def test_a_network_left_out_is_predicted_by_the_others_alone(rows):
+    mine = (rows["dataset"] == "cifar10") & (rows["network"] == "resnet56")
+    before, changed = prediction.left_out(rows), rows.copy()
+    changed.loc[mine, "divergence"] *= 50
+    after = prediction.left_out(changed)
+    assert np.allclose(after[mine], before[mine])
+    assert not np.allclose(after[~mine], before[~mine], rtol=0.1)
+
+
+def test_calibration_is_better_than_the_raw_rise(rows):
+    shown = rows[rows["divergence"] >= prediction.LEAST]
+    raw = np.exp(np.log(shown["rise"] / shown["divergence"]).abs())
+    missed = prediction.errors(rows)
+    assert missed.median() < 2 < raw.median() and missed.quantile(0.9) < raw.quantile(0.9) / 3
+
+
+def test_a_law_is_found_again():
+    random = np.random.default_rng(0)
+    made = pd.DataFrame({"dataset": "d", "network": np.repeat(["a", "b", "c", "e"], 10)})
+    for name in ("rise", "positions", "entropy"):
+        made[name] = random.uniform(0.05, 0.5, len(made))
+    made["divergence"] = prediction.divergence(made["rise"], made["positions"], made["entropy"], (0.5, 1.2, -0.3, 0.2))
+    made["dense_accuracy"], made["accuracy"] = 0.9, 0.9 - 0.3 * made["divergence"] ** 0.8
+    found = prediction.fit(made)
+    assert found.scale == pytest.approx((0.5, 1.2, -0.3, 0.2)) and found.factor == pytest.approx(1)
+    assert found.accuracy == pytest.approx((30, 0.8))
+    with pytest.raises(ValueError, match="at least three networks"):
+        prediction.fit(made[made["network"] < "c"])
+
+
+def test_the_plan_is_that_of_compress_and_smaller_budgets_cost_more(read):
+    found = compression.predict(read, (0.8, 0.6, 0.4))
+    assert found.plans[0.6] == compression.compress(read.model, read.calibration, kept=0.6).plan
+    table = found.table
+    for name in ("rise", "divergence", "lost"):
+        assert table[name].is_monotonic_increasing and (table[name] > 0).all()
+    assert (table["low"] < table["divergence"]).all() and (table["divergence"] < table["high"]).all()
+    assert "divergence" in str(found)
+
+
+def test_a_budget_out_of_reach_is_a_row_with_a_note(read):
+    table = compression.predict(read, (0.6, 0.01)).table.set_index("kept")
+    assert np.isfinite(table.loc[0.6, "divergence"])
+    assert table.loc[0.01, ["rise", "divergence", "low", "high", "lost"]].isna().all()
+    assert "cannot be reached: the smallest possible is 0." in table.loc[0.01, "note"]
+
+
+def test_nothing_cut_costs_nothing(read):
+    row = compression.predict(read, 1.0).table.iloc[0]
+    assert row["rise"] == row["divergence"] == row["lost"] == 0
+
+
+def test_large_predictions_are_not_to_be_trusted(monkeypatch, read):
+    monkeypatch.setattr(prediction, "MEASURED", prediction.Calibration((20.0, 1.0, 0.0, 0.0), 2.0, (20.0, 1.0)))
+    row = compression.predict(read, 0.4).table.iloc[0]
+    assert row["divergence"] > 1 and "not to be trusted" in row["note"] and row["lost"] <= 100
+
+
+def test_answers_that_are_no_logits_are_not_predicted():
+    network = nn.Sequential(nn.Linear(12, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 1))
+    found = compression.predict(lowrank_utils.profile(network, torch.randn(60, 12)), 0.6)
+    assert found.table["divergence"].isna().all() and "one number each" in found.note and found.plans[0.6]
+
+
+def test_bad_input_gets_a_sentence(read):
+    for kept, said in (((), "kept is empty"), (0.0, "kept"), ((0.5, float("nan")), "kept")):
+        with pytest.raises(ValueError, match=said):
+            compression.predict(read, kept)
+    with pytest.raises(ValueError, match="unknown resource 'seconds'"):
+        compression.predict(read, 0.5, resource="seconds")
+    with pytest.raises(ValueError, match="calibration"):
+        compression.predict(lowrank_utils.profile(read.model, input_shape=(12,)), 0.5)
+
+
+def test_a_prediction_takes_a_second(read):
+    compression.predict(read)  # collects the statistics
+    began = time.process_time()
+    compression.predict(read)
+    assert time.process_time() - began < 1
+
+
+def test_divergence_of_answers():
+    dense, small = nn.Linear(3, 2), nn.Linear(3, 2)
+    x = torch.randn(7, 3)
+    p, q = dense(x).softmax(1), small(x).softmax(1)
+    assert torch.allclose(measured.divergences(dense, small, x), (p * (p / q).log()).sum(1).double(), atol=1e-6)
+
+
+def test_rows_are_measured_on_validation_images():
+    found = measured.measure([("digits", "lenet300", "")], (0.25, 0.001), calibration_images=300, images=100)
+    assert list(found["kept"]) == [0.25] and not found["seen"].any() and list(found["images"]) == [100]
+    assert 0 < found["rise"].item() < found["divergence"].item() < 1
+
+
+def test_the_picture_shows_every_network(rows):
+    said = plots.described(measured.figure(rows))
+    assert all(f"{a} {b}" in said for a, b, _ in measured.NETWORKS)
+    assert "factor of" in measured.section(rows)
