@@ -199,11 +199,13 @@ class LayerTimes:
     @property
     def spread(self) -> float:
         """The median spread of all readings, a share."""
-        return statistics.median([self.whole.spread, *(r.spread for own in self.readings.values() for r in own.values())])
+        return statistics.median(
+            [self.whole.spread, *(r.spread for own in self.readings.values() for r in own.values())]
+        )
 
     def share(self, plan: Plan) -> float:
-        """Return the share of the dense time that `plan` takes by the table; an entry that is not in it raises KeyError."""
-        cut = sum(own[None] - own[plan.get(name)] for name, own in self.layers.items())
+        """Return the share of the dense time that `plan` takes by the table; NaN for an entry that is not in it."""
+        cut = sum(own[None] - own.get(plan.get(name), math.nan) for name, own in self.layers.items())
         return 1 - cut / self.whole.ms
 
     def least(self) -> float:
