@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -87,7 +88,7 @@ class Clock:
         """Return, for each of `layers`, a function that runs it once on the one tensor `x`."""
         if self.runtime != "onnxruntime":
             return [self._in_torch(layer, x) for layer in layers]
-        return [session(x) for session in _sessions(layers, x, self.threads)]
+        return _sessions(layers, x, self.threads)
 
     def network(self, model: nn.Module, batch: Batch) -> Callable[[], Any]:
         """Return a function that runs the whole network `model` once on `batch`; in onnxruntime from a file of `export.to_onnx`."""
@@ -155,7 +156,7 @@ def _sessions(layers, x, threads):
 
     def ready(content):
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        return lambda x: lambda fed={"x": x.cpu().numpy()}: session.run(None, fed)
+        return partial(session.run, None, {"x": x.cpu().numpy()})
 
     return [ready(content) for content in cut]
 
