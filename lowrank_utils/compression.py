@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,7 @@ from torch import nn
 
 from lowrank_utils import checks
 from lowrank_utils.factors import replace
+from lowrank_utils.lab import latency as timing
 from lowrank_utils.lab import score
 from lowrank_utils.network import profile, unfold
 from lowrank_utils.network.inputs import as_inputs
@@ -32,8 +34,9 @@ class Compressed:
     """What `compress` made: the new ``model`` of stock layers, its ``plan``, and how it came about.
 
     ``layers``: DataFrame with one row a layer (layer, dense, planned, parameters, macs, why); ``kept``: shares of
-    parameters and MACs that stay; ``found``: the `search.SearchResult` of the plan, with its certificate; ``seconds``;
-    ``note``: what the reader should know, or empty. Its text is a summary.
+    parameters and MACs that stay (and of the time, where that was the budget); ``found``: the `search.SearchResult` of
+    the plan, with its certificate; ``seconds``; ``note``: what the reader should know, or empty; ``latency``: measured
+    milliseconds before and after (`latency.Latency`), or None where time was not the budget. Its text is a summary.
     """
 
     model: nn.Module = field(repr=False)
@@ -43,6 +46,7 @@ class Compressed:
     layers: pd.DataFrame = field(repr=False)
     seconds: float
     note: str = ""
+    latency: timing.Latency | None = None
 
     def __str__(self) -> str:
         cut = int((self.layers["planned"] != "dense").sum())
@@ -51,7 +55,7 @@ class Compressed:
             f"{self.kept['parameters']:.1%} of the parameters stay; {self.seconds:.0f} s.",
             f"Ranks: no other plan within the budget promises less damage (gap {self.found.gap:.1e}).",
         ]
-        return "\n".join(lines + [self.note] * bool(self.note))
+        return "\n".join(lines + [str(self.latency)] * (self.latency is not None) + [self.note] * bool(self.note))
 
 
 def compress(
@@ -63,6 +67,10 @@ def compress(
     factors: str | None = None,
     dense: Sequence[str] | None = None,
     floor: float = 0.1,
+    runtime: str = "torch",
+    batch: int = 64,
+    threads: int = 1,
+    multiple: int | None = None,
     samples: int | None = SAMPLES,
     estimator: str = "signs",
     draws: int = 1,
@@ -85,12 +93,15 @@ def compress(
         the Fisher information needs), or an object that has them as ``logits``.
     calibration : a few hundred of its inputs, without labels: a tensor (N first) of real numbers or token ids, a tuple
         or dict of tensors, or a ``DataLoader`` (`inputs.as_inputs`).
-    kept, resource : the share in (0, 1] that may stay of "macs" or "parameters", counted over the whole network.
+    kept, resource : the share in (0, 1] that may stay of "macs" or "parameters", counted over the whole network, or of
+        "latency": the time that the dense network takes here and now, measured before the search (`latency.measure`).
     factors : one of `replace.KNOWN` (default: the Fisher-weighted sweep; relu-aware where the answers are no logits;
         Fisher-weighted layer by layer where torch.fx cannot trace the network and it has more than 50 layers, since a
         sweep would run it once for each).
     dense : layers to leave as they are (default: the last one, and the first where it is a convolution).
     floor : as in `search.rank_options`.
+    runtime, batch, threads : in what time is measured, for a budget of it: "torch" (eager) or "onnxruntime", so many inputs
+        a pass, on so many CPU threads. `multiple` : ranks are multiples of it (None: of 8 where a layer has room).
     samples, estimator, draws, seed : how many positions a layer looks at, and how the Fisher information is estimated,
         as in `profile`. ``samples=None, estimator="exact"`` looks at everything, in five times the time; what each
         shortcut costs in accuracy is in METHODS below.
@@ -106,6 +117,7 @@ def compress(
     (True, torch.Size([2, 5]))
     """
     began = time.perf_counter()
+    clock = timing.Clock(runtime, batch, threads)
     _check(model, kept, resource, factors, dense)
     model, calibration = with_linear_layers(model), as_inputs(calibration)
     if torch.is_tensor(calibration) and (calibration.ndim < 2 or len(calibration) == 0):
@@ -113,14 +125,16 @@ def compress(
     how = {"samples": samples, "estimator": estimator, "draws": draws, "seed": seed, "batch_size": batch_size}
     with shown(progress):
         read = _read(model, calibration, dense, how)
-        options = search.rank_options(read, (resource,), mixed=True, floor=floor)
-        share = _share(read, options, kept, resource)
+        times = timing.measure(read, clock, floor=floor, multiple=multiple) if resource == "latency" else None
+        tables = times.tables if times else None
+        options = search.rank_options(read, (resource,), mixed=True, floor=floor, tables=tables)
+        share = times.budget(kept) if times else _share(read, options, kept, resource)
         values, note = search.predicted_values(read, options, FISHER_IMAGES, points)
         chosen = factors or _factors(read, note)
-        found = search.exact_search(read, share, resource=resource, options=options, values=values)
-        more: dict[str, Any] = (
-            {"fisher_images": FISHER_IMAGES, "images": SWEEP_IMAGES} if chosen in replace.SWEEPS else {}
-        )
+        find = partial(search.exact_search, read, resource=resource, options=options, values=values)
+        found = timing.plan_within(times, read, kept, find) if times else find(share)
+        images = {"fisher_images": FISHER_IMAGES, "images": SWEEP_IMAGES}
+        more: dict[str, Any] = images if chosen in replace.SWEEPS else {}
         small = replace.apply_plan(read, found.plan, factors=chosen, resource=None, **more)
     notes = [note]
     if len(calibration) < FEW:
@@ -134,13 +148,19 @@ def compress(
         "parameters": score.parameters(small) / score.parameters(model),
         "macs": _macs(small, read) / _macs(model, read),
     }
-    if counted[resource] > kept * (1 + 1e-9):
+    seen = timing.compare(times, read, small, found.plan) if times else None
+    if times and seen:
+        counted["latency"] = seen.kept
+        notes += [times.note(), timing.missed(seen, kept)]
+    elif counted[resource] > kept * (1 + 1e-9):
         notes.append(f"By torch's own count {counted[resource]:.1%} of the {resource} stay, more than asked for.")
     table = _table(read, found.plan, options)
+    if times:
+        table = table.assign(**times.columns(found.plan, table["layer"]))
     if dense is None:
         table["why"] = table["why"].replace("left dense on request", "left dense by default")
     told = " ".join(filter(None, notes))
-    return Compressed(small, found.plan, counted, found, table, time.perf_counter() - began, told)
+    return Compressed(small, found.plan, counted, found, table, time.perf_counter() - began, told, seen)
 
 
 def predict(
@@ -171,8 +191,8 @@ def predict(
 
 def _check(model, kept, resource, factors, dense):
     checks.check_share(kept=kept)
-    if resource not in profile.RESOURCES:
-        raise ValueError(f"unknown resource {resource!r}; known: {', '.join(profile.RESOURCES)}")
+    if resource not in (*profile.RESOURCES, "latency"):
+        raise ValueError(f"unknown resource {resource!r}; known: {', '.join(profile.RESOURCES)}, latency")
     if factors not in (None, *replace.KNOWN):
         raise ValueError(f"unknown factors {factors!r}; known: {', '.join(replace.KNOWN)}")
     if isinstance(dense, str):

@@ -76,13 +76,47 @@ def _threads(count):
         torch.set_num_threads(before)
 
 
-def _seconds(model, inputs, runs):
-    began = time.perf_counter()
-    for _ in range(runs):
+def alternately(
+    calls: Sequence[Callable[[], Any]],
+    threads: int = 1,
+    repeats: int = 30,
+    warmup: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[list[float]]:
+    """Return, for each of `calls`, a list of milliseconds a call, by `clock` (a function that gives seconds).
+
+    They are timed in turn, so that drift of the machine hits all alike. Each of `repeats` readings is the mean over as
+    many calls as fill about 2 ms. `threads` CPU threads of torch while it lasts, `warmup` calls before.
+    Raises ValueError where a count is not a whole number of at least 1.
+
+    >>> [len(readings) for readings in alternately([lambda: None, lambda: None], repeats=3)]
+    [3, 3]
+    """
+    check_count(threads=threads, repeats=repeats, warmup=warmup)
+
+    def seconds(call, runs):
+        began = clock()
+        for _ in range(runs):
+            call()
+        return (clock() - began) / runs
+
+    readings: list[list[float]] = [[] for _ in calls]
+    with _threads(threads), torch.inference_mode():
+        once = [min(seconds(call, 1) for _ in range(warmup)) for call in calls]
+        runs = [max(1, math.ceil(0.002 / max(each, 1e-6))) for each in once]
+        for _ in range(repeats):
+            for call, count, mine in zip(calls, runs, readings):
+                mine.append(1000 * seconds(call, count))
+    return readings
+
+
+def _pass(model, inputs):
+    def call():
         model(inputs)
-    if inputs.is_cuda:
-        torch.cuda.synchronize(inputs.device)
-    return (time.perf_counter() - began) / runs
+        if inputs.is_cuda:
+            torch.cuda.synchronize(inputs.device)
+
+    return call
 
 
 def latencies(
@@ -93,24 +127,16 @@ def latencies(
     repeats: int = 30,
     warmup: int = 5,
 ) -> list[list[float]]:
-    """Return, for each of `models`, a list of milliseconds a forward pass.
+    """Return, for each of `models`, a list of milliseconds a forward pass in eval mode, timed as in `alternately`.
 
-    The models are timed in turn, so that drift of the machine hits all alike. Each of `repeats` readings is
-    the mean over as many passes as fill about 2 ms. Eval mode, `threads` CPU threads while it lasts, `warmup`
-    passes before. Raises ValueError where a count is not a whole number of at least 1.
+    Raises ValueError where a count is not a whole number of at least 1.
     """
     check_count(batch=batch, threads=threads, repeats=repeats, warmup=warmup)
-    inputs = [_input(model, input_shape, batch) for model in models]
-    readings = [[] for _ in models]
-    with _threads(threads), contextlib.ExitStack() as stack:
+    calls = [_pass(model, _input(model, input_shape, batch)) for model in models]
+    with contextlib.ExitStack() as stack:
         for model in models:
             stack.enter_context(evaluating(model))
-        once = [min(_seconds(model, x, 1) for _ in range(warmup)) for model, x in zip(models, inputs)]
-        runs = [max(1, math.ceil(0.002 / seconds)) for seconds in once]
-        for _ in range(repeats):
-            for model, x, count, mine in zip(models, inputs, runs, readings):
-                mine.append(1000 * _seconds(model, x, count))
-    return readings
+        return alternately(calls, threads, repeats, warmup)
 
 
 def latency(

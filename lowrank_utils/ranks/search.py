@@ -402,7 +402,9 @@ def exact_search(
         options = rank_options(profile, resources, mixed=True)
     if values is None:
         values, told = predicted_values(profile, options)
-    shares: list[Any] = [kept] * len(resources) if np.isscalar(kept) or kept is None else list(cast(Sequence[float], kept))
+    shares: list[Any] = (
+        [kept] * len(resources) if np.isscalar(kept) or kept is None else list(cast(Sequence[float], kept))
+    )
     if len(shares) != len(resources):
         raise ValueError(f"{len(shares)} budgets are given for {len(resources)} resources")
     check_resources(options, resources)
