@@ -18,14 +18,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from lowrank_utils import checks
+from lowrank_utils.network.hooks import hooked
 from lowrank_utils.network.modules import check_finite, copied, evaluating
+from lowrank_utils.network.unfold import call_input, groups, output_rows, patches, schemes_of
 
 Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 LOSSES = ("divergence", "error")
-STEPS = 120  # the budget where none is given
+STEPS = 240  # the budget where none is given
 LOOKS = 10  # at the held-out inputs, evenly over the budget
 PATIENCE = 5  # looks without a better state after which it stops
 MOST_HELD_OUT = 250  # inputs
+SAMPLE = 200  # inputs from which the curvature is measured
+DAMPING = 0.01  # share of the mean eigenvalue
+WIDEST = 2048  # vectors longer than that have a diagonal curvature
 WARM_UP = 0.1  # share of the budget
 
 
@@ -56,12 +61,64 @@ def refine(
     steps: int | None = None,
     augment: Augment | None = None,
     paste: bool = True,
-    loss: str | None = None,
-    rate: float = 5e-4,
-    batch_size: int = 100,
+    loss: str = "error",
+    rate: float = 0.01,
+    batch_size: int = 50,
     held_out: float = 0.15,
     seed: int = 0,
 ) -> Refined:
+    """Return `small` tuned so that its answers meet those of `model` on the calibration inputs, as `Refined`; no labels.
+
+    Nothing that is given is changed. Batch norms keep their statistics, and their scales and shifts are tuned with all
+    other parameters. A share `held_out` of the inputs (at most 250) is never learnt from: the loss on these decides when
+    to stop, and which state is kept, so the result is never worse there than `small` (better on other inputs is likely,
+    not certain). The optimiser is ``torch.optim.SGD`` with Nesterov momentum on gradients preconditioned by the
+    curvature (`_Preconditioner`), with a short warm-up and half a cosine over the budget.
+
+    Parameters
+    ----------
+    model : the dense network; it answers a batch with a floating-point tensor, or an object with such `.logits`.
+    small : the compressed network, with the same inputs and answers.
+    calibration : inputs, N first; hundreds at least, and more are better. Floating-point ones are cast to the type of `model`.
+    seconds, steps : budget, in seconds of processor time of this process (all threads) from the call on, or in steps; the
+        first to end counts. A step or a look at the held-out inputs is finished once begun. Default: 240 steps. With
+        `seconds` the number of steps, so the result, depends on the machine.
+    augment : function of (inputs, generator) that returns changed inputs, as `lab.training.crop_flip`; default none.
+    paste : whether images (N x C x H x W, floating point) have rectangles of one another pasted in (`cut_and_paste`).
+    loss : "error" (the default), the mean squared error relative to the variance of the dense answers, or "divergence",
+        the Kullback-Leibler divergence of the answers as logits over the last axis.
+    rate : largest learning rate.
+    batch_size : inputs in a step.
+    held_out : share of `calibration` that is not learnt from, in (0, 1).
+    seed : of splits, batches and pasted images.
+
+    Raises ValueError for a bad argument, NaN in inputs or weights, answers of another kind, and inside
+    ``torch.inference_mode()``. One input, constant dense answers or answers that are not finite leave the network as
+    it is, and the note says so.
+
+    Measured (ResNet-20, CIFAR-10, a quarter of the MACs, draw 0, one thread; 2 000 training images outside the
+    calibration set: divergence from the dense answers under flips and shifts, and share of images with the dense class;
+    240 steps of 50 images take about 35 s):
+
+    ======================================  ==========  ==========
+    recipe                                  divergence  same class
+    ======================================  ==========  ==========
+    before                                  0.72        81.5 %
+    divergence, rate 0.02, 120 steps        0.48        80.8 %
+    divergence, rate 0.005, 120 steps       0.51        81.9 %
+    error, rate 0.005, 120 steps            0.61        83.0 %
+    error, rate 0.01, 240 steps (default)   0.55        84.7 %
+    ======================================  ==========  ==========
+
+    All with flips, shifts and pasted rectangles: the divergence falls fastest where it is the loss, but mostly by
+    answers that are less sure of themselves.
+
+    >>> dense = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> small = nn.Sequential(nn.Sequential(nn.Linear(6, 2, bias=False), nn.Linear(2, 8)), nn.ReLU(), nn.Linear(8, 3))
+    >>> found = refine(dense, small, torch.randn(64, 6), steps=5)
+    >>> found.after <= found.before, found.steps
+    (True, 5)
+    """
     began = time.process_time()
     _check(model, small, calibration, augment, loss)
     checks.check_number(lambda value: value > 0, "a number above 0", rate=rate)
@@ -139,8 +196,6 @@ class _Task:
         self.layout = self._fastest(calibration[order[:2]])
         inputs = self._load(order[:held])
         answers = [self.answer(some) for some in inputs.split(batch_size)]
-        if loss is None:
-            loss = "divergence" if answers[0].ndim == 2 and answers[0].shape[1] > 1 else "error"
         self.loss = loss
         sample = torch.cat([*answers, self.answer(self._load(self.seen[:batch_size]))])
         self.spread = float((sample - sample.mean(0)).square().mean())
@@ -197,6 +252,17 @@ class _Task:
         log_p, log_q = wanted.log_softmax(-1), answers.log_softmax(-1)
         return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 
+    def sample(self) -> torch.Tensor:
+        return self._varied(self._load(self.seen[:SAMPLE]), self.generator)
+
+    def drawn(self, answers: torch.Tensor) -> torch.Tensor:
+        # a loss whose gradients have the Fisher information as their second moment: answers drawn from the network itself
+        if self.loss == "error":
+            return (answers * torch.randn(answers.shape, generator=self.generator).to(answers)).sum()
+        logits = answers.reshape(-1, answers.shape[-1])
+        drawn = torch.multinomial(logits.detach().softmax(1).cpu(), 1, generator=self.generator)[:, 0]
+        return F.cross_entropy(logits, drawn.to(logits.device), reduction="sum")
+
     @torch.no_grad()
     def held_out(self, small: nn.Module) -> float:
         losses = [float(self.distance(_tensor(small(x.clone())), y)) * len(x) for x, y in self.looks]
@@ -206,12 +272,13 @@ class _Task:
 def _tune(new, task, budget, rate):
     flags = [(value, value.requires_grad) for value in new.parameters()]
     tuned = [value.requires_grad_(True) for value in new.parameters() if value.is_floating_point()]
-    optimiser = torch.optim.Adam(tuned, lr=rate, betas=(0.9, 0.99))
+    optimiser = torch.optim.SGD(tuned, lr=rate, momentum=0.9, nesterov=True)
     look = _Looks(new, task, budget)
     look(0)
     note = "" if math.isfinite(look.best) else "Nothing was refined: the compressed network's answers are not finite."
     step = 0
     with torch.enable_grad():
+        curvature = None if note else _Preconditioner(new, task)
         while not note and (spent := budget.spent(step)) < 1:
             for group in optimiser.param_groups:
                 group["lr"] = rate * _schedule(spent)
@@ -219,6 +286,7 @@ def _tune(new, task, budget, rate):
             value = task.distance(_tensor(new(inputs)), wanted)
             optimiser.zero_grad()
             value.backward()
+            curvature.apply()
             optimiser.step()
             step += 1
             due = budget.spent(step) * LOOKS >= len(look.history)
@@ -263,6 +331,85 @@ class _Looks:
             value.copy_(kept)
 
 
+class _Preconditioner:
+    """The curvature of the loss, in Kronecker factors for each layer, measured once; it turns gradients into better directions.
+
+    The Fisher information of a layer's weights is nearly C (x) G with C the second moment of its inputs (patches) and G that
+    of the gradients of its outputs: the direction is G^-1 (gradient) C^-1 (Martens & Grosse 2015; convolutions, Grosse &
+    Martens 2016). Both are scaled to a mean eigenvalue of 1 and damped.
+    """
+
+    def __init__(self, small, task):
+        held = [id(value) for layer in small.modules() for value in layer._parameters.values()]
+        layers = {
+            name: layer
+            for name, layer in small.named_modules()
+            if schemes_of(layer) and groups(layer) == 1 and held.count(id(layer.weight)) == 1
+        }
+        self.seen, self.slopes = {}, {}
+        with hooked(small, {name: self._watch(name, layer) for name, layer in layers.items()}):
+            for inputs in task.sample().split(task.batch_size):
+                task.drawn(_tensor(small(inputs.clone()))).backward()
+        for value in small.parameters():
+            value.grad = None
+        met = [name for name in layers if name in self.slopes]
+        self.inverses = [(layers[name].weight, _inverse(self.slopes[name]), _inverse(self.seen[name])) for name in met]
+        covered = {id(weight) for weight, _, _ in self.inverses}
+        self.others = [value for value in small.parameters() if id(value) not in covered]
+
+    def _watch(self, name, layer):
+        def hook(module, args, kwargs, out):
+            x = call_input(args, kwargs).detach()
+            positions = out[0, 0].numel() if isinstance(layer, nn.Conv2d) else 1
+            # neighbouring patches say nearly the same; an odd stride meets all columns
+            rows = patches(layer, x, every=max(1, positions // 64) | 1)[0]
+            self.seen[name] = self.seen.get(name, 0) + _outer(rows)
+            out.register_hook(add)
+
+        def add(slope):
+            self.slopes[name] = self.slopes.get(name, 0) + _outer(output_rows(layer, slope)[0])
+
+        return hook
+
+    @torch.no_grad()
+    def apply(self):
+        """Precondition the gradients in place, and shorten a step that is longer than 1 in this metric."""
+        length = sum(float(value.grad.square().sum()) for value in self.others if value.grad is not None)
+        changed = [value for value in self.others if value.grad is not None]
+        for weight, left, right in self.inverses:
+            if weight.grad is not None:
+                plain = weight.grad.flatten(1)
+                better = _times(_times(plain.T, left).T, right)
+                length += float((plain * better).sum())
+                weight.grad = better.reshape(weight.shape)
+                changed.append(weight)
+        if length > 1:
+            for value in changed:
+                value.grad /= math.sqrt(length)
+
+
+def _times(rows, inverse):
+    return rows * inverse if inverse.ndim == 1 else rows @ inverse
+
+
+def _outer(rows):
+    # the sum of outer products; of very long vectors only the diagonal, for the inverse of a matrix would take minutes
+    return rows.T @ rows if rows.shape[1] <= WIDEST else rows.square().sum(0)
+
+
+def _inverse(moment):
+    if moment.ndim == 1:
+        return _reciprocal(moment)
+    values, vectors = torch.linalg.eigh(moment.double())
+    return ((vectors * _reciprocal(values)) @ vectors.T).to(moment.dtype)
+
+
+def _reciprocal(values):
+    # of eigenvalues, scaled to a mean of 1 and damped; 1 where all are zero
+    mean = values.mean()
+    return (1 + DAMPING) / (values.clamp(min=0) / mean + DAMPING) if mean > 0 else torch.ones_like(values)
+
+
 def _schedule(spent):
     # a short warm-up, for Adam's first steps are its largest, then half a cosine
     return min(spent / WARM_UP + 0.1, 1.0) * 0.5 * (1 + math.cos(math.pi * spent))
@@ -288,7 +435,7 @@ def _check(model, small, calibration, augment, loss):
         raise ValueError("refine follows gradients, which torch.inference_mode() forbids; call it outside")
     if augment is not None and not callable(augment):
         raise ValueError(f"augment={augment!r} is not a function of (inputs, generator)")
-    if loss not in (None, *LOSSES):
+    if loss not in LOSSES:
         raise ValueError(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}")
     for network in (model, small):
         check_finite(network)
