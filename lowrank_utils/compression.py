@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lowrank_utils import checks
+from lowrank_utils.factors import refine as refinement
 from lowrank_utils.factors import replace
 from lowrank_utils.lab import latency as timing
 from lowrank_utils.lab import score
@@ -36,7 +37,8 @@ class Compressed:
     ``layers``: DataFrame with one row a layer (layer, dense, planned, parameters, macs, why); ``kept``: shares of
     parameters and MACs that stay (and of the time, where that was the budget); ``found``: the `search.SearchResult` of
     the plan, with its certificate; ``seconds``; ``note``: what the reader should know, or empty; ``latency``: measured
-    milliseconds before and after (`latency.Latency`), or None where time was not the budget. Its text is a summary.
+    milliseconds before and after (`latency.Latency`), or None where time was not the budget; ``swept``: the network before
+    refinement, and ``refined``: how that went (`refine.Refined`), both None where there was none. Its text is a summary.
     """
 
     model: nn.Module = field(repr=False)
@@ -47,12 +49,20 @@ class Compressed:
     seconds: float
     note: str = ""
     latency: timing.Latency | None = None
+    swept: nn.Module | None = field(default=None, repr=False)
+    refined: refinement.Refined | None = None
+
+    @property
+    def tuned(self) -> str:
+        """What the column of this name says of the network: "none" or "refined without labels"."""
+        return "none" if self.refined is None else "refined without labels"
 
     def __str__(self) -> str:
         cut = int((self.layers["planned"] != "dense").sum())
         lines = [
             f"{cut} of {len(self.layers)} layers are cut; {self.kept['macs']:.1%} of the MACs and "
             f"{self.kept['parameters']:.1%} of the parameters stay; {self.seconds:.0f} s.",
+            *([str(self.refined)] if self.refined is not None else []),
             f"Ranks: no other plan within the budget promises less damage (gap {self.found.gap:.1e}).",
         ]
         return "\n".join(lines + [str(self.latency)] * (self.latency is not None) + [self.note] * bool(self.note))
@@ -77,15 +87,20 @@ def compress(
     points: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
+    refine: bool = True,
+    refine_steps: int | None = None,
+    refine_seconds: float | None = None,
+    augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = None,
     progress: bool | None = None,
 ) -> Compressed:
-    """Return `model` with at most a share `kept` of its `resource`, as `Compressed`; no labels, no training.
+    """Return `model` with at most a share `kept` of its `resource`, as `Compressed`; no labels.
 
     Ranks and schemes of all layers at once by exact search (`search.exact_search`), for the least predicted rise of the
     loss (Fisher information of the answers, `search.output_error`; where the answers are not N x classes or N x T x
     classes, or do not tell what they feel of a layer, as one logit alone, the relative error of each layer's outputs
-    instead, which the note says). Factors by the sweep from front to back (`sequential.sweep`), in the same metric.
-    `model` is left as it was.
+    instead, which the note says). Factors by the sweep from front to back (`sequential.sweep`), in the same metric. Then
+    all weights together are tuned towards the dense network's answers to the calibration inputs (`refine.refine`:
+    distillation without labels); with ``refine=False`` the answer is the plain sweep. `model` is left as it was.
 
     Parameters
     ----------
@@ -103,9 +118,12 @@ def compress(
     runtime, batch, threads : in what time is measured, for a budget of it: "torch" (eager) or "onnxruntime", so many inputs
         a pass, on so many CPU threads. `multiple` : ranks are multiples of it (None: of 8 where a layer has room).
     samples, estimator, draws, seed : how many positions a layer looks at, and how the Fisher information is estimated,
-        as in `profile`. ``samples=None, estimator="exact"`` looks at everything, in five times the time; what each
-        shortcut costs in accuracy is in METHODS below.
+        as in `profile`; `points`, as in `search.output_error`. ``samples=None, estimator="exact", draws=10`` looks at
+        everything, in three times the time; the gallery's figure of shortcuts shows what each costs.
     batch_size : how many inputs pass at once, as in `profile`.
+    refine, refine_steps, refine_seconds, augment : whether to refine, for how long, and how inputs are varied meanwhile, as in
+        `refine.refine`. For images pass the augmentation that the network was trained with, such as
+        `lab.training.crop_flip`.
     progress : whether bars show the time left (None: in a terminal only).
 
     Raises ValueError for a budget out of reach (with the smallest share possible), a network without a layer to factor,
@@ -136,7 +154,13 @@ def compress(
         images = {"fisher_images": FISHER_IMAGES, "images": SWEEP_IMAGES}
         more: dict[str, Any] = images if chosen in replace.SWEEPS else {}
         small = replace.apply_plan(read, found.plan, factors=chosen, resource=None, **more)
-    notes = [note]
+        swept, refined = small, None
+        if refine and found.plan:
+            size = {} if batch_size is None else {"batch_size": batch_size}
+            budget: dict[str, Any] = {"steps": refine_steps, "seconds": refine_seconds, "seed": seed, **size}
+            refined = refinement.refine(model, small, calibration, augment=augment, **budget)
+            small = refined.model
+    notes = [note, refined.note if refined else ""]
     if len(calibration) < FEW:
         count = f"{len(calibration)} input{'s' * (len(calibration) > 1)}"
         notes.append(f"Ranks and factors rest on {count} only; a few hundred are wanted.")
@@ -156,11 +180,13 @@ def compress(
         notes.append(f"By torch's own count {counted[resource]:.1%} of the {resource} stay, more than asked for.")
     table = _table(read, found.plan, options)
     if times:
-        table = table.assign(**times.columns(found.plan, table["layer"]))
+        table = table.assign(**times.columns(found.plan, list(table["layer"])))
     if dense is None:
         table["why"] = table["why"].replace("left dense on request", "left dense by default")
     told = " ".join(filter(None, notes))
-    return Compressed(small, found.plan, counted, found, table, time.perf_counter() - began, told, seen)
+    seconds = time.perf_counter() - began
+    before = None if refined is None else swept
+    return Compressed(small, found.plan, counted, found, table, seconds, told, seen, before, refined)
 
 
 def predict(

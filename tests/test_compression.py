@@ -1,6 +1,7 @@
 """The one call: within its budget, exact about what it did, and a clear sentence for what it cannot take."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from lowrank_utils.lab import score
 from lowrank_utils.network import profile, statistics
 from lowrank_utils.network.profile import Profile
 from lowrank_utils.ranks import rules, search
+
+swept = partial(compression.compress, refine=False)  # what these tests ask of the sweep
 
 
 def net():
@@ -39,7 +42,7 @@ def divergence(model, small, x):
 def test_the_budget_holds_for_the_whole_network(x, resource):
     model = net()
     before = copy.deepcopy(model.state_dict())
-    found = lowrank_utils.compress(model, x, kept=0.5, resource=resource)
+    found = lowrank_utils.compress(model, x, kept=0.5, resource=resource, refine=False)
     counted = {
         "macs": score.macs(found.model, (3, 8, 8)) / score.macs(model, (3, 8, 8)),
         "parameters": score.parameters(found.model) / score.parameters(model),
@@ -60,7 +63,7 @@ def test_the_budget_holds_for_the_whole_network(x, resource):
 def test_it_beats_one_fixed_share_with_plain_factors(x):
 
     model = net()
-    found = compression.compress(model, x, kept=0.4)
+    found = swept(model, x, kept=0.4)
     cards = profile.read_layers(model, (3, 8, 8), dense=("0", "11"))
     plain = replace.apply_plan(
         Profile(model), rules.plan_at_size(cards, 0.4, rule="fixed", resource="macs"), resource="macs"
@@ -70,21 +73,16 @@ def test_it_beats_one_fixed_share_with_plain_factors(x):
 
 def test_every_kind_of_factors_writes_the_same_plan(x):
     model = net()
-    found = {f: compression.compress(model, x, kept=0.5, factors=f) for f in ("svd", "data-aware", "sequential")}
+    found = {f: swept(model, x, kept=0.5, factors=f) for f in ("svd", "data-aware", "sequential")}
     assert found["svd"].plan == found["data-aware"].plan == found["sequential"].plan
     assert divergence(model, found["sequential"].model, x) < divergence(model, found["svd"].model, x)
 
 
 def test_an_mlp_keeps_its_last_layer_only():
     model = conftest.mlp((20, 30, 30, 5))
-    found = compression.compress(model, torch.randn(60, 20), kept=0.6, dense=None)
+    found = swept(model, torch.randn(60, 20), kept=0.6, dense=None)
     assert list(found.layers["why"] == "left dense by default") == [False, False, True]
-    assert (
-        compression.compress(model, torch.randn(60, 20), kept=0.6, dense=())
-        .layers["why"]
-        .ne("left dense by default")
-        .all()
-    )
+    assert swept(model, torch.randn(60, 20), kept=0.6, dense=()).layers["why"].ne("left dense by default").all()
 
 
 def test_answers_that_are_no_classes_are_said(x):
@@ -95,7 +93,7 @@ def test_answers_that_are_no_classes_are_said(x):
         nn.ReLU(),
         nn.Conv2d(16, 2, 3, padding=1),
     )
-    found = compression.compress(model, x, kept=0.6)
+    found = swept(model, x, kept=0.6)
     assert "not N x classes" in found.note and found.note in str(found) and found.kept["macs"] <= 0.6
     assert found.model(x).shape == (90, 2, 8, 8)
 
@@ -114,7 +112,7 @@ class Branches(nn.Module):
 
 def test_data_dependent_control_flow_is_compressed_and_said():
     model = Branches()
-    found = compression.compress(model, torch.randn(60, 20), kept=0.7)
+    found = swept(model, torch.randn(60, 20), kept=0.7)
     assert "torch.fx cannot trace" in found.note
     assert found.kept["macs"] <= 0.7 and set(found.plan) <= {"a", "b"}
 
@@ -140,12 +138,12 @@ def test_data_dependent_control_flow_is_compressed_and_said():
 def test_bad_input(x, change, words):
     given = {"model": net(), "calibration": x, "kept": 0.5} | change
     with pytest.raises(ValueError, match=words):
-        compression.compress(**given)
+        swept(**given)
 
 
 def test_few_inputs_are_said(x):
-    found = compression.compress(net(), x[:3], kept=0.5)
-    assert "rest on 3 inputs only" in found.note and "rest on" not in compression.compress(net(), x, kept=0.5).note
+    found = swept(net(), x[:3], kept=0.5)
+    assert "rest on 3 inputs only" in found.note and "rest on" not in swept(net(), x, kept=0.5).note
 
 
 def test_the_budget_holds_on_maps_of_odd_sides():
@@ -158,7 +156,7 @@ def test_the_budget_holds_on_maps_of_odd_sides():
     x = torch.randn(60, 8, 5, 5)
     built = replace.apply_plan(Profile(model, x), {"2": ("input", 12)}, resource="macs")
     assert isinstance(built[2], nn.Sequential)
-    found = compression.compress(model, x, kept=0.975, factors="svd", dense=["0"], floor=0.5)
+    found = swept(model, x, kept=0.975, factors="svd", dense=["0"], floor=0.5)
     assert list(found.plan) == ["2"] and isinstance(found.model[2], nn.Sequential)
     assert 0.95 < found.kept["macs"] <= 0.975
 
@@ -172,7 +170,7 @@ def test_a_network_with_a_layer_used_twice_is_compressed_around_it():
         def forward(self, x):
             return self.c(torch.relu(self.b(torch.relu(self.b(torch.relu(self.a(x)))))))
 
-    found = compression.compress(Twice(), torch.randn(60, 20), kept=0.95)
+    found = swept(Twice(), torch.randn(60, 20), kept=0.95)
     assert list(found.plan) == ["a"] and found.kept["macs"] <= 0.95
     assert found.layers.set_index("layer").loc["b", "why"] == "it is used 2 times in one pass"
 
@@ -197,12 +195,12 @@ class Attention(nn.Module):
 def test_work_of_no_layer_counts_towards_the_budget():
     torch.manual_seed(0)
     model, inputs = Attention(), torch.randn(60, 64, 32)
-    found = compression.compress(model, inputs, kept=0.9)
+    found = swept(model, inputs, kept=0.9)
     assert score.macs(found.model, (64, 32)) <= 0.9 * score.macs(model, (64, 32)) and found.note == ""
     with pytest.raises(ValueError, match="kept=0.4 of macs cannot be reached: the smallest possible is 0.") as refused:
-        compression.compress(model, inputs, kept=0.4)
+        swept(model, inputs, kept=0.4)
     smallest = float(str(refused.value).split()[-1])
-    assert smallest - 0.01 < compression.compress(model, inputs, kept=smallest).kept["macs"] <= smallest
+    assert smallest - 0.01 < swept(model, inputs, kept=smallest).kept["macs"] <= smallest
 
 
 @pytest.mark.parametrize("kept", [0.3, 0.5, 0.7])
@@ -217,7 +215,7 @@ def test_what_batch_norms_hold_counts_towards_the_budget(kept):
         nn.ReLU(),
         nn.Linear(80, 3),
     )
-    found = compression.compress(model, torch.randn(60, 10), kept=kept, resource="parameters")
+    found = swept(model, torch.randn(60, 10), kept=kept, resource="parameters")
     assert kept - 0.03 < score.parameters(found.model) / score.parameters(model) <= kept
 
 
@@ -230,11 +228,9 @@ def test_the_smallest_share_that_is_named_can_be_asked_for(kept, resource):
             nn.Linear(width, 60), nn.BatchNorm1d(60), nn.ReLU(), nn.Linear(60, 30), nn.ReLU(), nn.Linear(30, 5)
         )
         with pytest.raises(ValueError, match="cannot be reached") as refused:
-            compression.compress(model, torch.randn(50, width), kept=kept, resource=resource)
+            swept(model, torch.randn(50, width), kept=kept, resource=resource)
         named = float(str(refused.value).split()[-1])
-        assert (
-            compression.compress(model, torch.randn(50, width), kept=named, resource=resource).kept[resource] <= named
-        )
+        assert swept(model, torch.randn(50, width), kept=named, resource=resource).kept[resource] <= named
 
 
 def mlp(last):
@@ -244,7 +240,7 @@ def mlp(last):
 
 def test_ranks_and_factors_follow_the_fisher_information_of_all_inputs():
     model, inputs = mlp(4), torch.randn(200, 30)
-    found = compression.compress(model, inputs, kept=0.5, samples=None, estimator="exact", draws=10)
+    found = swept(model, inputs, kept=0.5, samples=None, estimator="exact", draws=10)
     metric = statistics.fisher(model, ["0", "2"], inputs)
     options = search.rank_options(profile.read_layers(model, (30,), dense=("4",)), "macs", mixed=True)
     losses = search.output_error(Profile(model, inputs), options, metric=metric, points=None)
@@ -274,7 +270,7 @@ class Frozen(nn.Module):
 )
 def test_answers_that_do_not_tell_what_they_feel(model, words):
     inputs = torch.randn(200, 30)
-    found = compression.compress(model, inputs, kept=0.5)
+    found = swept(model, inputs, kept=0.5)
     assert words in found.note and 0.45 < found.kept["macs"] <= 0.5
     with torch.no_grad():
         broken = replace.apply_plan(Profile(model), dict.fromkeys(found.plan, 1), resource=None)(inputs)
@@ -298,7 +294,7 @@ class Backwards(nn.Module):
 def test_the_last_layer_is_the_last_used_and_a_kept_activation_does_no_harm():
     model, inputs = Backwards(), torch.randn(60, 30)
     model(inputs)
-    found = compression.compress(model, inputs, kept=0.6)
+    found = swept(model, inputs, kept=0.6)
     whys = found.layers.set_index("layer")["why"]
     assert whys["last"] == "left dense by default" != whys["second"]
     assert found.kept["macs"] <= 0.6 and found.model(inputs).shape == (60, 5)
@@ -310,7 +306,7 @@ def test_networks_whose_layers_read_weights_in_their_own_way():
     model = nn.Sequential(
         block, nn.Flatten(), nn.Linear(128, 60), nn.ReLU(), nn.Linear(60, 60), nn.ReLU(), nn.Linear(60, 5)
     )
-    found = compression.compress(model, torch.randn(60, 4, 32), kept=0.9)
+    found = swept(model, torch.randn(60, 4, 32), kept=0.9)
     whys = found.layers.set_index("layer")["why"]
     assert "TransformerEncoderLayer reads its weight" in whys["0.linear1"] and found.kept["macs"] <= 0.9
     assert torch.isfinite(found.model.eval()(torch.randn(3, 4, 32))).all()
@@ -323,16 +319,16 @@ def test_networks_whose_layers_read_weights_in_their_own_way():
         nn.ReLU(),
         nn.Linear(60, 5),
     )
-    found = compression.compress(normed, torch.randn(60, 30), kept=0.8)
+    found = swept(normed, torch.randn(60, 30), kept=0.8)
     assert list(found.plan) == ["4"] and found.kept["macs"] <= 0.8
 
 
 def test_places_without_gradients_or_numbers():
     inputs = torch.randn(60, 30)
     with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode.. forbids; call it outside"):
-        compression.compress(mlp(5), inputs)
+        swept(mlp(5), inputs)
     for call in (
-        lambda model: compression.compress(model, inputs),
+        lambda model: swept(model, inputs),
         lambda model: profile.read_layers(model, (30,)),
         lambda model: replace.apply_plan(Profile(model), {"0": 2}, resource="parameters"),
         lambda model: statistics.fisher(model, ["0"], inputs),
@@ -340,3 +336,18 @@ def test_places_without_gradients_or_numbers():
     ):
         with pytest.raises(ValueError, match="on the meta device, where there are no numbers"):
             call(mlp(5).to("meta"))
+
+
+def test_refinement_is_the_default_and_keeps_the_plan(x):
+    model = net()
+    found, before = lowrank_utils.compress(model, x, kept=0.6, refine_steps=20), swept(model, x, kept=0.6)
+    assert found.plan == before.plan and found.kept == before.kept
+    assert torch.equal(found.swept(x), before.model(x))
+    assert found.refined.steps <= 20 and found.refined.after <= found.refined.before
+    assert (found.tuned, before.tuned) == ("refined without labels", "none")
+    assert "without labels" in str(found) and before.swept is None
+
+
+def test_a_budget_of_refinement_that_is_none_is_refused(x):
+    with pytest.raises(ValueError, match="refine_seconds|seconds"):
+        lowrank_utils.compress(net(), x, kept=0.6, refine_seconds=-1)

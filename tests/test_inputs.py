@@ -1,5 +1,6 @@
 """Whatever people bring: token ids, several inputs, loaders, answers in objects, transformers' Conv1D."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -8,12 +9,14 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lowrank_utils
-from lowrank_utils.compression import compress
+from lowrank_utils import compression
 from lowrank_utils.lab import score
 from lowrank_utils.network import inputs, modules, statistics
 from lowrank_utils.network.inputs import Inputs
 
 torch.manual_seed(0)
+
+swept = partial(compression.compress, refine=False)  # what these tests ask of the sweep
 
 
 class Words(nn.Module):
@@ -61,7 +64,7 @@ def divergence(small, model, batch):
 )
 def test_token_ids_are_compressed_whatever_the_answers_come_in(ids, form):
     model = Words(form).eval()
-    found = compress(model, ids, kept=0.9, progress=False)
+    found = swept(model, ids, kept=0.9, progress=False)
     assert found.kept["macs"] <= 0.9 and set(found.plan) <= {"up", "down"} and found.plan
     assert "own error" not in found.note  # the answers N x T x classes tell what they feel
     assert divergence(found.model, model, ids) < 0.01
@@ -71,10 +74,10 @@ def test_token_ids_are_compressed_whatever_the_answers_come_in(ids, form):
 def test_inputs_by_place_by_name_and_from_a_loader_give_the_same_network(ids):
     model, mask = Words().eval(), torch.ones(60, 10)
     mask[:, 8:] = 0
-    by_name = compress(model, {"input_ids": ids, "attention_mask": mask}, kept=0.9)
-    by_place = compress(model, (ids, mask), kept=0.9)
+    by_name = swept(model, {"input_ids": ids, "attention_mask": mask}, kept=0.9)
+    by_place = swept(model, (ids, mask), kept=0.9)
     batches = [{"input_ids": i, "attention_mask": m} for i, m in zip(ids.split(25), mask.split(25))]
-    loaded = compress(model, DataLoader(batches, batch_size=None), kept=0.9)
+    loaded = swept(model, DataLoader(batches, batch_size=None), kept=0.9)
     assert by_name.plan == by_place.plan == loaded.plan
     weights = [list(found.model.parameters()) for found in (by_name, by_place, loaded)]
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*weights))
@@ -82,7 +85,7 @@ def test_inputs_by_place_by_name_and_from_a_loader_give_the_same_network(ids):
 
 def test_two_inputs_and_their_shortcut_are_seen(ids):
     model, both = Pair().eval(), (torch.randn(200, 12), torch.randn(200, 8))
-    found = compress(model, both, kept=0.8)
+    found = swept(model, both, kept=0.8)
     assert found.kept["macs"] <= 0.8 and "trace" not in found.note
     assert divergence(found.model, model, Inputs(both)) < 0.1
 
@@ -91,7 +94,7 @@ def test_the_labels_of_a_loader_are_left_aside():
     x = torch.randn(70, 20)
     model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 4))
     loader = DataLoader(TensorDataset(x, torch.zeros(70)), batch_size=32)
-    found, expected = compress(model, loader, kept=0.7), compress(model, x, kept=0.7)
+    found, expected = swept(model, loader, kept=0.7), swept(model, x, kept=0.7)
     assert found.plan == expected.plan and torch.equal(found.model(x), expected.model(x))
 
 
@@ -111,7 +114,7 @@ def test_conv1d_of_transformers_becomes_a_linear_layer():
     x = torch.randn(80, 20)
     stock = modules.with_linear_layers(model)
     assert torch.allclose(stock(x), model(x), atol=1e-5) and type(model[0]) is Conv1D
-    found = compress(model, x, kept=0.6)
+    found = swept(model, x, kept=0.6)
     assert {"0", "2"} & set(found.plan) and not any(type(m) is Conv1D for m in found.model.modules())
 
 
@@ -161,17 +164,24 @@ def test_sampled_moments_come_close_to_all_and_repeat():
 )
 def test_bad_inputs_are_refused_in_one_sentence(ids, given, words):
     with pytest.raises(ValueError, match=words):
-        compress(Words(), given(ids), kept=0.9)
+        swept(Words(), given(ids), kept=0.9)
 
 
 @pytest.mark.parametrize(("name", "value"), [("samples", 0), ("draws", 0), ("estimator", "magic")])
 def test_bad_ways_to_estimate_are_refused(ids, name, value):
     with pytest.raises(ValueError, match=name):
-        compress(Words(), ids, kept=0.9, **{name: value})
+        swept(Words(), ids, kept=0.9, **{name: value})
 
 
 def test_a_small_batch_size_gives_the_same_answer(ids):
     model = Words().eval()
-    one, many = (compress(model, ids, kept=0.9, batch_size=size, samples=None) for size in (7, 60))
+    one, many = (swept(model, ids, kept=0.9, batch_size=size, samples=None) for size in (7, 60))
     assert one.plan == many.plan and divergence(one.model, many.model, ids) < 1e-3
     assert lowrank_utils.profile(model, ids, batch_size=7).batch_size == 7
+
+
+def test_a_network_of_words_is_refined_too(ids):
+    model = Words().eval()
+    found = compression.compress(model, {"input_ids": ids}, kept=0.9, refine_steps=30)
+    assert found.refined.after <= found.refined.before
+    assert divergence(found.model, model, ids) < 0.01

@@ -19,6 +19,8 @@ from torch.nn import functional as F
 
 from lowrank_utils import checks
 from lowrank_utils.network.hooks import hooked
+from lowrank_utils.network.inputs import Batch, call, check_some, fed, is_plain, logits
+from lowrank_utils.network.inputs import check_finite as check_finite_inputs
 from lowrank_utils.network.modules import check_finite, copied, evaluating
 from lowrank_utils.network.unfold import call_input, groups, output_rows, patches, schemes_of
 
@@ -51,11 +53,17 @@ class Refined:
     note: str = ""
     history: tuple[tuple[int, float, float], ...] = field(default=(), repr=False)
 
+    def __str__(self) -> str:
+        return (
+            f"Refined in {self.steps} steps without labels: loss on held-out inputs {self.before:.3g} before, "
+            f"{self.after:.3g} after; {self.seconds:.0f} s."
+        )
+
 
 def refine(
     model: nn.Module,
     small: nn.Module,
-    calibration: torch.Tensor,
+    calibration: Batch,
     *,
     seconds: float | None = None,
     steps: int | None = None,
@@ -79,7 +87,8 @@ def refine(
     ----------
     model : the dense network; it answers a batch with a floating-point tensor, or an object with such `.logits`.
     small : the compressed network, with the same inputs and answers.
-    calibration : inputs, N first; hundreds at least, and more are better. Floating-point ones are cast to the type of `model`.
+    calibration : inputs, N first, a tensor or `inputs.Inputs`; hundreds at least, and more are better. Floating-point ones
+        are cast to the type of `model`.
     seconds, steps : budget, in seconds of processor time of this process (all threads) from the call on, or in steps; the
         first to end counts. A step or a look at the held-out inputs is finished once begun. Default: 240 steps. With
         `seconds` the number of steps, so the result, depends on the machine.
@@ -185,9 +194,9 @@ class _Task:
     def __init__(self, model, calibration, augment, paste, loss, batch_size, held_out, seed):
         self.model, self.augment, self.batch_size = model, augment, batch_size
         first = next(model.parameters(), None)
-        self.device = calibration.device if first is None else first.device
-        self.dtype = first.dtype if first is not None and calibration.is_floating_point() else calibration.dtype
-        self.paste = paste and calibration.ndim == 4 and calibration.is_floating_point()
+        self.like = torch.empty(0) if first is None else first
+        self.images = is_plain(calibration) and calibration.ndim == 4
+        self.paste = paste and self.images
         self.generator = torch.Generator().manual_seed(seed)
         count = len(calibration)
         order = torch.randperm(count, generator=self.generator)
@@ -209,23 +218,22 @@ class _Task:
 
     def _fastest(self, inputs):
         # channels_last takes a sixth less time; networks that flatten with view() cannot take it
-        if inputs.ndim == 4:
+        if self.images:
             try:
                 self.layout = torch.channels_last
-                self.answer(self._arranged(inputs.to(self.device, self.dtype)))
+                self.answer(self._arranged(fed(inputs, self.like)))
                 return torch.channels_last
             except RuntimeError:
                 pass
         return torch.contiguous_format
 
     def _arranged(self, inputs):
-        return inputs.contiguous(memory_format=self.layout)
+        return inputs.contiguous(memory_format=self.layout) if self.images else inputs
 
     def _load(self, indices):
         inputs = self.calibration[indices]
-        if inputs.is_floating_point() and not torch.isfinite(inputs).all():
-            raise ValueError("the calibration inputs hold NaN or infinite values")
-        return self._arranged(inputs.to(self.device, self.dtype))
+        check_finite_inputs(inputs)
+        return self._arranged(fed(inputs, self.like))
 
     def _varied(self, inputs, generator):
         if self.augment is not None:
@@ -241,9 +249,9 @@ class _Task:
         inputs = self._varied(self._load(taken), self.generator)
         return inputs, self.answer(inputs)
 
-    def answer(self, inputs: torch.Tensor) -> torch.Tensor:
+    def answer(self, inputs: Batch) -> torch.Tensor:
         with evaluating(self.model):
-            found = _tensor(self.model(inputs.clone()))  # some networks write into their input
+            found = _tensor(call(self.model, fed(inputs, self.like)))
         return found.clone()  # outside of inference mode, so that autograd takes it
 
     def distance(self, answers: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -265,7 +273,7 @@ class _Task:
 
     @torch.no_grad()
     def held_out(self, small: nn.Module) -> float:
-        losses = [float(self.distance(_tensor(small(x.clone())), y)) * len(x) for x, y in self.looks]
+        losses = [float(self.distance(_tensor(call(small, fed(x, self.like))), y)) * len(x) for x, y in self.looks]
         return sum(losses) / sum(len(x) for x, _ in self.looks)
 
 
@@ -278,12 +286,12 @@ def _tune(new, task, budget, rate):
     note = "" if math.isfinite(look.best) else "Nothing was refined: the compressed network's answers are not finite."
     step = 0
     with torch.enable_grad():
-        curvature = None if note else _Preconditioner(new, task)
+        curvature: Any = None if note else _Preconditioner(new, task)
         while not note and (spent := budget.spent(step)) < 1:
             for group in optimiser.param_groups:
                 group["lr"] = rate * _schedule(spent)
             inputs, wanted = task.batch()
-            value = task.distance(_tensor(new(inputs)), wanted)
+            value = task.distance(_tensor(call(new, inputs)), wanted)
             optimiser.zero_grad()
             value.backward()
             curvature.apply()
@@ -349,7 +357,7 @@ class _Preconditioner:
         self.seen, self.slopes = {}, {}
         with hooked(small, {name: self._watch(name, layer) for name, layer in layers.items()}):
             for inputs in task.sample().split(task.batch_size):
-                task.drawn(_tensor(small(inputs.clone()))).backward()
+                task.drawn(_tensor(call(small, fed(inputs, task.like)))).backward()
         for value in small.parameters():
             value.grad = None
         met = [name for name in layers if name in self.slopes]
@@ -416,7 +424,7 @@ def _schedule(spent):
 
 
 def _tensor(answers: Any) -> torch.Tensor:
-    answers = getattr(answers, "logits", answers)
+    answers = logits(answers)
     if not torch.is_tensor(answers) or not answers.is_floating_point():
         raise ValueError(
             f"the network answers with {type(answers).__name__}; refine needs a tensor of floating-point numbers"
@@ -429,8 +437,7 @@ def _unchanged(new, began, note):
 
 
 def _check(model, small, calibration, augment, loss):
-    if not torch.is_tensor(calibration) or calibration.ndim < 2 or len(calibration) == 0:
-        raise ValueError("calibration must be a tensor of at least one input, with the inputs along its first axis")
+    check_some(calibration)
     if torch.is_inference_mode_enabled():
         raise ValueError("refine follows gradients, which torch.inference_mode() forbids; call it outside")
     if augment is not None and not callable(augment):

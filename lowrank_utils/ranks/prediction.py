@@ -104,7 +104,8 @@ def left_out(rows: pd.DataFrame) -> pd.Series:
 def errors(rows: pd.DataFrame) -> pd.Series:
     """Return by what factor (at least 1) each prediction of `left_out` misses, of rows from `LEAST` nats on."""
     kept = rows["divergence"] >= LEAST
-    return np.exp(np.log(left_out(rows)[kept] / rows["divergence"][kept]).abs())
+    missed = left_out(rows)[kept] / rows["divergence"][kept]
+    return missed.where(missed >= 1, 1 / missed)
 
 
 def fit(rows: pd.DataFrame) -> Calibration:
