@@ -143,7 +143,7 @@ def read_layers(
     spectra: bool = True,
     dense: Sequence[str] = (),
     scheme: str | Mapping[str, str] | None = None,
-    guard: Callable[[], None] | None = None,
+    guard: Callable[[str], None] | None = None,
     example: Batch | None = None,
 ) -> list[LayerProfile]:
     """Return a list of `LayerProfile`, one for every layer with weights, in the order of ``model.named_modules()``.
@@ -215,7 +215,7 @@ def read_layers(
         own = own if own in known else (known or (None,))[0]
         values: Any = None
         if spectra and known:
-            values = partial(_spectrum, module, own, guard)
+            values = partial(_spectrum, module, own, guard and partial(guard, name))
             values = values if guard else values()
         bias = torch.is_tensor(getattr(module, "bias", None))
         macs = weight.numel() * used["outputs"] if name in uses else counted_macs.get(name, 0)
@@ -246,13 +246,24 @@ def _spectrum(layer, scheme, guard=None):
 def _singular_values(layer, scheme):
     # groups x full rank, float64
     if min(unfold.rank_costs(layer)[scheme].shape) < GRAM_FROM:
-        return torch.linalg.svdvals(unfold.to_matrix(layer, scheme))
+        matrix = unfold.to_matrix(layer, scheme)
+        # LAPACK is three times faster on a tall matrix than on a wide one
+        return torch.linalg.svdvals(matrix if matrix.shape[1] >= matrix.shape[2] else matrix.mT.contiguous())
     matrix = unfold.to_matrix(layer, scheme, dtype=layer.weight.dtype)
     matrix = matrix if matrix.shape[1] <= matrix.shape[2] else matrix.mT
-    gram = 0.0
-    for part in matrix.split(4096, dim=2):  # a double copy of the whole would be the largest thing in memory
-        gram = gram + part.double() @ part.double().mT
-    return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().flip(1)
+    return torch.stack([torch.linalg.eigvalsh(_gram(one), UPLO="U").clamp(min=0).sqrt().flip(0) for one in matrix])
+
+
+def _gram(matrix, block=512):
+    # the upper triangle of W W^T in blocks, half of the products; in double, a few columns at a time, for a double copy
+    # of the whole would be the largest thing in memory
+    rows = len(matrix)
+    gram = torch.zeros(rows, rows, dtype=torch.float64, device=matrix.device)
+    for part in matrix.split(4096, dim=1):
+        wide = part.double()
+        for at in range(0, rows, block):
+            gram[at : at + block, at:] += wide[at : at + block] @ wide[at:].T
+    return gram
 
 
 def _own_parameters(module, counted):
@@ -350,7 +361,7 @@ class Profile(Sequence[LayerProfile]):
     calibration : inputs of the network (N first), a tensor or `inputs.Inputs`, or None.
     input_shape : shape of one input without N, or None where it is not known.
     dense, scheme : as `profile` was asked.
-    digest : of the weights, when they were read.
+    digest : {parameter or buffer: checksum}, when they were read.
     """
 
     def __init__(
@@ -398,9 +409,7 @@ class Profile(Sequence[LayerProfile]):
             modules.check_finite(model)
             return
         try:
-            layers = read_layers(
-                model, self.input_shape, spectra, self.dense, scheme, self.check_unchanged, self.example
-            )
+            layers = read_layers(model, self.input_shape, spectra, self.dense, scheme, self._check_layer, self.example)
         except ValueError as error:
             raise ValueError(str(error).replace("take one input of shape", f"take {told} of shape")) from error
         if not layers:
@@ -437,6 +446,13 @@ class Profile(Sequence[LayerProfile]):
         read = "not counted" if self._layers is None else f"{len(self._layers)} layers"
         seen = "no calibration" if self.calibration is None else f"{len(self.calibration)} calibration inputs"
         return f"Profile({type(self.model).__name__}: {read}, {seen})"
+
+    def _check_layer(self, name: str) -> None:
+        # of a spectrum the weights of its layer alone are read: a checksum of all takes longer than a small spectrum
+        layer = self.model.get_submodule(name)
+        own = {f"{name}.{k}" if name else k: value for k, value in layer.named_parameters(recurse=False)}
+        if any(_checksum(value) != self.digest.get(key) for key, value in own.items() if key in self.digest):
+            self.check_unchanged()
 
     def check_unchanged(self) -> None:
         """Raise ValueError where the weights of the model are no longer those that were read."""
@@ -633,10 +649,10 @@ def _versions(model):
 
 
 def _digest(model):
-    # a checksum of all numbers: a gigabyte a second, and it sees changes through .data
-    found = 0
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        plain = value.detach().cpu().contiguous()
-        found = zlib.crc32(name.encode(), found)
-        found = zlib.crc32(plain.reshape(-1).view(torch.uint8).numpy() if plain.numel() else b"", found)
-    return found
+    return {name: _checksum(value) for name, value in (*model.named_parameters(), *model.named_buffers())}
+
+
+def _checksum(value):
+    # of all numbers: a gigabyte a second, and it sees changes through .data
+    plain = value.detach().cpu().contiguous()
+    return zlib.crc32(plain.reshape(-1).view(torch.uint8).numpy()) if plain.numel() else 0
