@@ -151,7 +151,8 @@ def compress(
         chosen = factors or _factors(read, note)
         find = partial(search.exact_search, read, resource=resource, options=options, values=values)
         found = timing.plan_within(times, read, kept, find) if times else find(share)
-        images = {"fisher_images": FISHER_IMAGES, "images": SWEEP_IMAGES}
+        wide = any(layer.positions > 1 for layer in read)  # activations of many inputs would not fit
+        images = {"fisher_images": FISHER_IMAGES, "images": SWEEP_IMAGES if wide else None}
         more: dict[str, Any] = images if chosen in replace.SWEEPS else {}
         small = replace.apply_plan(read, found.plan, factors=chosen, resource=None, **more)
         swept, refined = small, None

@@ -34,6 +34,7 @@ SAMPLE = 200  # inputs from which the curvature is measured
 DAMPING = 0.01  # share of the mean eigenvalue
 WIDEST = 2048  # vectors longer than that have a diagonal curvature
 WARM_UP = 0.1  # share of the budget
+SHORTER = 0.2  # what the rate is multiplied by where a look finds nothing gained since the start
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def refine(
     Nothing that is given is changed. Batch norms keep their statistics, and their scales and shifts are tuned with all
     other parameters. A share `held_out` of the inputs (at most 250) is never learnt from: the loss on these decides when
     to stop, and which state is kept, so the result is never worse there than `small` (better on other inputs is likely,
-    not certain). The optimiser is ``torch.optim.SGD`` with Nesterov momentum on gradients preconditioned by the
+    not certain), neither in the loss nor in the divergence of the answers. These inputs are looked at as they are. The optimiser is ``torch.optim.SGD`` with Nesterov momentum on gradients preconditioned by the
     curvature (`_Preconditioner`), with a short warm-up and half a cosine over the budget.
 
     Parameters
@@ -209,9 +210,9 @@ class _Task:
         sample = torch.cat([*answers, self.answer(self._load(self.seen[:batch_size]))])
         self.spread = float((sample - sample.mean(0)).square().mean())
         self.size = float(sample.square().mean())
-        # the same pasted and augmented inputs at each look
-        looks = [self._varied(some, torch.Generator().manual_seed(seed)) for some in inputs.split(batch_size)]
-        self.looks = [(some, self.answer(some)) for some in looks]
+        # as they are, neither pasted nor augmented: what counts is the network on real inputs
+        self.looks = list(zip(inputs.split(batch_size), answers))
+        self.logits = answers[0].ndim in (2, 3) and answers[0].shape[-1] > 1
 
     def constant(self) -> bool:
         return self.spread <= 1e-10 * self.size
@@ -257,8 +258,7 @@ class _Task:
     def distance(self, answers: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         if self.loss == "error":
             return F.mse_loss(answers, wanted) / self.spread
-        log_p, log_q = wanted.log_softmax(-1), answers.log_softmax(-1)
-        return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+        return _divergence(answers, wanted)
 
     def sample(self) -> torch.Tensor:
         return self._varied(self._load(self.seen[:SAMPLE]), self.generator)
@@ -272,9 +272,15 @@ class _Task:
         return F.cross_entropy(logits, drawn.to(logits.device), reduction="sum")
 
     @torch.no_grad()
-    def held_out(self, small: nn.Module) -> float:
-        losses = [float(self.distance(_tensor(call(small, fed(x, self.like))), y)) * len(x) for x, y in self.looks]
-        return sum(losses) / sum(len(x) for x, _ in self.looks)
+    def held_out(self, small: nn.Module) -> tuple[float, float]:
+        """Return (the loss on the held-out inputs, the divergence of the answers as logits; 0 where they are none)."""
+        losses, divergences = [], []
+        for x, wanted in self.looks:
+            answers = _tensor(call(small, fed(x, self.like)))
+            losses.append(float(self.distance(answers, wanted)) * len(x))
+            divergences.append(float(_divergence(answers, wanted)) * len(x) if self.logits else 0.0)
+        count = sum(len(x) for x, _ in self.looks)
+        return sum(losses) / count, sum(divergences) / count
 
 
 def _tune(new, task, budget, rate):
@@ -302,6 +308,10 @@ def _tune(new, task, budget, rate):
                 note = f"The loss was not finite at step {step}; the network is that of step {look.best_step}."
             elif look.stale():
                 break
+            elif due and look.best_step == 0:  # nothing was gained yet: from the start again, with shorter steps
+                look.restore()
+                optimiser.state.clear()
+                rate *= SHORTER
     if not note and look.history[-1][0] < step:
         look(step)
     look.restore()
@@ -324,9 +334,12 @@ class _Looks:
         return [value.detach().clone() for value in self.new.parameters()]
 
     def __call__(self, step):
-        found = self.task.held_out(self.new)
+        found, divergence = self.task.held_out(self.new)
+        if not self.history:
+            self.most = divergence
         self.history.append((step, self.budget.elapsed(), found))
-        if found < self.best:
+        # networks that are sure of their training inputs can come nearer in error and farther in what they answer
+        if found < self.best and divergence <= self.most:
             self.best, self.best_step, self.state = found, step, self._state()
         return found
 
@@ -421,6 +434,11 @@ def _reciprocal(values):
 def _schedule(spent):
     # a short warm-up, for Adam's first steps are its largest, then half a cosine
     return min(spent / WARM_UP + 0.1, 1.0) * 0.5 * (1 + math.cos(math.pi * spent))
+
+
+def _divergence(answers, wanted):
+    log_p, log_q = wanted.log_softmax(-1), answers.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 
 
 def _tensor(answers: Any) -> torch.Tensor:
