@@ -28,6 +28,7 @@ FEW = 50
 SWEEP_IMAGES = 1000
 MANY = 50  # layers
 SAMPLES = 20_000  # positions a layer
+HELD_OUT, MOST_HELD_OUT = 0.15, 250  # share and number of the inputs that refinement is judged by
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ def compress(
         as in `profile`; `points`, as in `search.output_error`. ``samples=None, estimator="exact", draws=10`` looks at
         everything, in three times the time; the gallery's figure of shortcuts shows what each costs.
     batch_size : how many inputs pass at once, as in `profile`.
-    refine, refine_steps, refine_seconds, augment : whether to refine, for how long, and how inputs are varied meanwhile, as in
+    refine, refine_steps, refine_seconds, augment : whether to refine (then the last 15 % of the inputs, 250 at most, are seen
+        neither by the sweep nor by the steps, and decide which state is kept), for how long, and how inputs are varied meanwhile, as in
         `refine.refine`. For images pass the augmentation that the network was trained with, such as
         `lab.training.crop_flip`.
     progress : whether bars show the time left (None: in a terminal only).
@@ -140,6 +142,9 @@ def compress(
     model, calibration = with_linear_layers(model), as_inputs(calibration)
     if torch.is_tensor(calibration) and (calibration.ndim < 2 or len(calibration) == 0):
         raise ValueError("calibration must be a tensor of at least one input, with the inputs along its first axis")
+    # what the sweep has seen tells nothing of how far it is off, so refinement keeps some inputs for itself
+    held = min(round(HELD_OUT * len(calibration)), MOST_HELD_OUT) if refine and len(calibration) >= FEW else 0
+    unseen, calibration = calibration[len(calibration) - held :], calibration[: len(calibration) - held]
     how = {"samples": samples, "estimator": estimator, "draws": draws, "seed": seed, "batch_size": batch_size}
     with shown(progress):
         read = _read(model, calibration, dense, how)
@@ -159,10 +164,11 @@ def compress(
         if refine and found.plan:
             size = {} if batch_size is None else {"batch_size": batch_size}
             budget: dict[str, Any] = {"steps": refine_steps, "seconds": refine_seconds, "seed": seed, **size}
-            refined = refinement.refine(model, small, calibration, augment=augment, **budget)
+            judged: dict[str, Any] = {"held_out": unseen} if held else {}
+            refined = refinement.refine(model, small, calibration, augment=augment, **budget, **judged)
             small = refined.model
     notes = [note, refined.note if refined else ""]
-    if len(calibration) < FEW:
+    if len(calibration) + held < FEW:
         count = f"{len(calibration)} input{'s' * (len(calibration) > 1)}"
         notes.append(f"Ranks and factors rest on {count} only; a few hundred are wanted.")
     if chosen in replace.SWEEPS and len(list(model.children())) and not read.followers:

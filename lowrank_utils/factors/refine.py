@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from lowrank_utils import checks
 from lowrank_utils.network.hooks import hooked
-from lowrank_utils.network.inputs import Batch, call, check_some, fed, is_plain, logits
+from lowrank_utils.network.inputs import Batch, Inputs, call, check_some, fed, is_plain, logits
 from lowrank_utils.network.inputs import check_finite as check_finite_inputs
 from lowrank_utils.network.modules import check_finite, copied, evaluating
 from lowrank_utils.network.unfold import call_input, groups, output_rows, patches, schemes_of
@@ -73,7 +73,7 @@ def refine(
     loss: str = "error",
     rate: float = 0.01,
     batch_size: int = 50,
-    held_out: float = 0.15,
+    held_out: float | Batch = 0.15,
     seed: int = 0,
 ) -> Refined:
     """Return `small` tuned so that its answers meet those of `model` on the calibration inputs, as `Refined`; no labels.
@@ -99,7 +99,8 @@ def refine(
         the Kullback-Leibler divergence of the answers as logits over the last axis.
     rate : largest learning rate.
     batch_size : inputs in a step.
-    held_out : share of `calibration` that is not learnt from, in (0, 1).
+    held_out : share of `calibration` that is not learnt from, in (0, 1), or other inputs for that end: best are some that
+        `small` was not made with either, since it looks better than it is on those that it was made with.
     seed : of splits, batches and pasted images.
 
     Raises ValueError for a bad argument, NaN in inputs or weights, answers of another kind, and inside
@@ -132,7 +133,10 @@ def refine(
     began = time.process_time()
     _check(model, small, calibration, augment, loss)
     checks.check_number(lambda value: value > 0, "a number above 0", rate=rate)
-    checks.check_number(lambda value: 0 < value < 1, "a number between 0 and 1", held_out=held_out)
+    if isinstance(held_out, (torch.Tensor, Inputs)):
+        check_some(held_out)
+    else:
+        checks.check_number(lambda value: 0 < value < 1, "a number between 0 and 1", held_out=held_out)
     checks.check_count(batch_size=batch_size)
     if seconds is not None:
         checks.check_number(lambda value: value > 0, "a number above 0", seconds=seconds)
@@ -201,10 +205,11 @@ class _Task:
         self.generator = torch.Generator().manual_seed(seed)
         count = len(calibration)
         order = torch.randperm(count, generator=self.generator)
-        held = min(max(round(held_out * count), 1), count - 1, MOST_HELD_OUT)
+        given = isinstance(held_out, (torch.Tensor, Inputs))
+        held = 0 if given else min(max(round(held_out * count), 1), count - 1, MOST_HELD_OUT)
         self.seen, self.calibration, self.queue = order[held:], calibration, order[:0]
         self.layout = self._fastest(calibration[order[:2]])
-        inputs = self._load(order[:held])
+        inputs = self._ready(held_out[:MOST_HELD_OUT]) if given else self._load(order[:held])
         answers = [self.answer(some) for some in inputs.split(batch_size)]
         self.loss = loss
         sample = torch.cat([*answers, self.answer(self._load(self.seen[:batch_size]))])
@@ -232,7 +237,9 @@ class _Task:
         return inputs.contiguous(memory_format=self.layout) if self.images else inputs
 
     def _load(self, indices):
-        inputs = self.calibration[indices]
+        return self._ready(self.calibration[indices])
+
+    def _ready(self, inputs):
         check_finite_inputs(inputs)
         return self._arranged(fed(inputs, self.like))
 
