@@ -28,13 +28,12 @@ Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 LOSSES = ("divergence", "error")
 STEPS = 240  # the budget where none is given
 LOOKS = 10  # at the held-out inputs, evenly over the budget
-PATIENCE = 5  # looks without a better state after which it stops
+PATIENCE = 10  # looks without a better state after which it stops: the first steps lose what the last ones win back
 MOST_HELD_OUT = 250  # inputs
 SAMPLE = 200  # inputs from which the curvature is measured
 DAMPING = 0.01  # share of the mean eigenvalue
 WIDEST = 2048  # vectors longer than that have a diagonal curvature
 WARM_UP = 0.1  # share of the budget
-SHORTER = 0.2  # what the rate is multiplied by where a look finds nothing gained since the start
 
 
 @dataclass(frozen=True)
@@ -315,10 +314,6 @@ def _tune(new, task, budget, rate):
                 note = f"The loss was not finite at step {step}; the network is that of step {look.best_step}."
             elif look.stale():
                 break
-            elif due and look.best_step == 0:  # nothing was gained yet: from the start again, with shorter steps
-                look.restore()
-                optimiser.state.clear()
-                rate *= SHORTER
     if not note and look.history[-1][0] < step:
         look(step)
     look.restore()
