@@ -116,6 +116,6 @@ def figure(rows: pd.DataFrame) -> Figure:
             marker = "*" if name == DEFAULT else "o"
             panel.scatter(*point, s=180 if name == DEFAULT else 60, marker=marker, color=palette[name], label=name)
         panel.set(title=f"{share:.0%} of the MACs kept", xlabel="processor seconds, one thread", xlim=(0, None))
-        panel.set_ylabel("divergence (nats an image)")
+        panel.set(ylabel="divergence (nats an image)", ylim=(0, None))
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize="small", title="statistics")
     return drawing
