@@ -24,7 +24,7 @@ from lowrank_utils.network.graph import Followers, execution_order, owners, weig
 from lowrank_utils.network.inputs import check_some, fed
 from lowrank_utils.network.modules import evaluating, fold_bias_into_norm, replaced
 from lowrank_utils.network.profile import Plan, Profile
-from lowrank_utils.network.statistics import CrossMoments
+from lowrank_utils.network.statistics import CrossMoments, positions_each
 from lowrank_utils.network.unfold import output_rows
 from lowrank_utils.network.walk import Walk
 from lowrank_utils.progress import track
@@ -192,7 +192,7 @@ def sweep(
         metrics = {name: svd.damped(found) for name, found in profile.fisher_of(list(plan), fisher_images).items()}
     thin = {}
     walk = Walk(model, graph, thin, calibration, batch_size or profile.batch_size or 100, memory)
-    each = None if profile.samples is None else -(-profile.samples // len(calibration))
+    each = positions_each(profile.samples, len(calibration))
     for place, name in enumerate(track(order, "factors, layer by layer")):
         if name not in plan and not thin:
             continue  # nothing was lost yet

@@ -101,14 +101,18 @@ def collect_moments(
     check_some(calibration)
     if next(model.parameters(), None) is None:
         raise ValueError("this network has no parameters, so it has no layer whose inputs could be collected")
-    found, hooks = _moment_hooks(model, names, _positions_each(samples, len(calibration)), seed)
+    found, hooks = _moment_hooks(model, names, positions_each(samples, len(calibration)), seed)
     watch(model, calibration.split(batch_size), hooks)
     _check_met(found)
     return found
 
 
-def _positions_each(samples, inputs):
-    # how many positions of each input make `samples` in all
+def positions_each(samples: int | None, inputs: int) -> int | None:
+    """Return how many positions of each of `inputs` inputs make `samples` in all; None, all of them, for None.
+
+    >>> positions_each(20_000, 1500)
+    14
+    """
     if samples is None:
         return None
     check_count(samples=samples)
@@ -133,16 +137,12 @@ def _moment_hooks(model, names, each, seed):
         def hook(module, args, kwargs, output):
             x = unfold.call_input(args, kwargs).detach()
             at = None if each is None else unfold.sampled_positions(module, x, each, generator)
-            if isinstance(module, nn.Linear) or at is not None:
-                seen = unfold.patches(module, x, at=at)
+            exact = isinstance(module, nn.Linear) and at is None
+            for some in (x,) if exact or at is not None else x.split(unfold.images_at_once(module, x)):
+                seen = unfold.patches(module, some, at=at)
                 # sums over many positions are too large for half precision
-                wide = torch.float64 if at is None else torch.promote_types(seen.dtype, torch.float32)
-                return found[name].update(seen[0] if len(seen) == 1 else seen, wide)
-            for some in x.split(unfold.images_at_once(module, x)):
-                seen = unfold.patches(module, some)
-                wide = torch.promote_types(seen.dtype, torch.float32)
+                wide = torch.float64 if exact else torch.promote_types(seen.dtype, torch.float32)
                 found[name].update(seen[0] if len(seen) == 1 else seen, wide)
-            return None
 
         return hook
 
@@ -207,7 +207,7 @@ def moments_and_fisher(
 ) -> tuple[dict[str, Moments], dict[str, torch.Tensor]]:
     """Return what `collect_moments` and `fisher` return, from one pass over the images instead of two."""
     check_there(model)
-    found, hooks = _moment_hooks(model, names, _positions_each(samples, len(images)), seed)
+    found, hooks = _moment_hooks(model, names, positions_each(samples, len(images)), seed)
     metric = _fisher(model, names, images, _Passes(estimator, draws, seed), batch_size, hooks)
     _check_met(found)
     return found, metric

@@ -270,10 +270,7 @@ def _every_rank(own, layer, weight, spread, metric):
     for scheme in own.full:
         spreads, offsets = unfold.by_offset(layer, scheme, spread), unfold.shared(layer, scheme)
         targets = unfold.to_matrix(layer, scheme, weight).reshape(len(weight), rows, -1)  # one row an output
-        metrics = [
-            None if metric is None else metric[g * rows : (g + 1) * rows, g * rows : (g + 1) * rows]
-            for g in range(len(weight))
-        ]
+        metrics = [svd.metric_block(metric, g, rows) for g in range(len(weight))]
         each = [svd.errors_by_rank(t, c, offsets, m) for t, c, m in zip(targets, spreads, metrics)]
         curves[scheme] = (torch.stack(each).sum(0) * (1.0 if metric is None else 0.5)).cpu().numpy()
     parsed = [parse_entry(entry) for entry in own.entries[:-1]]
@@ -284,8 +281,7 @@ def _output_energy(weight, spread, metric=None):
     # tr(W C W^T) summed over groups; in a metric M half of tr(M W C W^T)
     if metric is None:
         return float(torch.einsum("gij,gjk,gik->", weight, spread, weight))
-    rows = weight.shape[1]
-    blocks = [metric[g * rows : (g + 1) * rows, g * rows : (g + 1) * rows] for g in range(len(weight))]
+    blocks: list[Any] = [svd.metric_block(metric, g, weight.shape[1]) for g in range(len(weight))]
     return 0.5 * sum(float((m @ (w @ c @ w.T)).trace()) for m, w, c in zip(blocks, weight, spread))
 
 

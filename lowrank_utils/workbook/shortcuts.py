@@ -17,8 +17,8 @@ from lowrank_utils import paths
 from lowrank_utils.compression import compress
 from lowrank_utils.lab import training
 from lowrank_utils.lab.data import Dataset
-from lowrank_utils.network.modules import evaluating
 from lowrank_utils.workbook.plots import canvas
+from lowrank_utils.workbook.prediction import divergences
 
 NAME = "shortcuts"
 DEFAULT = "20 000 positions, signs"
@@ -64,21 +64,6 @@ def unseen_images(data: Dataset, count: int = 2000, seed: int = 0) -> torch.Tens
     return training.augmentation(data)(images, torch.Generator().manual_seed(seed))
 
 
-def divergence(small: nn.Module, model: nn.Module, images: torch.Tensor, batch_size: int = 250) -> float:
-    """Return the mean Kullback-Leibler divergence (nats) of the answers of `small` from those of `model`, which has N x classes.
-
-    >>> model = nn.Linear(3, 2)
-    >>> divergence(model, model, torch.zeros(4, 3))
-    0.0
-    """
-    total = 0.0
-    with evaluating(model), evaluating(small):
-        for some in images.split(batch_size):
-            wanted, found = model(some).log_softmax(1), small(some).log_softmax(1)
-            total += float((wanted.exp() * (wanted - found)).sum())
-    return total / len(images)
-
-
 def measure(
     model: nn.Module,
     calibration: torch.Tensor,
@@ -98,7 +83,7 @@ def measure(
             found = compress(model, calibration, kept=share, refine=False, **options)
             seconds = time.process_time() - began
             row = {**about, "setting": name, "kept": share, "seconds": seconds}
-            rows.append(row | {"divergence": divergence(found.model, model, unseen)})
+            rows.append(row | {"divergence": float(divergences(model, found.model, unseen).mean())})
     return pd.DataFrame(rows)
 
 
