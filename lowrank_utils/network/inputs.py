@@ -128,6 +128,22 @@ def is_plain(batch: Batch | None) -> bool:
     return torch.is_tensor(batch) and batch.is_floating_point()
 
 
+TOKENS_AT_ONCE = 512
+
+
+def at_once(batch: Batch, size: int) -> int:
+    """Return how many inputs pass at once: `size`, or fewer of token ids, so that about 512 tokens pass.
+
+    A language model answers every token with a number for each entry of its vocabulary.
+
+    >>> at_once(torch.zeros(8, 3), 50), at_once(torch.zeros(8, 512, dtype=torch.int64), 50)
+    (50, 1)
+    """
+    parts = (batch,) if torch.is_tensor(batch) else batch.tensors
+    tokens = max((part[0].numel() for part in parts if not part.is_floating_point() and len(part)), default=1)
+    return max(1, min(size, TOKENS_AT_ONCE // max(tokens, 1)))
+
+
 def fed(batch: Batch, like: torch.Tensor) -> Batch:
     """Return a copy of `batch` on the device of `like`, real numbers in its type; whole numbers, such as token ids, stay whole.
 

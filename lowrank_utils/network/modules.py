@@ -46,6 +46,27 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
 
 
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """Hold the parameters of `model` as constants, so that autograd keeps nothing for their sake, then put each back.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> with frozen(layer):
+    ...     layer(torch.zeros(1, 2)).requires_grad
+    False
+    >>> layer(torch.zeros(1, 2)).requires_grad
+    True
+    """
+    flags = [(value, value.requires_grad) for value in model.parameters()]
+    try:
+        for value, _ in flags:
+            value.requires_grad_(False)
+        yield model
+    finally:
+        for value, flag in flags:
+            value.requires_grad_(flag)
+
+
 def replaced(model: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Module:
     """Return a new model with the named modules replaced, ``{name: module}``; `model` is left as it was.
 

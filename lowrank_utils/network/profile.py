@@ -540,7 +540,7 @@ class Profile(Sequence[LayerProfile]):
         missing = [name for name in names if name not in self._moments]
         if missing:
             self._moments |= statistics.collect_moments(
-                self.model, missing, calibration, self.batch_size or 500, self.samples, self.seed
+                self.model, missing, calibration, self.batch_size or inputs.at_once(calibration, 500), self.samples, self.seed
             )
         return {name: self._moments[name] for name in names}
 
@@ -550,7 +550,7 @@ class Profile(Sequence[LayerProfile]):
         count = len(calibration) if images is None else min(images, len(calibration))
         missing = [name for name in names if (name, count) not in self._fisher]
         how: dict[str, Any] = {"draws": self.draws, "seed": self.seed, "estimator": self.estimator}
-        how["batch_size"] = self.batch_size or 50
+        how["batch_size"] = self.batch_size or inputs.at_once(calibration, 50)
         if missing and self.estimator != "exact" and count == len(calibration) and not self._moments.keys() & missing:
             # one pass for both: the network is not run again for the moments
             moments, found = statistics.moments_and_fisher(

@@ -4,6 +4,7 @@ With `hooks` this is the one place that watches data pass through a network."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from lowrank_utils.network import inputs, unfold
 from lowrank_utils.network.graph import HiddenLayer, hidden_layers
 from lowrank_utils.network.hooks import hooked, watch
 from lowrank_utils.network.inputs import Batch, check_some
-from lowrank_utils.network.modules import check_there, evaluating
+from lowrank_utils.network.modules import check_there, evaluating, frozen
 from lowrank_utils.network.unfold import output_rows
 from lowrank_utils.progress import track
 
@@ -62,7 +63,7 @@ class Moments:
         total = self.count + x.shape[-2]
         delta = mean.squeeze(-2).double() - self.mean
         share = self.count * x.shape[-2] / total
-        products = (centred.mT @ centred).double()
+        products = outer(centred).double()
         if not (torch.isfinite(delta).all() and torch.isfinite(products.diagonal(dim1=-2, dim2=-1)).all()):
             raise ValueError("the calibration data make NaN or infinite activations; check images and weights")
         self.scatter += products + share * delta[..., :, None] * delta[..., None, :]
@@ -78,6 +79,24 @@ class Moments:
     def second_moment(self) -> torch.Tensor:
         """Mean outer product without centring (d x d), for layers that have no bias to take the mean."""
         return self.covariance + self.mean[..., :, None] * self.mean[..., None, :]
+
+
+def outer(rows: torch.Tensor, block: int = 512) -> torch.Tensor:
+    """Return R^T R of `rows` R (n x d, or groups x n x d); of wide rows in blocks, whose lower half mirrors the upper one.
+
+    >>> outer(torch.tensor([[1.0, 2.0], [0.0, 3.0]])).tolist()
+    [[1.0, 2.0], [2.0, 13.0]]
+    """
+    wide = rows.shape[-1]
+    if wide < 2 * block:
+        return rows.mT @ rows
+    product = rows.new_empty(*rows.shape[:-2], wide, wide)
+    for at in range(0, wide, block):
+        end = min(at + block, wide)
+        part = rows[..., at:end].mT @ rows[..., at:]
+        product[..., at:end, at:] = part
+        product[..., end:, at:end] = part[..., end - at :].mT
+    return product
 
 
 def collect_moments(
@@ -101,7 +120,7 @@ def collect_moments(
     check_some(calibration)
     if next(model.parameters(), None) is None:
         raise ValueError("this network has no parameters, so it has no layer whose inputs could be collected")
-    found, hooks = _moment_hooks(model, names, positions_each(samples, len(calibration)), seed)
+    found, hooks = _moment_hooks(model, names, calibration, samples, seed)
     watch(model, calibration.split(batch_size), hooks)
     _check_met(found)
     return found
@@ -119,8 +138,9 @@ def positions_each(samples: int | None, inputs: int) -> int | None:
     return -(-samples // inputs)
 
 
-def _moment_hooks(model, names, each, seed):
-    # ({name: Moments}, {name: hook that fills them from what the layer reads})
+def _moment_hooks(model, names, calibration, samples, seed):
+    # ({name: Moments}, {name: hook that fills them from what the layer reads}); layers that read one tensor share theirs
+    each = positions_each(samples, len(calibration))
     modules: dict[str, Any] = dict(model.named_modules())
     for name in names:
         if name not in modules or not unfold.schemes_of(modules[name]):
@@ -128,16 +148,20 @@ def _moment_hooks(model, names, each, seed):
                 f"there is no layer {name!r} in this network that is linear or a convolution, whose inputs could be collected"
             )
     device = next(model.parameters()).device
+    first = shared_inputs(model, names, calibration[:1])
     found = {
-        name: Moments.empty(modules[name].weight[0].numel(), device, unfold.groups(modules[name])) for name in names
+        name: Moments.empty(modules[name].weight[0].numel(), device, unfold.groups(modules[name]))
+        for name in names
+        if first[name] == name
     }
+    found = {name: found[first[name]] for name in names}
     generator = torch.Generator().manual_seed(seed)
 
     def update(name):
         def hook(module, args, kwargs, output):
             x = unfold.call_input(args, kwargs).detach()
             at = None if each is None else unfold.sampled_positions(module, x, each, generator)
-            exact = isinstance(module, nn.Linear) and at is None
+            exact = isinstance(module, nn.Linear) and at is None and x.ndim == 2  # many tokens are summed in blocks
             for some in (x,) if exact or at is not None else x.split(unfold.images_at_once(module, x)):
                 seen = unfold.patches(module, some, at=at)
                 # sums over many positions are too large for half precision
@@ -146,7 +170,41 @@ def _moment_hooks(model, names, each, seed):
 
         return hook
 
-    return found, {name: update(name) for name in names}
+    return found, {name: update(name) for name in names if first[name] == name}
+
+
+def shared_inputs(model: nn.Module, names: Sequence[str], example: Batch) -> dict[str, str]:
+    """Return ``{layer: the first of the linear layers that read the very tensor that it reads}``, itself where there is none.
+
+    Query, key and value matrices of attention read one tensor, so one covariance serves them. `example` is one input.
+
+    >>> class Two(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.a, self.b = nn.Linear(3, 2), nn.Linear(3, 4)
+    ...     def forward(self, x):
+    ...         return self.a(x).sum() + self.b(x).sum()
+    >>> shared_inputs(Two(), ["a", "b"], torch.zeros(1, 3))
+    {'a': 'a', 'b': 'a'}
+    """
+    linear = [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
+    first = {name: name for name in names}
+    if len(linear) < 2:
+        return first
+    read: dict[str, list[tuple[torch.Tensor, int]]] = {}  # the tensors, and how often each was written to before
+
+    def note(name):
+        def hook(module, args, kwargs, output):
+            x = unfold.call_input(args, kwargs)
+            read.setdefault(name, []).append((x, 0 if x.is_inference() else x._version))
+
+        return hook
+
+    watch(model, [example], {name: note(name) for name in linear})
+    once = {name: calls[0] for name, calls in read.items() if len(calls) == 1}
+    for name, (tensor, version) in once.items():
+        first[name] = next(other for other, (x, at) in once.items() if x is tensor and at == version)
+    return first
 
 
 def _check_met(found):
@@ -207,7 +265,7 @@ def moments_and_fisher(
 ) -> tuple[dict[str, Moments], dict[str, torch.Tensor]]:
     """Return what `collect_moments` and `fisher` return, from one pass over the images instead of two."""
     check_there(model)
-    found, hooks = _moment_hooks(model, names, positions_each(samples, len(images)), seed)
+    found, hooks = _moment_hooks(model, names, images, samples, seed)
     metric = _fisher(model, names, images, _Passes(estimator, draws, seed), batch_size, hooks)
     _check_met(found)
     return found, metric
@@ -226,19 +284,43 @@ class _Passes:
         check_count(draws=self.draws)
         self.generator = torch.Generator().manual_seed(self.seed)
 
+    def count(self, logits):
+        few = self.estimator == "exact" and logits.ndim == 2 and logits.shape[1] <= self.draws
+        return logits.shape[1] if few else self.draws
+
     def of(self, logs):
-        # pairs (sum to follow, how much the slopes of each input count) for logs, N x classes or N x T x classes
+        # (sum to follow, its slope, how much the slopes of each input count) for logs, N x classes
         shares = logs.detach().double().exp()
-        few = logs.ndim == 2 and logs.shape[1] <= self.draws
-        if self.estimator == "exact" and few:
-            return [(logs[:, k].sum(), shares[:, k]) for k in range(logs.shape[1])]
+        if self.estimator == "exact" and logs.shape[1] <= self.draws:
+            return [(logs[:, k].sum(), None, shares[:, k]) for k in range(logs.shape[1])]
         even = torch.full((len(logs),), 1 / self.draws, dtype=torch.float64, device=logs.device)
         if self.estimator == "signs":
             root = shares.sqrt().to(logs.dtype)
-            return [((self._signs(root) * root * logs).sum(), even) for _ in range(self.draws)]
-        flat = shares.flatten(0, -2)
-        drawn = torch.multinomial(flat.cpu(), self.draws, replacement=True, generator=self.generator).to(logs.device)
-        return [(logs.flatten(0, -2).gather(1, drawn[:, [k]]).sum(), even) for k in range(self.draws)]
+            return [((self._signs(root) * root * logs).sum(), None, even) for _ in range(self.draws)]
+        drawn = self._drawn(shares)
+        return [(logs.gather(1, drawn[:, [k]]).sum(), None, even) for k in range(self.draws)]
+
+    @torch.no_grad()
+    def slopes(self, logits):
+        # The same for N x T x classes, one pass after the other, by the slopes at the logits: those of sum c log p are
+        # c - p sum(c). A vocabulary times tokens is large, so nothing of it is kept for autograd. Slopes count alike.
+        shares = logits.softmax(-1)
+        drawn = None if self.estimator == "signs" else self._drawn(shares.flatten(0, -2))
+        root = 1 / math.sqrt(self.draws)
+        for k in range(self.draws):
+            if drawn is None:
+                weights = shares.sqrt()
+                weights *= self._signs(weights)
+                weights.addcmul_(shares, weights.sum(-1, keepdim=True), value=-1)
+            else:
+                weights = -shares
+                flat = weights.view(-1, shares.shape[-1])
+                flat.scatter_add_(1, drawn[:, [k]], torch.ones(len(flat), 1).to(flat))
+            yield logits, weights.mul_(root), None
+
+    def _drawn(self, shares):
+        drawn = torch.multinomial(shares.cpu(), self.draws, replacement=True, generator=self.generator)
+        return drawn.to(shares.device)
 
     def _signs(self, like):
         drawn = torch.randint(0, 2, like.shape, generator=self.generator, dtype=torch.int8)
@@ -256,53 +338,88 @@ def _fisher(model, names, images, passes, batch_size, also):
     first = next(model.parameters(), None)
     if first is None:
         raise ValueError("this network has no parameters, so there is no Fisher information of its layers")
-    caught: dict[str, list[torch.Tensor]] = {}
-
-    def catch(name):
-        def hook(module, args, kwargs, out):
-            # a frozen network has no gradients of its own to follow
-            caught[name].append(out if out.requires_grad else out.requires_grad_())
-            return caught[name][-1] + 0  # a ReLU in place must not overwrite it
-
-        return hook
-
-    found: dict[str, Any] = dict.fromkeys(names, 0.0)  # a sum, until it is a matrix
-    watched = hooked(model, also, {name: catch(name) for name in names})
-    with evaluating(model), torch.inference_mode(False), torch.enable_grad(), watched:
+    follow = _Follow(modules, names)
+    watched = hooked(model, also, {name: follow.hook(name) for name in names})
+    with evaluating(model), torch.inference_mode(False), torch.enable_grad(), frozen(model), watched:
         for batch in track(images.split(batch_size), "Fisher information"):
-            caught |= {name: [] for name in names}
-            logs = _log_shares(model, inputs.fed(batch, first))
-            for name in names:
-                if len(caught[name]) != 1:
-                    raise ValueError(
-                        f"layer {name!r} is used {len(caught[name])} times in one pass; the Fisher information needs one use"
-                    )
-            outputs = [caught[name][0] for name in names]
-            rounds = passes.of(logs)
-            for left, (total, share) in zip(range(len(rounds) - 1, -1, -1), rounds):
-                # an output that the answer does not need has slope zero
-                slopes = torch.autograd.grad(
-                    total, outputs, retain_graph=left > 0, allow_unused=True, materialize_grads=True
+            follow.begin()
+            logits = _answered(model, inputs.fed(batch, first))
+            follow.check_once()
+            rounds = passes.of(logits.log_softmax(-1)) if logits.ndim == 2 else passes.slopes(logits)
+            for left, (end, slope, share) in zip(range(passes.count(logits) - 1, -1, -1), rounds):
+                follow.back(end, slope, share, retain=left > 0)
+    return {name: value.div_(len(images)) for name, value in follow.products().items()}
+
+
+class _Follow:
+    """Slopes of the answers at the outputs of layers: their products are taken as the slopes arrive, and the slopes let go."""
+
+    def __init__(self, modules, names):
+        self.modules, self.names = modules, names
+        self.found = {}
+        self.share = torch.ones(1)
+        self.begin()
+
+    def begin(self):
+        self.met, self.ends = dict.fromkeys(self.names, 0), []
+
+    def hook(self, name):
+        def seen(module, args, kwargs, out):
+            self.met[name] += 1
+            if out.requires_grad:
+                out.register_hook(self._add(name))
+                return None
+            # the first outputs are where following ends: frozen parameters ask for nothing
+            out.requires_grad_().register_hook(self._add(name))
+            self.ends.append(out)
+            return out + 0  # a ReLU in place must not overwrite it
+
+        return seen
+
+    def _add(self, name):
+        def arrived(slope):
+            rows = output_rows(self.modules[name], slope)[0]
+            weighted = rows
+            if self.share is not None:
+                weighted = self.share.repeat_interleave(len(rows) // len(self.share)).to(rows)[:, None] * rows
+            # of tokens in float32: wide matrices by the hundred, and the estimate is no better than that
+            product = outer(rows) if self.share is None else (rows.T @ weighted).double()
+            self.found[name] = self.found[name].add_(product) if name in self.found else product
+
+        return arrived
+
+    def check_once(self):
+        for name, count in self.met.items():
+            if count != 1:
+                raise ValueError(
+                    f"layer {name!r} is used {count} times in one pass; the Fisher information needs one use"
                 )
-                for name, slope in zip(names, slopes):
-                    rows = output_rows(modules[name], slope)[0]
-                    weight = share.repeat_interleave(len(rows) // len(share)).to(rows)
-                    found[name] = found[name] + (rows.T @ (weight[:, None] * rows)).double()
-    return {name: value / len(images) for name, value in found.items()}
+
+    def back(self, end, slope, share, retain):
+        self.share = share
+        if end.requires_grad:
+            torch.autograd.grad(end, self.ends, slope, retain_graph=retain, allow_unused=True)
+
+    def products(self):
+        # an output that the answer does not need has slope zero
+        def zeros(name):
+            weight = self.modules[name].weight
+            return torch.zeros(len(weight), len(weight), dtype=torch.float64, device=weight.device)
+
+        return {name: self.found[name] if name in self.found else zeros(name) for name in self.names}
 
 
-def _log_shares(model, batch):
-    # log p(y|x), N x classes or N x T x classes
+def _answered(model, batch):
+    # logits, N x classes or N x T x classes
     try:
         answers = inputs.logits(inputs.call(model, batch))
     except Exception as error:  # a reader's own network fails in errors of many kinds
         raise ValueError(f"the network cannot take images of shape {inputs.in_words(batch)}: {error}") from error
     if not torch.is_tensor(answers) or answers.ndim not in (2, 3):
         raise ValueError("the Fisher information needs a network whose answers are N x classes or N x T x classes")
-    logs = answers.log_softmax(-1)
-    if not torch.isfinite(logs).all():
+    if not torch.isfinite(answers.log_softmax(-1) if answers.ndim == 2 else answers.detach().sum()).all():
         raise ValueError("the network's outputs on these images are NaN or infinite; check its weights and the images")
-    return logs
+    return answers
 
 
 class CrossMoments:
