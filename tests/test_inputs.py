@@ -121,7 +121,7 @@ def test_conv1d_of_transformers_becomes_a_linear_layer():
 def test_the_fisher_information_of_a_sequence_is_that_of_its_tokens_together():
     layer = nn.Linear(3, 4, bias=False)
     x = torch.randn(5, 6, 3)
-    drawn = statistics.fisher(nn.Sequential(layer), ["0"], x, draws=4000, estimator="signs")["0"]
+    drawn = statistics.fisher(nn.Sequential(layer), ["0"], x, draws=4000, estimator="signs")["0"].double()
     p = layer(x).softmax(-1).double().detach()
     exact = torch.diag_embed(p).sum((0, 1)) / 5 - torch.einsum("nti,ntj->ij", p, p) / 5
     assert torch.allclose(drawn, exact, rtol=0.1, atol=0.02)

@@ -26,7 +26,7 @@ from lowrank_utils.network.unfold import call_input, groups, output_rows, patche
 
 Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 LOSSES = ("divergence", "error")
-STEPS = 240  # the budget where none is given
+STEPS = 480  # the budget where none is given
 LOOKS = 10  # at the held-out inputs, evenly over the budget
 PATIENCE = 10  # looks without a better state after which it stops: the first steps lose what the last ones win back
 MOST_HELD_OUT = 250  # inputs
@@ -71,7 +71,7 @@ def refine(
     paste: bool = True,
     loss: str = "error",
     rate: float = 0.01,
-    batch_size: int = 50,
+    batch_size: int = 25,
     held_out: float | Batch = 0.15,
     seed: int = 0,
 ) -> Refined:
@@ -90,7 +90,7 @@ def refine(
     calibration : inputs, N first, a tensor or `inputs.Inputs`; hundreds at least, and more are better. Floating-point ones
         are cast to the type of `model`.
     seconds, steps : budget, in seconds of processor time of this process (all threads) from the call on, or in steps; the
-        first to end counts. A step or a look at the held-out inputs is finished once begun. Default: 240 steps. With
+        first to end counts. A step or a look at the held-out inputs is finished once begun. Default: 480 steps. With
         `seconds` the number of steps, so the result, depends on the machine.
     augment : function of (inputs, generator) that returns changed inputs, as `lab.training.crop_flip`; default none.
     paste : whether images (N x C x H x W, floating point) have rectangles of one another pasted in (`cut_and_paste`).

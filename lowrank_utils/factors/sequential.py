@@ -7,6 +7,7 @@ is added to a shortcut, T is what the sum was, less what the shortcut now gives:
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
@@ -21,7 +22,9 @@ from lowrank_utils.factors import svd
 from lowrank_utils.factors.svd import reduced_rank
 from lowrank_utils.network import unfold
 from lowrank_utils.network.graph import Followers, execution_order, owners, weight_layers
-from lowrank_utils.network.inputs import check_some, fed
+from lowrank_utils.network.hooks import watch
+from lowrank_utils.network.inputs import check_some, fed, is_plain
+from lowrank_utils.network.lockstep import Lockstep, residual_streams
 from lowrank_utils.network.modules import evaluating, fold_bias_into_norm, replaced
 from lowrank_utils.network.profile import Plan, Profile
 from lowrank_utils.network.statistics import CrossMoments, positions_each
@@ -190,25 +193,46 @@ def sweep(
     metrics = {}
     if weighted and plan:
         metrics = {name: svd.damped(found) for name, found in profile.fisher_of(list(plan), fisher_images).items()}
-    thin = {}
-    walk = Walk(model, graph, thin, calibration, batch_size or profile.batch_size or 100, memory)
+    thin: dict[str, nn.Module] = {}
     each = positions_each(profile.samples, len(calibration))
-    for place, name in enumerate(track(order, "factors, layer by layer")):
-        if name not in plan and not thin:
-            continue  # nothing was lost yet
-        held = after.get(name, Followers())
-        own = _Regression(model, name, held, chosen.get(name), metrics.get(name), (within or {}).get(name), ridge)
-        for _ in range(iterations if relu and held.relu else 1):
-            generator = torch.Generator().manual_seed(profile.seed + place)
-            own.step(walk.at(name, held.other), each, generator)
-        new = own.layers()
-        layer = model.get_submodule(name)
-        last: Any = new.get_submodule("second") if name in plan else new
-        if layer.bias is None and last.bias is not None:
-            norm: Any = held.norm
-            thin[norm] = fold_bias_into_norm(model.get_submodule(norm), last)
-        thin[name] = new.eval()
+    start = next((place for place, name in enumerate(order) if name in plan), len(order))  # before it nothing is lost
+    order = order[start:]
+    with _walk(model, graph, order, thin, calibration, batch_size or profile.batch_size or 100, memory) as walk:
+        for place, name in enumerate(track(order, "factors, layer by layer"), start):
+            held = after.get(name, Followers())
+            own = _Regression(model, name, held, chosen.get(name), metrics.get(name), (within or {}).get(name), ridge)
+            for _ in range(iterations if relu and held.relu else 1):
+                generator = torch.Generator().manual_seed(profile.seed + place)
+                own.step(walk.at(name, held.other), each, generator)
+            new = own.layers()
+            layer = model.get_submodule(name)
+            last: Any = new.get_submodule("second") if name in plan else new
+            if layer.bias is None and last.bias is not None:
+                norm: Any = held.norm
+                thin[norm] = fold_bias_into_norm(model.get_submodule(norm), last)
+            thin[name] = new.eval()
     return replaced(model, thin)
+
+
+LARGEST = 5e8  # bytes of one activation of all inputs, with which two passes can stand side by side
+
+
+def _walk(model, graph, order, thin, calibration, batch_size, memory):
+    # what yields the inputs of one layer after the other, now and in the original network
+    if graph is None and order:
+        sizes = dict.fromkeys(order, 0)
+
+        def note(name):
+            def hook(module, args, kwargs, output):
+                sizes[name] = max(unfold.call_input(args, kwargs).nbytes, output.nbytes)
+
+            return hook
+
+        watch(model, [calibration[:1]], {name: note(name) for name in order})
+        fits = max(sizes.values()) * len(calibration) <= LARGEST
+        if fits and (not is_plain(calibration) or residual_streams(model, order, calibration[:1])):
+            return Lockstep(model, order, thin, calibration)
+    return contextlib.nullcontext(Walk(model, graph, thin, calibration, batch_size, memory))
 
 
 def _step(high, wide):
@@ -279,7 +303,7 @@ class _Regression:
     def _samples(self, x, then, lost, each, generator):
         # (patches, outputs of the original weights, what the answer must add to them, outputs of the other summand), groups x rows x ...
         layer, count = self.layer, self.groups
-        kind = torch.float64 if isinstance(layer, nn.Linear) else x.dtype
+        kind = torch.float64 if isinstance(layer, nn.Linear) and x.ndim == 2 else x.dtype  # many tokens: in float32
         at = None if each is None else unfold.sampled_positions(layer, x, each, generator)
         if at is None:
             y, y_then = layer(x), layer(then)

@@ -96,7 +96,7 @@ def _closed_form(target, covariance, rank, metric):
         outputs = target @ covariance @ target.T
         vectors = torch.linalg.eigh((outputs + outputs.T) / 2)[1].flip(1)[:, :rank]
         return vectors, vectors.T @ target
-    lower = None if metric is None else cholesky_root(metric)
+    lower = None if metric is None else cholesky_root(metric.to(target))
     target = target if lower is None else lower.T @ target
     vectors = _leading(target, covariance, rank)
     left = vectors if lower is None else torch.linalg.solve_triangular(lower.T, vectors, upper=True)
@@ -151,7 +151,7 @@ def errors_by_rank(
         target = values.clamp(min=0).sqrt()[:, None] * (vectors.T @ target)
     rows, size = len(target), target.shape[1] // offsets
     if offsets == 1:
-        target = target if metric is None else cholesky_root(metric).T @ target
+        target = target if metric is None else cholesky_root(metric.to(target)).T @ target
         if rows <= size:
             outputs = target @ covariance @ target.T
         else:

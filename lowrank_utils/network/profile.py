@@ -540,7 +540,12 @@ class Profile(Sequence[LayerProfile]):
         missing = [name for name in names if name not in self._moments]
         if missing:
             self._moments |= statistics.collect_moments(
-                self.model, missing, calibration, self.batch_size or inputs.at_once(calibration, 500), self.samples, self.seed
+                self.model,
+                missing,
+                calibration,
+                self.batch_size or inputs.at_once(calibration, 500),
+                self.samples,
+                self.seed,
             )
         return {name: self._moments[name] for name in names}
 

@@ -227,7 +227,7 @@ def fisher(
     batch_size: int = 50,
     estimator: str = "exact",
 ) -> dict[str, torch.Tensor]:
-    """Return ``{layer: matrix}`` (d_out x d_out, float64): how much the network's answer feels errors in a layer's outputs.
+    """Return ``{layer: matrix}`` (d_out x d_out, float64; float32 where answers are N x T x classes): how much the network's answer feels errors in a layer's outputs.
 
     The Fisher information of the predicted distribution with respect to the layer's outputs t, E_x E_{y ~ p(y|x)} [g
     g^T] with g = d log p(y|x) / dt, summed over the positions of a convolution: a small error e changes the

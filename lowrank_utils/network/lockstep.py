@@ -1,0 +1,192 @@
+"""Two passes over all calibration inputs side by side, of a network and of its compressed copy, each waiting at every layer.
+
+What `walk.Walk` does for a network that torch.fx traces, this does for one that it does not, such as a transformer: each pass
+is a thread that waits where it meets the next layer, so the whole sweep costs two forward passes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowrank_utils.network import inputs, unfold
+from lowrank_utils.network.hooks import hooked, watch
+from lowrank_utils.network.inputs import Batch
+
+
+class _Left(BaseException):
+    """Ends a pass that nobody waits for any more; no network catches it by mistake."""
+
+
+class _Pass(threading.Thread):
+    """One forward pass in a thread of its own, which waits at the layers in `stops`."""
+
+    def __init__(self, model, batch, stops, norms, instead):
+        super().__init__(daemon=True)
+        self.model, self.batch, self.stops, self.norms, self.instead = model, batch, stops, norms, instead
+        self.there, self.resume = threading.Semaphore(0), threading.Semaphore(0)
+        self.at: str | None = None
+        self.input: Any = None
+        self.streams: dict[str, torch.Tensor] = {}
+        self.error: BaseException | None = None
+        self.left = False
+
+    def run(self):
+        try:
+            with torch.inference_mode():
+                inputs.call(self.model, self.batch)
+        except _Left:
+            pass
+        except BaseException as error:  # it is raised again where the pass is waited for
+            self.error = error
+        self.at = None
+        self.there.release()
+
+    def hooks(self):
+        """Return ({name: hook before}, {name: hook after}); in another thread they do nothing."""
+        before = {name: self._arrive(name) for name in self.stops} | {name: self._note(name) for name in self.norms}
+        return before, {name: self._swap(name) for name in self.stops}
+
+    def _arrive(self, name):
+        def hook(module, args, kwargs):
+            if threading.current_thread() is self:
+                self.at, self.input = name, unfold.call_input(args, kwargs)
+                self.there.release()
+                self.resume.acquire()
+                self.input = None
+                if self.left:
+                    raise _Left
+
+        return hook
+
+    def _note(self, name):
+        def hook(module, args, kwargs):
+            if threading.current_thread() is self:
+                self.streams[name] = unfold.call_input(args, kwargs)
+
+        return hook
+
+    def _swap(self, name):
+        def hook(module, args, kwargs, output):
+            if threading.current_thread() is self and name in self.instead:
+                return self.instead[name](*args, **kwargs)
+            return None
+
+        return hook
+
+    def wait(self, name):
+        """Wait until this pass stands before layer `name`, and return what the layer will read."""
+        self.there.acquire()
+        if self.error is not None:
+            raise self.error
+        if self.at != name:
+            raise ValueError(
+                f"the pass met layer {self.at!r} where {name!r} was expected; its order depends on the inputs"
+            )
+        return self.input
+
+    def leave(self):
+        self.left = True
+        self.resume.release()
+        if self.is_alive():
+            self.join()
+
+
+class Lockstep:
+    """The original network and the one compressed so far, side by side over all calibration inputs at once.
+
+    Parameters: `model`; `names`, the layers in the order in which a pass meets them, each once; `instead`, ``{layer: its
+    replacement}``, which the caller fills as he goes on; `calibration`. Use it as a context manager, and ask `at` for one
+    layer after the other. Where a layer adds to a residual stream (`residual_streams`), `at` says what the stream lost so far.
+    """
+
+    def __init__(
+        self, model: nn.Module, names: Sequence[str], instead: Mapping[str, nn.Module], calibration: Batch
+    ) -> None:
+        like = next(model.parameters())
+        inputs.check_finite(calibration)
+        self.streams = residual_streams(model, names, calibration[:1])
+        norms = sorted(set(self.streams.values()))
+        self.then = _Pass(model, inputs.fed(calibration, like), names, norms, {})
+        self.now = _Pass(model, inputs.fed(calibration, like), names, norms, instead)
+        self.model = model
+        self.waiting = False
+
+    def __enter__(self) -> Lockstep:
+        self.hooks = []
+        for each in (self.then, self.now):
+            before, after = each.hooks()
+            self.hooks += [hooked(self.model, before, before=True), hooked(self.model, after)]
+        for hook in self.hooks:
+            hook.__enter__()
+        for each in (self.then, self.now):
+            each.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for each in (self.then, self.now):
+            each.leave()
+        for hook in self.hooks:
+            hook.__exit__(None, None, None)
+
+    def at(self, name: str, other: object = None) -> Iterator[tuple[Any, Any, tuple[Any, Any] | None]]:
+        """Yield once (inputs now, inputs in the original, what the residual stream lost or None) of the named layer."""
+        if self.waiting:
+            for each in (self.then, self.now):
+                each.resume.release()
+        self.waiting = True
+        then, now = self.then.wait(name), self.now.wait(name)
+        lost = None
+        if name in self.streams:
+            norm = self.streams[name]
+            lost = self.then.streams[norm] - self.now.streams[norm], self.now.streams[norm]
+        yield now, then, lost
+
+
+def residual_streams(model: nn.Module, names: Sequence[str], example: Batch) -> dict[str, str]:
+    """Return ``{layer: norm}`` of the layers whose output is added to a residual stream; the norm reads the stream before.
+
+    In a transformer with norms before attention and feed-forward (as Llama's) these are the output matrices of both: what
+    the next norm reads is what the last one read plus their output. This is looked for in the numbers of one input
+    `example`, so no names of a model family are needed. Networks that add in other ways give {}.
+
+    >>> class Block(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.norm, self.a, self.b, self.end = nn.LayerNorm(4), nn.Linear(4, 6), nn.Linear(6, 4), nn.LayerNorm(4)
+    ...     def forward(self, x):
+    ...         return self.end(x + self.b(self.a(self.norm(x)).relu()))
+    >>> residual_streams(Block(), ["a", "b"], torch.randn(1, 4))
+    {'b': 'norm'}
+    """
+    norms = [name for name, module in model.named_modules() if type(module).__name__.endswith("Norm")]
+    met: list[tuple[str, torch.Tensor]] = []
+
+    def read(name):
+        return lambda module, args, kwargs: met.append((name, unfold.call_input(args, kwargs)))
+
+    def wrote(name):
+        return lambda module, args, kwargs, output: met.append((name, output))
+
+    with hooked(model, {name: read(name) for name in norms}, before=True):
+        watch(model, [example], {name: wrote(name) for name in names})
+    found, last, between = {}, None, []
+    for name, tensor in met:
+        if name not in norms:
+            between.append((name, tensor))
+            continue
+        if last is not None and last[1].shape == tensor.shape:
+            step = tensor - last[1]
+            for layer, output in between:
+                near = output.shape == step.shape and (output - step).abs().max() <= 1e-3 * output.abs().max()
+                if near and output.abs().max() > 0:
+                    found[layer] = last[0]
+        last, between = (name, tensor), []
+    return found
