@@ -448,6 +448,8 @@ def test_debian_package_says_both_complaints(tmp_path, monkeypatch):
 def test_call_repeats_the_last_complaint(tmp_path):
     with pytest.raises(OSError, match="^sh: really gone$"):
         fetch.call(tmp_path, "sh", "-c", "echo first >&2; echo 'E: really gone' >&2; exit 3")
+    with pytest.raises(OSError, match="^sh: no such wheel$"):
+        fetch.call(tmp_path, "/bin/sh", "-c", "echo 'ERROR: no such wheel' >&2; exit 1")
     with pytest.raises(OSError, match="^sh: exit code 3$"):
         fetch.call(tmp_path, "sh", "-c", "exit 3")
     fetch.call(tmp_path, "sh", "-c", "echo a warning >&2; touch here")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -170,15 +171,12 @@ def check(language: Language) -> float:
 
 
 def _check_installed() -> None:
-    try:
-        import accelerate  # noqa: F401  # pyright: ignore[reportMissingImports]
-        import gguf  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise DataUnavailable(
-            f"language models need {error.name}, which is not installed: run `make clean run` or "
-            f"`.venv/bin/python -m pip install -e '.[language]'`; {SPARED}"
-        ) from error
+    for package in ("transformers", "gguf", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            raise DataUnavailable(
+                f"language models need {package}, which is not installed: run `make check`, which sets "
+                f"it up, or `python -m pip install -e '.[language]'` in this environment; {SPARED}"
+            )
 
 
 def _check_file(path: Path, name: str) -> None:

@@ -177,6 +177,10 @@ def windows(text: str, tokenizer: Any, length: int, count: int | None = None, se
     import torch
 
     check_count(2, length=length)
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"the tokenizer {type(tokenizer).__name__} is a slow one, which does not say where its tokens begin: load a fast one"
+        )
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False) if text else None
     ids, offsets = (encoded["input_ids"], encoded["offset_mapping"]) if encoded else ([], [])
     there = len(ids) // length
