@@ -27,6 +27,7 @@ check: $(STAMP)  ## look at a change in a minute and a half: style, floors, type
 
 test: $(STAMP)  ## check everything: units, docstrings, every notebook against its stored outputs, pages in a browser
 	@$(BIN)/python -m lowrank_utils data fashion-mnist
+	@$(BIN)/python -m lowrank_utils data smollm2-135m
 	@$(BIN)/python -m pytest $(ARGS)
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
@@ -50,5 +51,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@mkdir -p $(VENV) && touch $(UNDERWAY)
 	@echo 'setting up $(VENV), which takes some minutes the first time'
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,site]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,site,language]'
 	@rm $(UNDERWAY) && touch $@

@@ -158,12 +158,28 @@ def refresh(
 
 @app.command()
 def data(
-    name: Annotated[str, typer.Argument(help="fashion-mnist, mnist, cifar10, cifar100, digits or folder:PATH.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Images: fashion-mnist, mnist, cifar10, cifar100, digits or folder:PATH. Text: wikitext-2, python-topics "
+            "or file:PATH. A language model: smollm2-135m."
+        ),
+    ],
 ) -> None:
-    """Fetch a data set, check it and show its shape, classes and fingerprint."""
-    from lowrank_utils.lab.data import describe
+    """Fetch a data set, a text or a language model, check it and show its shape or size and its fingerprint."""
+    from lowrank_utils.lab import data, text
 
-    typer.echo(describe(name))
+    if text.is_text(name):
+        typer.echo(text.describe(name))
+    elif name in data.NAMES or name.startswith("folder:"):
+        typer.echo(data.describe(name))
+    else:
+        from lowrank_utils.lab import language  # with torch, which the others need not wait for
+
+        if name not in language.NAMES:
+            known = ", ".join((*data.NAMES, "folder:PATH", *text.NAMES, "file:PATH", *language.NAMES))
+            raise ValueError(f"unknown data set {name!r}: choose {known}")
+        typer.echo(language.describe(name))
 
 
 @app.command()

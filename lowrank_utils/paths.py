@@ -43,9 +43,15 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner reads
+        readable(temporary)  # mkstemp makes files that only their owner reads
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def readable(path: str | os.PathLike[str]) -> None:
+    """Give a temporary file, or folder with its files, the permissions that a new one would have."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for place in (Path(path), *Path(path).rglob("*")):
+        place.chmod((0o777 if place.is_dir() else 0o666) & ~umask)

@@ -52,6 +52,30 @@ def mlp(sizes=(12, 9, 7, 4), seed=0, bias=True):
     return nn.Sequential(*steps[:-1])
 
 
+def byte_tokenizer():
+    """A fast tokenizer of transformers with a token for each byte: its 256 ids need no training."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def small_llama(tied=True, vocabulary=256, seed=0):
+    """A Llama of two layers and width 32 with random weights, in eval mode."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "max_position_embeddings": 128, "vocab_size": vocabulary}
+    config = LlamaConfig(**sizes, tie_word_embeddings=tied, initializer_range=0.3)
+    return LlamaForCausalLM(config).eval()
+
+
 def write_notebook(path, *cells, parameters=PARAMETERS):
     """Write a notebook of the given code cells behind a cell tagged parameters."""
     new = nbformat.v4

@@ -52,7 +52,11 @@ def test_heavy_libraries_come_late(module):
         (["run", "--resume"], "there is no unfinished run"),
         (["report"], "there is no run yet"),
         (["report", "nowhere"], "there is no run 'nowhere'"),
-        (["data", "mnits"], "unknown data set 'mnits'"),
+        (
+            ["data", "mnits"],
+            "unknown data set 'mnits': choose fashion-mnist, mnist, cifar10, cifar100, digits, folder:PATH, python-topics",
+        ),
+        (["data", "file:nowhere.txt"], "nowhere.txt cannot be read"),
         (["refresh", "07"], "unknown notebook '07'; known: 01_first, 02_second"),
         (
             ["refresh", "01", "notebooks/solutions/02_second.ipynb"],

@@ -67,7 +67,7 @@ def test_defaults_and_dtypes():
         ({"bits": 4}, "bits=4 is none of 32, 8"),
         ({"chooser": "DDLR, cut"}, "chooser='DDLR, cut' has a comma"),
         ({"chooser": None}, "a row has no chooser"),
-        ({"accuracy": float("nan")}, "a row has no accuracy"),
+        ({"accuracy": float("nan")}, "a row has no accuracy: share of the images that are right; and no perplexity"),
         ({"accuracy": "half"}, "accuracy: 'half' is not a number"),
         ({"seed": 0.5}, "seed: 0.5 is not a whole number"),
         ({"plan": {"fc1": 3}}, "plan: {'fc1': 3} is not text"),
@@ -93,6 +93,16 @@ def test_what_does_not_belong_is_refused_in_a_sentence(change, sentence):
 def test_a_missing_column_is_named(name):
     with pytest.raises(ValueError, match=f"the rows lack the column {name}: "):
         columns.check([{key: value for key, value in ROW.items() if key != name}])
+
+
+def test_a_language_model_has_a_perplexity_in_place_of_an_accuracy():
+    row = {key: value for key, value in ROW.items() if key != "accuracy"}
+    measured = row | {"perplexity": 30.2, "bits_per_byte": 1.19, "tokens_per_second": 300, "peak_memory": 1.7}
+    assert columns.table([measured])["perplexity"].tolist() == [30.2]
+    columns.check([ROW, measured])
+    for some in ([row], [ROW, row], [ROW, row | {"perplexity": None}]):
+        with pytest.raises(ValueError, match="^a row has no accuracy: .* and no perplexity in its place$"):
+            columns.check(some)
 
 
 def test_budgets_at_their_ends():

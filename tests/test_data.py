@@ -1,5 +1,6 @@
 import hashlib
 import io
+import socket
 import subprocess
 import zipfile
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lowrank_utils import paths
-from lowrank_utils.lab import data
+from lowrank_utils.lab import data, fetch
 
 FASHION_MNIST = paths.DATA / "fashion-mnist.npz"
 
@@ -386,13 +387,13 @@ def test_torchvision_is_asked_for_the_set_by_its_name(tmp_path, monkeypatch, cap
     class Held:
         def __init__(self, root, train, download):
             print("Downloading ...")
-            assert root == tmp_path and download and data.socket.getdefaulttimeout()
+            assert root == tmp_path and download and socket.getdefaulttimeout()
             self.data, self.targets = np.full((2, 2, 2, 3), 1 + train, dtype=np.uint8), [0, 99]
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR100", Held)
-    before = data.socket.getdefaulttimeout()
+    before = socket.getdefaulttimeout()
     arrays = data._from_torchvision("cifar100", tmp_path)
-    assert data.socket.getdefaulttimeout() == before
+    assert socket.getdefaulttimeout() == before
     assert arrays["x_train"].max() == 2 and arrays["x_test"].max() == 1
     assert arrays["y_test"].dtype == np.uint8 and arrays["y_test"].tolist() == [0, 99]
     assert capsys.readouterr().out == ""  # stdout belongs to results
@@ -423,7 +424,7 @@ def test_debian_package_is_unpacked_without_root(tmp_path, monkeypatch, lists):
                 (files / f"{stem}-images-idx3-ubyte.gz").write_bytes(idx(images))
                 (files / f"{stem}-labels-idx1-ubyte.gz").write_bytes(idx(labels))
 
-    monkeypatch.setattr(data, "_call", call)
+    monkeypatch.setattr(data, "call", call)
     monkeypatch.setattr(data.shutil, "which", lambda tool: tool)
     arrays = data._from_debian(tmp_path)
     assert sorted(arrays) == sorted(data.KEYS)
@@ -438,7 +439,7 @@ def test_debian_package_says_both_complaints(tmp_path, monkeypatch):
     def call(folder, *command):
         raise OSError("disk full" if command[1] == "download" else "no such package")
 
-    monkeypatch.setattr(data, "_call", call)
+    monkeypatch.setattr(data, "call", call)
     monkeypatch.setattr(data.shutil, "which", lambda tool: tool)
     with pytest.raises(OSError, match="disk full; with fresh package lists, no such package"):
         data._from_debian(tmp_path)
@@ -446,10 +447,12 @@ def test_debian_package_says_both_complaints(tmp_path, monkeypatch):
 
 def test_call_repeats_the_last_complaint(tmp_path):
     with pytest.raises(OSError, match="^sh: really gone$"):
-        data._call(tmp_path, "sh", "-c", "echo first >&2; echo 'E: really gone' >&2; exit 3")
+        fetch.call(tmp_path, "sh", "-c", "echo first >&2; echo 'E: really gone' >&2; exit 3")
+    with pytest.raises(OSError, match="^sh: no such wheel$"):
+        fetch.call(tmp_path, "/bin/sh", "-c", "echo 'ERROR: no such wheel' >&2; exit 1")
     with pytest.raises(OSError, match="^sh: exit code 3$"):
-        data._call(tmp_path, "sh", "-c", "exit 3")
-    data._call(tmp_path, "sh", "-c", "echo a warning >&2; touch here")
+        fetch.call(tmp_path, "sh", "-c", "exit 3")
+    fetch.call(tmp_path, "sh", "-c", "echo a warning >&2; touch here")
     assert (tmp_path / "here").exists()
 
 

@@ -19,7 +19,7 @@ from lowrank_utils.workbook import gallery, jobs
 
 PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-WANTED = [Requirement(r) for r in PROJECT["dependencies"] + EXTRAS["test"] + EXTRAS["site"]]
+WANTED = [Requirement(r) for r in PROJECT["dependencies"] + EXTRAS["test"] + EXTRAS["site"] + EXTRAS["language"]]
 PINS = [r for r in (paths.ROOT / "constraints.txt").read_text().splitlines() if r and not r.startswith("#")]
 CONDA_NAMES = {"pytorch-cpu": "torch"}
 
@@ -229,14 +229,15 @@ def clone(tmp_path):
 
 
 RUN = "-m lowrank_utils run"
-INSTALL = "-m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[test,site]"
+INSTALL = "-m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[test,site,language]"
 
 
 def test_make_sets_up_once(clone):
     assert clone("run")[:2] == (0, ["-m venv .venv", INSTALL, RUN])
     assert clone("run")[:2] == (0, [RUN])
     assert clone("run", "ARGS=--only 01")[1] == ["-m lowrank_utils run --only 01"]
-    assert clone("test")[1] == ["-m lowrank_utils data fashion-mnist", "-m pytest"]
+    fetched = [f"-m lowrank_utils data {name}" for name in ("fashion-mnist", "smollm2-135m")]
+    assert clone("test")[1] == [*fetched, "-m pytest"]
     assert clone("check", "ARGS=-x")[1] == [
         "-m ruff check .",
         "-m ruff format --check .",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.client
 import json
-import socket
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ from torch import nn
 
 from lowrank_utils import paths
 from lowrank_utils.lab import models
+from lowrank_utils.lab.fetch import patience
 from lowrank_utils.lab.models import NAMES, NETWORKS, CifarResNet, Rescale, build
 from lowrank_utils.network import unfold
 from lowrank_utils.network.modules import check_finite, check_there, replaced
@@ -142,7 +141,7 @@ def fetch_public(network: str, folder: str | Path | None = None) -> Path:
     address = f"{PUBLIC_ADDRESS}/{name}"
     if not path.exists():
         try:
-            with tempfile.TemporaryDirectory() as scratch, _patience(20):
+            with tempfile.TemporaryDirectory() as scratch, patience(20):
                 torch.hub.download_url_to_file(address, f"{scratch}/{name}", progress=False)
                 content = Path(scratch, name).read_bytes()
         except (OSError, http.client.HTTPException) as error:
@@ -153,17 +152,6 @@ def fetch_public(network: str, folder: str | Path | None = None) -> Path:
             temporary.write_bytes(content)
     _check_digest(path.read_bytes(), network, path)
     return path
-
-
-@contextlib.contextmanager
-def _patience(seconds):
-    """Give up a connection that is silent for so long: torch.hub itself would wait for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _check_digest(content, network, source):

@@ -64,7 +64,7 @@ COLUMNS = {
     # size and time
     "parameters": Column("int64", "parameters that are stored, biases included; an index of a sparse layer counts by its bits"),
     "parameters_kept": Column("float64", "share of the dense network's parameters"),
-    "macs": Column("int64", "multiply-accumulates for one input"),
+    "macs": Column("int64", "multiply-accumulates for one input, of a language model for one window"),
     "macs_kept": Column("float64", "share of the dense network's MACs"),
     "bytes": Column("int64", "bytes on disk"),
     "stored": Column("float64", "share of the parameters that a sparse or cut network stores (04)"),
@@ -72,11 +72,15 @@ COLUMNS = {
     "latency_ms_64": Column("float64", "milliseconds for a batch of 64"),
     "faster_1": Column("float64", "how many times faster than the dense network in torch, one input"),
     "faster_64": Column("float64", "the same for a batch of 64"),
+    "tokens_per_second": Column("float64", "tokens that a language model reads in a second"),
+    "peak_memory": Column("float64", "GiB, the most memory that the process had held when the row was made"),
     "threads": Column("Int64", "CPU threads of the timing"),
-    # quality, on test images where nothing else is said
-    "accuracy": Column("float64", "share of the images that are right", required=True),
+    # quality, on test images or test text where nothing else is said; every row has an accuracy or a perplexity
+    "accuracy": Column("float64", "share of the images that are right"),
     "f1": Column("float64", "macro F1"),
-    "loss": Column("float64", "cross-entropy in nats"),
+    "loss": Column("float64", "cross-entropy in nats, of a language model for one token"),
+    "perplexity": Column("float64", "exp(loss) of a language model"),
+    "bits_per_byte": Column("float64", "bits that a language model needs for one byte of the text"),
     "valid_accuracy": Column("float64", "accuracy on validation images"),
     "tuned_accuracy": Column("float64", "accuracy once this network was fine-tuned, in a row that tells of it before (06)"),
     "tuned_f1": Column("float64", "macro F1 then"),
@@ -200,6 +204,9 @@ def _whole(value: Any) -> int:
 
 
 def _check_values(found: pd.DataFrame) -> None:
+    scores = [name for name in ("accuracy", "perplexity") if name in found]
+    if not scores or found[scores].isna().all(axis=1).any():
+        raise ValueError(f"a row has no accuracy: {COLUMNS['accuracy'].meaning}; and no perplexity in its place")
     for name, column in COLUMNS.items():
         if column.allowed and name in found:
             wrong = [value for value in found[name].dropna().unique().tolist() if value not in column.allowed]

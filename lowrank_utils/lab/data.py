@@ -9,13 +9,9 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
-import os
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
-import textwrap
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +21,7 @@ import numpy as np
 
 from lowrank_utils import paths
 from lowrank_utils.checks import is_whole
+from lowrank_utils.lab.fetch import DataUnavailable, call, patience, said
 
 if TYPE_CHECKING:
     import torch
@@ -79,10 +76,6 @@ CLASSES = {
     "cifar100": tuple(CIFAR100.split()),
     "digits": tuple("0123456789"),
 }
-
-
-class DataUnavailable(OSError):
-    """No source delivered the data set, or there is no room to keep it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -385,13 +378,9 @@ def _read(name, path):
         return _verified(name, arrays)
     except Exception as error:  # a damaged archive raises errors of many kinds
         raise ValueError(
-            f"{path} cannot be used: {_said(error)}; delete or replace it and run "
+            f"{path} cannot be used: {said(error)}; delete or replace it and run "
             f"`python -m lowrank_utils data {name}` to fetch it again"
         ) from error
-
-
-def _said(error):
-    return textwrap.shorten(str(error) or type(error).__name__, 400, placeholder=" ...").rstrip(".")
 
 
 def _sources(name):
@@ -415,14 +404,14 @@ def _make(name, path):
                     arrays = deliver(Path(temporary))
                     _verified(name, arrays)
             except Exception as error:  # whatever a source says, the next one is asked
-                tried.append(f"{source} said: {_said(error)}")
+                tried.append(f"{source} said: {said(error)}")
                 continue
             with paths.atomic_write(path) as whole, open(whole, "wb") as file:
                 np.savez(file, **arrays)
             return
     except OSError as error:
         raise DataUnavailable(
-            f"{path} cannot be written ({_said(error)}): make room or make the folder writable, or take "
+            f"{path} cannot be written ({said(error)}): make room or make the folder writable, or take "
             "dataset=digits, which needs no file and runs every notebook"
         ) from error
     raise DataUnavailable(
@@ -430,17 +419,6 @@ def _make(name, path):
         f"{', '.join(KEYS)}; see data/README.md), or take dataset=digits, which needs no file and runs "
         "every notebook"
     )
-
-
-@contextlib.contextmanager
-def _patience(seconds):
-    # torchvision opens its addresses without a time limit, and a silent firewall would hold it for minutes.
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _from_torchvision(name, temporary):
@@ -453,7 +431,7 @@ def _from_torchvision(name, temporary):
         "cifar100": datasets.CIFAR100,
     }[name]
     arrays = {}
-    with _patience(20), contextlib.redirect_stdout(sys.stderr):  # what it prints is progress, not a result
+    with patience(20), contextlib.redirect_stdout(sys.stderr):  # what it prints is progress, not a result
         for part in ("train", "test"):
             held = maker(temporary, train=part == "train", download=True)
             arrays[f"x_{part}"] = np.asarray(held.data)
@@ -466,35 +444,26 @@ def _from_debian(temporary):
         if not shutil.which(tool):
             raise OSError(f"this machine has no {tool}")
     try:
-        _call(temporary, "apt-get", "download", "dataset-fashion-mnist")
+        call(temporary, "apt-get", "download", "dataset-fashion-mnist")
     except OSError as first:  # no package lists yet, or old ones: fetch lists of our own, which needs no root
         for wanted in ("lists/partial", "cache/archives/partial"):
             (temporary / wanted).mkdir(parents=True)
         own = [f"-oDir::State::Lists={temporary}/lists", f"-oDir::Cache={temporary}/cache"]
         own += ["-oAPT::Sandbox::User=root", "-oAcquire::http::Timeout=20"]
         with contextlib.suppress(OSError):  # one broken list of many does not matter: the download will tell
-            _call(temporary, "apt-get", *own, "update")
+            call(temporary, "apt-get", *own, "update")
         try:
-            _call(temporary, "apt-get", *own, "download", "dataset-fashion-mnist")
+            call(temporary, "apt-get", *own, "download", "dataset-fashion-mnist")
         except OSError as second:
             raise OSError(f"{first}; with fresh package lists, {second}") from second
     package = next(temporary.glob("*.deb"))
-    _call(temporary, "dpkg-deb", "-x", package.name, "unpacked")
+    call(temporary, "dpkg-deb", "-x", package.name, "unpacked")
     files = temporary / "unpacked/usr/share/datasets/fashion-mnist"
     return {
         f"{letter}_{part}": _read_idx(files / f"{stem}-{kind}-ubyte.gz")
         for part, stem in (("train", "train"), ("test", "t10k"))
         for letter, kind in (("x", "images-idx3"), ("y", "labels-idx1"))
     }
-
-
-def _call(folder, *command):
-    """Run a command in `folder`; raise OSError with the last thing it complained of."""
-    english = {**os.environ, "LC_ALL": "C"}
-    done = subprocess.run(command, cwd=folder, env=english, stdin=subprocess.DEVNULL, capture_output=True)
-    if done.returncode:
-        complaints = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
-        raise OSError(f"{command[0]}: {complaints.splitlines()[-1].removeprefix('E: ')}")
 
 
 def _read_idx(path):
@@ -593,7 +562,7 @@ def _opened(path):
         with Image.open(path) as image:
             yield image
     except Exception as error:  # a damaged image raises errors of many kinds
-        raise ValueError(f"{path} is not a readable image ({_said(error)}): mend or remove it") from error
+        raise ValueError(f"{path} is not a readable image ({said(error)}): mend or remove it") from error
 
 
 def _pixels(path, mode, size):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
+import sys
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -218,12 +219,34 @@ def row(
     images, labels = test
     shape = tuple(images.shape[1:])
     scores = training.evaluate(model, images, labels)
-    found = dict.fromkeys(RESULT_COLUMNS, math.nan)
-    found |= {"parameters": parameters(counted), "macs": macs(counted, shape), "bytes": bytes_on_disk(counted)}
-    found["parameters_kept"] = found["parameters"] / parameters(original)
-    found["macs_kept"] = found["macs"] / macs(original, shape)
+    found = dict.fromkeys(RESULT_COLUMNS, math.nan) | sizes(counted, original, shape)
     if timed:
         found |= {f"latency_ms_{batch}": latency(model, shape, batch, threads) for batch in (1, 64)}
     found |= {"accuracy": scores.accuracy, "f1": scores.f1, "loss": scores.loss}
-    used = threads if timed else math.nan
-    return found | columns | {"torch": torch.__version__, "lowrank_utils": __version__, "threads": used}
+    return found | columns | made_with(threads if timed else math.nan)
+
+
+def sizes(
+    model: nn.Module, original: nn.Module, input_shape: Sequence[int] = (), example: Batch | None = None
+) -> dict[str, Any]:
+    """Return the columns of a row that are counted: parameters, MACs (as in `macs`), bytes on disk, and shares of the original."""
+    found: dict[str, Any] = {"parameters": parameters(model), "macs": macs(model, input_shape, example)}
+    found["bytes"] = bytes_on_disk(model)
+    found["parameters_kept"] = found["parameters"] / parameters(original)
+    found["macs_kept"] = found["macs"] / macs(original, input_shape, example)
+    return found
+
+
+def made_with(threads: float) -> dict[str, Any]:
+    """Return the columns of a row that say what it was measured with; `threads` is NaN where nothing was timed."""
+    return {"torch": torch.__version__, "lowrank_utils": __version__, "threads": threads}
+
+
+def peak_memory() -> float:
+    """Return the most memory that this process has held, in GiB; NaN where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

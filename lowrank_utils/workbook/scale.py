@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 from torch import nn
 
+from lowrank_utils.lab.score import peak_memory as peak_memory
 from lowrank_utils.network.profile import profile
 from lowrank_utils.ranks import enc, search
 
@@ -69,13 +69,3 @@ def at_scale(build: Callable[[], nn.Module], input_shape: Sequence[int] = (3, 22
     for name, call in searches.items():
         found[name] = timed(f"search: {name}", call)
     return AtScale(pd.Series(seconds, name="seconds"), options, found)
-
-
-def peak_memory() -> float:
-    """Return the most memory that this process has held, in GiB; NaN where the system does not say (Windows)."""
-    try:
-        import resource
-    except ImportError:
-        return float("nan")
-    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
