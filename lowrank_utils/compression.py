@@ -77,6 +77,7 @@ def compress(
     resource: str = "macs",
     factors: str | None = None,
     dense: Sequence[str] | None = None,
+    within: Sequence[str] | None = None,
     floor: float = 0.1,
     runtime: str = "torch",
     batch: int = 64,
@@ -115,6 +116,8 @@ def compress(
         Fisher-weighted layer by layer where torch.fx cannot trace the network and it has more than 50 layers, since a
         sweep would run it once for each).
     dense : layers to leave as they are (default: the last one, and the first where it is a convolution).
+    within : layers that share the budget, by name or pattern: ``within=["model.layers.*"]`` keeps a share `kept` of the blocks
+        of a transformer, as the literature on language models counts. All other layers stay dense. Default: all.
     floor : as in `search.rank_options`.
     runtime, batch, threads : in what time is measured, for a budget of it: "torch" (eager) or "onnxruntime", so many inputs
         a pass, on so many CPU threads. `multiple` : ranks are multiples of it (None: of 8 where a layer has room).
@@ -147,11 +150,11 @@ def compress(
     unseen, calibration = calibration[len(calibration) - held :], calibration[: len(calibration) - held]
     how = {"samples": samples, "estimator": estimator, "draws": draws, "seed": seed, "batch_size": batch_size}
     with shown(progress):
-        read = _read(model, calibration, dense, how)
+        read, inside = _within(_read(model, calibration, dense, how), within)
         times = timing.measure(read, clock, floor=floor, multiple=multiple) if resource == "latency" else None
         tables = times.tables if times else None
         options = search.rank_options(read, (resource,), mixed=True, floor=floor, tables=tables)
-        share = times.budget(kept) if times else _share(read, options, kept, resource)
+        share = times.budget(kept) if times else _share(read, options, kept, resource, inside)
         values, note = search.predicted_values(read, options, FISHER_IMAGES, points)
         chosen = factors or _factors(read, note)
         find = partial(search.exact_search, read, resource=resource, options=options, values=values)
@@ -179,12 +182,16 @@ def compress(
         "parameters": score.parameters(small) / score.parameters(model),
         "macs": _macs(small, read) / _macs(model, read),
     }
+    asked = counted
+    if inside is not None:
+        asked = {what: _kept_inside(read, found.plan, inside, what) for what in profile.RESOURCES}
+        counted |= {f"{what} within": asked[what] for what in profile.RESOURCES}
     seen = timing.compare(times, read, small, found.plan) if times else None
     if times and seen:
         counted["latency"] = seen.kept
         notes += [times.note(), timing.missed(seen, kept)]
-    elif counted[resource] > kept * (1 + 1e-9):
-        notes.append(f"By torch's own count {counted[resource]:.1%} of the {resource} stay, more than asked for.")
+    elif asked[resource] > kept * (1 + 1e-9):
+        notes.append(f"By torch's own count {asked[resource]:.1%} of the {resource} stay, more than asked for.")
     table = _table(read, found.plan, options)
     if times:
         table = table.assign(**times.columns(found.plan, list(table["layer"])))
@@ -274,9 +281,25 @@ def _by_default(read):
     return read.but(dense=(first, last) if starts else (last,))
 
 
-def _share(read, options, kept, resource):
+def _within(read, patterns):
+    # (profile in which all other layers stay dense, names of the layers that share the budget or None for all)
+    if patterns is None:
+        return read, None
+    inside = read.within(patterns)
+    others = [layer.name for layer in read if layer.name not in inside]
+    return read.but(dense=tuple(dict.fromkeys((*read.dense, *others)))), inside
+
+
+def _kept_inside(read, plan, inside, resource):
+    whole = sum(read[name].cost(None, resource) for name in inside)
+    return sum(read[name].cost(plan.get(name), resource) for name in inside) / whole
+
+
+def _share(read, options, kept, resource, inside=None):
     # The share of what the cards hold that keeps a share `kept` of the whole network: what is in no card stays, and counts
     # (batch norms; products that belong to no layer, as in attention).
+    if inside is not None:
+        return read.whole_share(kept, resource, inside)
     whole = _macs(read.model, read) if resource == "macs" else score.parameters(read.model)
     carded = profile.plan_cost(read, {}, resource)
     outside = max(whole - carded, 0)

@@ -24,7 +24,7 @@ SWEEPS = (
     "fisher-weighted",
 )  # factors that depend on the whole plan: see `sequential.sweep`
 LAYERWISE = "fisher-layerwise"  # data-aware in the metric of the Fisher information, each layer on its own
-KNOWN = (*svd.METHODS, LAYERWISE, *SWEEPS)
+KNOWN = (*svd.METHODS, *svd.SCALED, LAYERWISE, *SWEEPS)
 
 
 def apply_plan(
@@ -148,9 +148,12 @@ def decompose_layers(
     """Return ``{name: svd.Factors}`` for the named layers, good for every rank.
 
     `names` is a list, or ``{name: scheme}``. One decomposition serves a whole sweep of plans. Methods that need data take
-    the moments of the profile; `LAYERWISE` its Fisher information too. See `svd.decompose_layer`.
+    the moments of the profile; `LAYERWISE` its Fisher information too. See `svd.decompose_layer`, and `svd.scaled_layer`
+    for `svd.SCALED`, which are of linear layers only.
     """
     profile.check_unchanged()
+    if method in svd.SCALED and names:
+        return _scaled(profile, names, method)
     moments, metrics = {}, {}
     if method != "svd" and names:
         if profile.calibration is None:
@@ -171,4 +174,20 @@ def decompose_layers(
             raise ValueError(f"layer {name!r}: {error}") from error
     if not names and method not in KNOWN:
         raise ValueError(f"unknown factors {method!r}; known: {', '.join(KNOWN)}")
+    return found
+
+
+def _scaled(profile, names, method):
+    profile.needed_calibration(f"factors={method!r} need")
+    found = {}
+    seen = profile.moments_of(names) if method == "asvd" else profile.rows_of(list(names))
+    for name in names:
+        try:
+            layer: Any = profile.model.get_submodule(name)
+            if method == "asvd":
+                found[name] = svd.scaled_layer(layer, columns=seen[name].mean_absolute ** svd.ALPHA)
+            else:
+                found[name] = svd.scaled_layer(layer, rows=seen[name].sqrt())
+        except ValueError as error:
+            raise ValueError(f"layer {name!r}: {error}") from error
     return found

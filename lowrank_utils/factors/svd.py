@@ -231,6 +231,11 @@ def damped(fisher: torch.Tensor) -> torch.Tensor:
 
 
 METHODS = ("svd", "data-aware")
+SCALED = (
+    "asvd",
+    "fwsvd",
+)  # the singular value decomposition of the weights with scaled columns or rows, as published for language models
+ALPHA = 0.5  # ASVD's exponent
 
 
 @dataclass(frozen=True)
@@ -382,6 +387,37 @@ def decompose_layer(
     _, vectors = torch.linalg.eigh((outputs + outputs.mT) / 2)
     vectors = vectors.flip(2)  # eigh sorts upwards
     return Factors(*ungrouped(basis @ vectors, vectors.mT @ reduced), bias, **about, **kind)
+
+
+def scaled_layer(layer: nn.Linear, columns: torch.Tensor | None = None, rows: torch.Tensor | None = None) -> Factors:
+    """Return the `Factors` of a linear layer from the truncated SVD of diag(rows) W diag(columns), scales taken back after.
+
+    ASVD (Yuan et al. 2023) takes ``columns`` = (mean |x_j|)^(1/2) (d_in), FWSVD (Hsu et al. 2022) ``rows`` = the square root of
+    the Fisher information of a row's weights (d_out). None is ones. A scale of zero is raised to 1e-6 of the largest.
+
+    Raises ValueError for another kind of layer, and scales that are negative, not finite or of another length.
+
+    >>> layer = nn.Linear(6, 4)
+    >>> left, right, bias = scaled_layer(layer, columns=torch.rand(6)).truncate(4)
+    >>> bool(torch.allclose((left @ right).float(), layer.weight, atol=1e-4))
+    True
+    """
+    if not isinstance(layer, nn.Linear):
+        raise ValueError(f"scaled factors are of linear layers; this is a {type(layer).__name__}")
+    weight = layer.weight.detach().double()
+    scales = []
+    for what, given, size in (("rows", rows, len(weight)), ("columns", columns, weight.shape[1])):
+        scale = torch.ones(size).to(weight) if given is None else given.to(weight)
+        if scale.shape != (size,) or not torch.isfinite(scale).all() or (scale < 0).any():
+            raise ValueError(f"{what} must be {size} finite numbers, none below zero")
+        scales.append(scale.clamp(min=1e-6 * float(scale.max()) if scale.max() > 0 else 1.0))
+    by_row, by_column = scales
+    u, s, vt = torch.linalg.svd(by_row[:, None] * weight * by_column, full_matrices=False)
+    root = s.sqrt()
+    bias = None if layer.bias is None else layer.bias.detach().double()
+    return Factors(
+        u * root / by_row[:, None], root[:, None] * vt / by_column, bias, dtype=layer.weight.dtype, layer=layer
+    )
 
 
 def factorize(

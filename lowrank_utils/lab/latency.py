@@ -376,11 +376,10 @@ def pair(layer: nn.Module, entry: Entry) -> nn.Sequential:
 
 def batch_of(profile: Profile, size: int) -> Batch:
     """Return `size` inputs of the profiled network: calibration inputs, some of them repeatedly where they are few, or random ones."""
-    first = next(profile.model.parameters())
     given = profile.calibration
     if given is None:
-        return torch.randn(size, *(profile.input_shape or ()), device=first.device, dtype=first.dtype)
-    return inputs.fed(given[torch.arange(size) % len(given)], first)
+        return inputs.random_batch(profile.model, profile.input_shape or (), size)
+    return inputs.fed(given[torch.arange(size) % len(given)], next(profile.model.parameters()))
 
 
 def _input_shapes(model, names, batch):

@@ -17,7 +17,7 @@ from lowrank_utils import __version__
 from lowrank_utils.checks import check_count
 from lowrank_utils.lab import training
 from lowrank_utils.lab.columns import RESULT_COLUMNS
-from lowrank_utils.network.inputs import Batch, call, fed
+from lowrank_utils.network.inputs import Batch, call, fed, random_batch
 from lowrank_utils.network.modules import check_finite, evaluating
 
 if TYPE_CHECKING:
@@ -37,11 +37,6 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _input(model, input_shape, batch):
-    first = next(model.parameters(), torch.empty(0))
-    return torch.zeros(batch, *input_shape, device=first.device, dtype=first.dtype)
-
-
 def macs(model: nn.Module, input_shape: Sequence[int], example: Batch | None = None) -> int:
     """Return the multiply-accumulates for one input of `input_shape` (or for `example`), by torch's own operation counter.
 
@@ -52,8 +47,8 @@ def macs(model: nn.Module, input_shape: Sequence[int], example: Batch | None = N
     """
     # without inference mode, in which the counter cannot see through weights that are computed (parametrizations)
     with evaluating(model), torch.inference_mode(False), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        zeros = _input(model, input_shape, 1)
-        call(model, zeros if example is None else fed(example, zeros))
+        one = random_batch(model, input_shape)
+        call(model, one if example is None else fed(example, one))
     return counter.get_total_flops() // 2
 
 
@@ -133,7 +128,7 @@ def latencies(
     Raises ValueError where a count is not a whole number of at least 1.
     """
     check_count(batch=batch, threads=threads, repeats=repeats, warmup=warmup)
-    calls = [_pass(model, _input(model, input_shape, batch)) for model in models]
+    calls = [_pass(model, random_batch(model, input_shape, batch)) for model in models]
     with contextlib.ExitStack() as stack:
         for model in models:
             stack.enter_context(evaluating(model))

@@ -6,7 +6,7 @@ Everything that looks at data goes through here, so that a network of token ids 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -142,6 +142,16 @@ def at_once(batch: Batch, size: int) -> int:
     parts = (batch,) if torch.is_tensor(batch) else batch.tensors
     tokens = max((part[0].numel() for part in parts if not part.is_floating_point() and len(part)), default=1)
     return max(1, min(size, TOKENS_AT_ONCE // max(tokens, 1)))
+
+
+def random_batch(model: nn.Module, input_shape: Sequence[int], count: int = 1) -> torch.Tensor:
+    """Return `count` random inputs of `input_shape`, the same at each call, on the device and in the type of the parameters.
+
+    >>> random_batch(nn.Linear(4, 3).double(), (4,), 2).dtype
+    torch.float64
+    """
+    like = next(model.parameters(), torch.empty(0))
+    return torch.randn(count, *input_shape, generator=torch.Generator().manual_seed(0)).to(like)
 
 
 def fed(batch: Batch, like: torch.Tensor) -> Batch:

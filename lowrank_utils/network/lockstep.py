@@ -6,6 +6,7 @@ is a thread that waits where it meets the next layer, so the whole sweep costs t
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
@@ -17,6 +18,7 @@ from torch import nn
 from lowrank_utils.network import inputs, unfold
 from lowrank_utils.network.hooks import hooked, watch
 from lowrank_utils.network.inputs import Batch
+from lowrank_utils.network.modules import evaluating
 
 
 class _Left(BaseException):
@@ -28,7 +30,10 @@ class _Pass(threading.Thread):
 
     def __init__(self, model, batch, stops, norms, instead):
         super().__init__(daemon=True)
-        self.model, self.batch, self.stops, self.norms, self.instead = model, batch, stops, norms, instead
+        # a twin with the same tensors: what watches it is neither on the network itself nor on copies of its layers
+        held = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        self.model = copy.deepcopy(model, held)
+        self.batch, self.stops, self.norms, self.instead = batch, stops, norms, instead
         self.there, self.resume = threading.Semaphore(0), threading.Semaphore(0)
         self.at: str | None = None
         self.input: Any = None
@@ -37,8 +42,10 @@ class _Pass(threading.Thread):
         self.left = False
 
     def run(self):
+        before = {name: self._arrive(name) for name in self.stops} | {name: self._note(name) for name in self.norms}
+        swaps = {name: self._swap(name) for name in self.stops}
         try:
-            with torch.inference_mode():
+            with evaluating(self.model), hooked(self.model, before, before=True), hooked(self.model, swaps):
                 inputs.call(self.model, self.batch)
         except _Left:
             pass
@@ -47,37 +54,27 @@ class _Pass(threading.Thread):
         self.at = None
         self.there.release()
 
-    def hooks(self):
-        """Return ({name: hook before}, {name: hook after}); in another thread they do nothing."""
-        before = {name: self._arrive(name) for name in self.stops} | {name: self._note(name) for name in self.norms}
-        return before, {name: self._swap(name) for name in self.stops}
-
     def _arrive(self, name):
         def hook(module, args, kwargs):
-            if threading.current_thread() is self:
-                self.at, self.input = name, unfold.call_input(args, kwargs)
-                self.there.release()
-                self.resume.acquire()
-                self.input = None
-                if self.left:
-                    raise _Left
+            self.at, self.input = name, unfold.call_input(args, kwargs)
+            self.there.release()
+            self.resume.acquire()
+            self.input = None
+            if self.left:
+                raise _Left
 
         return hook
 
     def _note(self, name):
         def hook(module, args, kwargs):
-            if threading.current_thread() is self:
-                self.streams[name] = unfold.call_input(args, kwargs)
+            self.streams[name] = unfold.call_input(args, kwargs)
 
         return hook
 
     def _swap(self, name):
-        def hook(module, args, kwargs, output):
-            if threading.current_thread() is self and name in self.instead:
-                return self.instead[name](*args, **kwargs)
-            return None
-
-        return hook
+        return lambda module, args, kwargs, output: (
+            self.instead[name](*args, **kwargs) if name in self.instead else None
+        )
 
     def wait(self, name):
         """Wait until this pass stands before layer `name`, and return what the layer will read."""
@@ -114,16 +111,9 @@ class Lockstep:
         norms = sorted(set(self.streams.values()))
         self.then = _Pass(model, inputs.fed(calibration, like), names, norms, {})
         self.now = _Pass(model, inputs.fed(calibration, like), names, norms, instead)
-        self.model = model
         self.waiting = False
 
     def __enter__(self) -> Lockstep:
-        self.hooks = []
-        for each in (self.then, self.now):
-            before, after = each.hooks()
-            self.hooks += [hooked(self.model, before, before=True), hooked(self.model, after)]
-        for hook in self.hooks:
-            hook.__enter__()
         for each in (self.then, self.now):
             each.start()
         return self
@@ -133,8 +123,6 @@ class Lockstep:
     ) -> None:
         for each in (self.then, self.now):
             each.leave()
-        for hook in self.hooks:
-            hook.__exit__(None, None, None)
 
     def at(self, name: str, other: object = None) -> Iterator[tuple[Any, Any, tuple[Any, Any] | None]]:
         """Yield once (inputs now, inputs in the original, what the residual stream lost or None) of the named layer."""

@@ -8,6 +8,7 @@ parameters with biases counted.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
+from lowrank_utils import checks
 from lowrank_utils.network import graph, inputs, modules, statistics, unfold
 from lowrank_utils.network.graph import owners
 from lowrank_utils.network.hooks import hooked
@@ -404,6 +406,7 @@ class Profile(Sequence[LayerProfile]):
         self._seen = _versions(model)
         self._moments: dict[str, statistics.Moments] = {}
         self._fisher: dict[tuple[str, int], torch.Tensor] = {}
+        self._rows: dict[str, torch.Tensor] = {}
         self.digest = _digest(model)
         if self.input_shape is None:
             modules.check_finite(model)
@@ -568,6 +571,42 @@ class Profile(Sequence[LayerProfile]):
             self._fisher |= {(name, count): value for name, value in found.items()}
         return {name: self._fisher[name, count] for name in names}
 
+    def rows_of(self, names: Collection[str]) -> dict[str, torch.Tensor]:
+        """Return {layer: Fisher information of the weights of each row, d_out} of the named layers (`statistics.row_information`)."""
+        calibration = self.needed_calibration("the information of rows needs")
+        missing = [name for name in names if name not in self._rows]
+        if missing:
+            estimator = "signs" if self.estimator == "exact" else self.estimator
+            self._rows |= statistics.row_information(
+                self.model, missing, calibration, self.draws, self.seed, 1, estimator
+            )
+        return {name: self._rows[name] for name in names}
+
+    def within(self, patterns: Sequence[str]) -> list[str]:
+        """Return the names of the layers that `patterns` name: names, or patterns such as ``"model.layers.*"``.
+
+        Raises ValueError for a pattern that names no layer with weights.
+        """
+        if isinstance(patterns, str):
+            raise ValueError(f"within={patterns!r} must be a list of layer names or patterns, such as [{patterns!r}]")
+        names = [layer.name for layer in self.layers]
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                raise ValueError(f"within={pattern!r} names no layer; there are {', '.join(names[:5])} and so on")
+        return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+    def whole_share(self, kept: float, resource: str, names: Collection[str]) -> float:
+        """Return the share of what all layers cost that leaves a share `kept` to the named ones and everything to the others.
+
+        >>> mine = profile(nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 2, bias=False)), input_shape=(4,))
+        >>> round(mine.whole_share(0.5, "parameters", ["0"]), 4)  # 6 + 6 of 18
+        0.6667
+        """
+        checks.check_share(kept=kept)
+        total = plan_cost(self, {}, resource)
+        inside = sum(self[name].cost(None, resource) for name in names)
+        return (kept * inside + total - inside) / total
+
     def but(self, **changes: Any) -> Profile:
         """Return a profile of the same model with other `dense`, `scheme`, `calibration` or `input_shape`; statistics are shared.
 
@@ -592,7 +631,7 @@ class Profile(Sequence[LayerProfile]):
             raise ValueError(f"a profile has no {', '.join(sorted(unknown))} to change; it has {', '.join(options)}")
         new = Profile(self.model, **options | changes, spectra=self._spectra)
         if changes.keys() <= {"dense", "scheme", "input_shape"}:
-            new._moments, new._fisher = self._moments, self._fisher
+            new._moments, new._fisher, new._rows = self._moments, self._fisher, self._rows
         return new
 
     def needed_calibration(self, what: str) -> Any:

@@ -27,8 +27,8 @@ from lowrank_utils.progress import track
 class Moments:
     """Mean and covariance of vectors that arrive in batches; memory does not grow with their number.
 
-    ``count`` vectors seen, ``mean`` (d), ``scatter`` (d x d, sum of centred outer products), all float64
-    (Chan, Golub & LeVeque 1979 for joining batches). With a first axis of groups for the patches of a grouped
+    ``count`` vectors seen, ``mean`` (d), ``scatter`` (d x d, sum of centred outer products), ``size`` (d, sum of absolute
+    values), all float64 (Chan, Golub & LeVeque 1979 for joining batches). With a first axis of groups for the patches of a grouped
     convolution.
 
     >>> x = torch.arange(12.0).reshape(6, 2)
@@ -42,6 +42,7 @@ class Moments:
     count: int
     mean: torch.Tensor
     scatter: torch.Tensor
+    size: torch.Tensor | float = 0.0
 
     @classmethod
     def empty(cls, size: int, device: torch.device | str = "cpu", groups: int = 1) -> Moments:
@@ -68,12 +69,18 @@ class Moments:
             raise ValueError("the calibration data make NaN or infinite activations; check images and weights")
         self.scatter += products + share * delta[..., :, None] * delta[..., None, :]
         self.mean = self.mean + delta * (x.shape[-2] / total)
+        self.size = self.size + x.abs().sum(-2).double()
         self.count = total
 
     @property
     def covariance(self) -> torch.Tensor:
         """Covariance (d x d), divided by the count."""
         return self.scatter / max(self.count, 1)
+
+    @property
+    def mean_absolute(self) -> torch.Tensor:
+        """Mean of the absolute values (d)."""
+        return self.size / max(self.count, 1) + torch.zeros_like(self.mean)
 
     @property
     def second_moment(self) -> torch.Tensor:
@@ -420,6 +427,46 @@ def _answered(model, batch):
     if not torch.isfinite(answers.log_softmax(-1) if answers.ndim == 2 else answers.detach().sum()).all():
         raise ValueError("the network's outputs on these images are NaN or infinite; check its weights and the images")
     return answers
+
+
+def row_information(
+    model: nn.Module,
+    names: Sequence[str],
+    images: Batch,
+    draws: int = 1,
+    seed: int = 0,
+    batch_size: int = 1,
+    estimator: str = "signs",
+) -> dict[str, torch.Tensor]:
+    """Return ``{layer: vector}`` (d_out, float64): the Fisher information of the weights of each row, summed over the row.
+
+    E_x E_{y ~ p(y|x)} sum_j (d log p(y|x) / d w_ij)^2 over inputs x, one at a time unless `batch_size` is larger (then the
+    slopes of a batch are summed before they are squared, as in much published code). `draws`, `seed` and `estimator` as in `fisher`.
+    Source: Hsu et al. 2022 (FWSVD), equation 6, there with labels of the data in place of y.
+
+    >>> found = row_information(nn.Sequential(nn.Linear(3, 2)), ["0"], torch.ones(4, 3))["0"]
+    >>> found.shape, bool((found > 0).all())
+    (torch.Size([2]), True)
+    """
+    check_there(model)
+    check_some(images)
+    first = next(model.parameters())
+    passes, weights = _Passes(estimator, draws, seed), {name: model.get_submodule(name).weight for name in names}
+    found = {name: torch.zeros(len(weight), dtype=torch.float64) for name, weight in weights.items()}
+    with evaluating(model), torch.inference_mode(False), torch.enable_grad(), frozen(model):
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        for batch in track(images.split(batch_size), "information of the rows"):
+            logits = _answered(model, inputs.fed(batch, first))
+            rounds = passes.of(logits.log_softmax(-1)) if logits.ndim == 2 else passes.slopes(logits)
+            for left, (end, slope, share) in zip(range(passes.count(logits) - 1, -1, -1), rounds):
+                scale = 1.0 if share is None else float(share.mean())
+                slopes = torch.autograd.grad(
+                    end, list(weights.values()), slope, retain_graph=left > 0, allow_unused=True, materialize_grads=True
+                )
+                for name, each in zip(weights, slopes):
+                    found[name] += scale * each.flatten(1).square().sum(1).double().cpu()
+    return {name: value / len(images) for name, value in found.items()}
 
 
 class CrossMoments:

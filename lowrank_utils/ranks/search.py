@@ -264,6 +264,22 @@ def output_error(
     return found
 
 
+def output_energies(profile: Profile, names: Sequence[str]) -> dict[str, float]:
+    """Return ``{layer: E}``: the energy of each layer's outputs over all calibration inputs, summed, mean removed where a bias takes it.
+
+    Needs the moments of the profile; what relative errors of `output_error` are shares of.
+    """
+    found = {}
+    for name, moments in profile.moments_of(names).items():
+        layer: Any = profile.model.get_submodule(name)
+        spread = moments.covariance if profile.takes_mean(name) else moments.second_moment
+        count = unfold.groups(layer)
+        spread = spread.to(layer.weight.device).reshape(count, *spread.shape[-2:])
+        weight = layer.weight.detach().double().reshape(count, -1, spread.shape[-1])
+        found[name] = _output_energy(weight, spread) * moments.count
+    return found
+
+
 def _every_rank(own, layer, weight, spread, metric):
     # the error of each option, dense last, from one eigenproblem a scheme; half of it in a metric
     rows, curves = weight.shape[1], {}
