@@ -198,7 +198,7 @@ def report(
     to: Annotated[str | None, typer.Option(metavar="FOLDER", help="With --site: instead of outputs/site.")] = None,
 ) -> None:
     """Show the results of runs (or sweeps) as a table; with --gallery publish them; with --site build the pages."""
-    from lowrank_utils.lab.columns import RESULT_COLUMNS
+    from lowrank_utils.lab.columns import LANGUAGE_COLUMNS, RESULT_COLUMNS
     from lowrank_utils.workbook import gallery as published
     from lowrank_utils.workbook import runs
 
@@ -217,7 +217,7 @@ def report(
     table = published.gather(*places)
     if (setting := published.settings(table)).any():
         table.insert(4, "setting", setting)
-    shown = [c for c in (*RESULT_COLUMNS[:4], "setting", *RESULT_COLUMNS[4:]) if c in table]
+    shown = [c for c in (*RESULT_COLUMNS[:4], "setting", *RESULT_COLUMNS[4:], *LANGUAGE_COLUMNS) if c in table]
     shown = [c for c in shown if table[c].notna().any()]
     typer.echo(table[shown].to_string(index=False) if len(table) else "no results yet")
     if gallery:

@@ -38,7 +38,13 @@ def test_every_column_has_a_known_dtype_and_a_meaning():
 
 
 def test_the_lists_of_columns_name_columns():
-    for listed in (columns.RESULT_COLUMNS, columns.PROVENANCE_COLUMNS, columns.RUN, columns.KEY):
+    for listed in (
+        columns.RESULT_COLUMNS,
+        columns.LANGUAGE_COLUMNS,
+        columns.PROVENANCE_COLUMNS,
+        columns.RUN,
+        columns.KEY,
+    ):
         assert set(listed) <= set(columns.COLUMNS)
         assert len(set(listed)) == len(listed)
 

@@ -116,6 +116,7 @@ RESULT_COLUMNS = (
     *("notebook", "dataset", "network", "seed", "chooser", "factors", "parameters", "parameters_kept", "macs"),
     *("macs_kept", "bytes", "latency_ms_1", "latency_ms_64", "accuracy", "f1", "seconds_to_find", "evaluations"),
 )
+LANGUAGE_COLUMNS = ("perplexity", "bits_per_byte", "tokens_per_second")  # what rows of language models have beside them
 PROVENANCE_COLUMNS = ("address", "run_parameters", "data_fingerprint", "versions", "commit", "finished")
 RUN = ("notebook", "dataset", "network", "seed", "draw")
 KEY = (

@@ -15,7 +15,7 @@ from torch import nn
 
 from lowrank_utils.checks import check_count
 from lowrank_utils.lab import score
-from lowrank_utils.lab.columns import RESULT_COLUMNS
+from lowrank_utils.lab.columns import LANGUAGE_COLUMNS, RESULT_COLUMNS
 from lowrank_utils.network import inputs
 from lowrank_utils.network.modules import check_finite, evaluating
 from lowrank_utils.progress import track
@@ -174,7 +174,9 @@ def row(
     where `timed` is true, on `threads` threads, and NaN otherwise. Raises ValueError as `perplexity` and for NaN weights.
     """
     check_finite(model)
-    found = dict.fromkeys(RESULT_COLUMNS, math.nan) | score.sizes(model, original, example=windows.ids[:1])
+    found = dict.fromkeys((*RESULT_COLUMNS, *LANGUAGE_COLUMNS), math.nan) | score.sizes(
+        model, original, example=windows.ids[:1]
+    )
     scored = perplexity(model, windows)
     found |= {"loss": scored.loss, "perplexity": scored.perplexity, "bits_per_byte": scored.bits_per_byte}
     found["tokens_per_second"] = tokens_per_second(model, windows.ids[:1], threads) if timed else math.nan

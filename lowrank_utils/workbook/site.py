@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from lowrank_utils import paths
-from lowrank_utils.lab.columns import RESULT_COLUMNS
+from lowrank_utils.lab.columns import LANGUAGE_COLUMNS, RESULT_COLUMNS
 from lowrank_utils.workbook import chapters, jobs, plots, results, runs
 from lowrank_utils.workbook.gallery import drawn_figures, gather, published_rows, settings
 
@@ -193,7 +193,7 @@ def _run_pages(source, place, executed):
         kept += ["dataset", "network", "chooser", "factors", "scope", "budget_kind", "budget", "seeds"]
         kept += [f"{name}_{what}" for name in ("accuracy", "parameters_kept", "macs_kept") for what in ("mean", "std")]
         parts += ["## Means and standard deviations over seeds", _table(means, kept)]
-    shown = ["notebook", "dataset", "network", "seed", "setting", *RESULT_COLUMNS[4:]]
+    shown = ["notebook", "dataset", "network", "seed", "setting", *RESULT_COLUMNS[4:], *LANGUAGE_COLUMNS]
     parts += ["## Rows", _table(rows, shown)]
     (here / "results.md").write_text("\n\n".join(parts) + "\n")
     return ["run/results", *(f"run/{label}" for label in executed)]
