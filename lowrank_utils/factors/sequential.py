@@ -91,6 +91,7 @@ def sweep(
     *,
     relu: bool = False,
     refit_dense: bool = True,
+    repair: bool = True,
     within: Mapping[str, torch.Tensor] | None = None,
     weighted: bool = False,
     images: int | None = None,
@@ -112,6 +113,8 @@ def sweep(
     network with convolutions) with momentum (a heuristic after the majorise-minimise scheme: most steps lower the error
     after the ReLU, not all do). ``refit_dense=True``: layers that stay dense get the full-rank answer, which costs no parameters
     (not those that share a weight or are used more than once).
+    ``repair=False``: where torch.fx cannot trace the network, what its residual streams lost so far is left alone, and each
+    layer has its own outputs as target.
     ``within``: {layer: orthonormal columns, d_out x rank} holds the outputs of a linear layer in a subspace that was
     chosen elsewhere, and only refits the rest. ``weighted=True``: errors count as much as the network's answer feels
     them, in the metric 0.7 F / mean(diag F) + 0.3 I with F of `fisher` from the first `fisher_images` calibration inputs (None: all). `ridge`: share of the mean
@@ -197,7 +200,7 @@ def sweep(
     each = positions_each(profile.samples, len(calibration))
     start = next((place for place, name in enumerate(order) if name in plan), len(order))  # before it nothing is lost
     order = order[start:]
-    with _walk(model, graph, order, thin, calibration, batch_size or profile.batch_size or 100, memory) as walk:
+    with _walk(model, graph, order, thin, calibration, batch_size or profile.batch_size or 100, memory, repair) as walk:
         for place, name in enumerate(track(order, "factors, layer by layer"), start):
             held = after.get(name, Followers())
             own = _Regression(model, name, held, chosen.get(name), metrics.get(name), (within or {}).get(name), ridge)
@@ -217,7 +220,7 @@ def sweep(
 LARGEST = 5e8  # bytes of one activation of all inputs, with which two passes can stand side by side
 
 
-def _walk(model, graph, order, thin, calibration, batch_size, memory):
+def _walk(model, graph, order, thin, calibration, batch_size, memory, repair):
     # what yields the inputs of one layer after the other, now and in the original network
     if graph is None and order:
         sizes = dict.fromkeys(order, 0)
@@ -231,7 +234,7 @@ def _walk(model, graph, order, thin, calibration, batch_size, memory):
         watch(model, [calibration[:1]], {name: note(name) for name in order})
         fits = max(sizes.values()) * len(calibration) <= LARGEST
         if fits and (not is_plain(calibration) or residual_streams(model, order, calibration[:1])):
-            return Lockstep(model, order, thin, calibration)
+            return Lockstep(model, order, thin, calibration, repair)
     return contextlib.nullcontext(Walk(model, graph, thin, calibration, batch_size, memory))
 
 

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-SCOPE = ("none", "every layer", "hidden layers", "inner layers")
+SCOPE = ("none", "every layer", "hidden layers", "inner layers", "blocks")
 BUDGET_KIND = ("kept", "macs", "drop", "epsilon", "threshold", "own", "lossless", "dense")
 STORED_AS = ("dense", "low rank", "units", "both", "sparse", "non-zeros")
 REFIT = ("none", "folded", "least squares", "relu-aware")
 TUNED = ("none", "refined without labels", "fine-tuned")
-FACTORS = ("none", "svd", "data-aware", "sequential", "relu-aware", "fisher-weighted", "convex")
+FACTORS = (
+    *("none", "svd", "data-aware", "sequential", "relu-aware", "fisher-weighted", "convex"),
+    *("asvd", "fwsvd", "fisher-layerwise", "own outputs"),
+)
 PROGRAM = ("none", "as posed", "reweighted", "cascade")
 CUT = ("none", "fixed", "to budget")
 UNSIZED = ("own", "lossless", "dense")  # kinds of budgets without a number
@@ -50,7 +53,7 @@ COLUMNS = {
     # the setting
     "chooser": Column("string", "what chose what stays: a rank rule, a ranking, a search, a convex program; dense for the network itself", required=True),
     "factors": Column("string", "how low-rank factors were computed; convex: the SVD of a convex program's answer", FACTORS, "none"),
-    "scope": Column("string", "what may be cut: every layer, hidden layers (the last stays dense) or inner layers (the first, too)", SCOPE, required=True),
+    "scope": Column("string", "what may be cut: every layer, hidden layers (the last stays dense), inner layers (the first, too), or the blocks of a transformer, of which `budget` is then a share", SCOPE, required=True),
     "budget_kind": Column("string", "what `budget` counts: parameters kept, MACs kept, accuracy dropped on validation images, epsilon or threshold of a layer; own: the rule sets its size", BUDGET_KIND, required=True),
     "budget": Column("float64", "the number asked for, as a share; NaN for own, lossless and dense"),
     "stored_as": Column("string", "dense layers, thin layers (low rank), fewer units, both; or non-zero weights, with their indices (sparse) or without", STORED_AS, required=True),
@@ -87,6 +90,9 @@ COLUMNS = {
     "tuned_seconds": Column("float64", "seconds of that fine-tuning"),
     # how it was found
     "seconds_to_find": Column("float64", "seconds from the dense network to this one"),
+    "statistics_seconds": Column("float64", "processor seconds of the statistics of calibration data, shared by all rows of a run (07)"),
+    "plan_seconds": Column("float64", "processor seconds of the chooser, its curves included (07)"),
+    "factor_seconds": Column("float64", "processor seconds of the factors (07)"),
     "train_seconds": Column("float64", "seconds of training the dense network (01)"),
     "evaluations": Column("Int64", "networks that were measured on the way"),
     "plan": Column("string", "ranks by layer name, as JSON"),
@@ -94,7 +100,10 @@ COLUMNS = {
     "epsilon": Column("float64", "relative output error allowed in each layer"),
     "finetuned_epochs": Column("Int64", "passes over the training images of a network that was fine-tuned"),
     "scheme": Column("string", "how convolutions were unfolded: spatial, channel or input"),
-    "calibration_images": Column("Int64", "training images that the method looked at"),
+    "calibration_images": Column("Int64", "training images that the method looked at, or windows of a text"),
+    "calibration_tokens": Column("Int64", "tokens of a text that the method looked at"),
+    "blocks_kept": Column("float64", "share of the parameters of a transformer's blocks (07)"),
+    "rise": Column("float64", "loss less that of the dense network, nats a token (07)"),
     "predicted": Column("float64", "log A_p + log A_m of the plan, from the curves (05)"),
     "value": Column("float64", "what the search maximised, for the plan it chose (05)"),
     "bound": Column("float64", "proved upper bound of that value (05)"),

@@ -99,15 +99,20 @@ class Lockstep:
 
     Parameters: `model`; `names`, the layers in the order in which a pass meets them, each once; `instead`, ``{layer: its
     replacement}``, which the caller fills as he goes on; `calibration`. Use it as a context manager, and ask `at` for one
-    layer after the other. Where a layer adds to a residual stream (`residual_streams`), `at` says what the stream lost so far.
+    layer after the other. Where a layer adds to a residual stream (`residual_streams`), `at` says what the stream lost so far, unless `repair` is false.
     """
 
     def __init__(
-        self, model: nn.Module, names: Sequence[str], instead: Mapping[str, nn.Module], calibration: Batch
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        instead: Mapping[str, nn.Module],
+        calibration: Batch,
+        repair: bool = True,
     ) -> None:
         like = next(model.parameters())
         inputs.check_finite(calibration)
-        self.streams = residual_streams(model, names, calibration[:1])
+        self.streams = residual_streams(model, names, calibration[:1]) if repair else {}
         norms = sorted(set(self.streams.values()))
         self.then = _Pass(model, inputs.fed(calibration, like), names, norms, {})
         self.now = _Pass(model, inputs.fed(calibration, like), names, norms, instead)

@@ -451,7 +451,8 @@ def row_information(
     check_there(model)
     check_some(images)
     first = next(model.parameters())
-    passes, weights = _Passes(estimator, draws, seed), {name: model.get_submodule(name).weight for name in names}
+    passes = _Passes(estimator, draws, seed)
+    weights: dict[str, Any] = {name: model.get_submodule(name).weight for name in names}
     found = {name: torch.zeros(len(weight), dtype=torch.float64) for name, weight in weights.items()}
     with evaluating(model), torch.inference_mode(False), torch.enable_grad(), frozen(model):
         for weight in weights.values():
