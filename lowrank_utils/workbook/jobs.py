@@ -36,6 +36,9 @@ LIMITS = {
     "epochs": _POSITIVE,
     "batch_size": _POSITIVE,
     "calibration_images": _POSITIVE,
+    "calibration_windows": _POSITIVE,
+    "test_windows": _POSITIVE,
+    "window": (lambda v: v >= 16, "at least 16 tokens"),
     "weight_decay": (lambda v: v >= 0, "0 or more"),
     "seed": (lambda v: 0 <= v < 2**32, "from 0 to 4294967295"),
 }
@@ -60,12 +63,13 @@ class Job:
     def label(self) -> str:
         """The address without its digest: what this job is called in the gallery."""
         known = self.parameters
-        dataset = str(known.get("dataset", ""))
-        if dataset.startswith("folder:"):
-            dataset = f"folder_{Path(dataset).name}"
+        dataset = str(known.get("dataset") or known.get("corpus", ""))
+        if dataset.startswith(("folder:", "file:")):
+            dataset = f"{dataset.partition(':')[0]}_{Path(dataset).name}"
         seed = f"seed{known['seed']}" if "seed" in known else ""
         draw = f"draw{known['draw']}" if known.get("draw") else ""
-        words = (self.notebook, dataset, str(known.get("network", "")), seed, draw)
+        network = str(known.get("network") or known.get("language_model", ""))
+        words = (self.notebook, dataset, network, seed, draw)
         return "-".join(re.sub(r"[^\w.-]+", "_", word) for word in words if word)
 
     @property
@@ -280,16 +284,26 @@ def list_jobs(
 
                 for network in named:
                     models.check_name(network)
-            jobs.append(Job(notebook, str(path), values, fingerprint(values.get("dataset")), sources[notebook]))
+            if "language_model" in values.keys() & given.keys():
+                _check_language(values["language_model"])
+            found = fingerprint(values.get("dataset") or values.get("corpus"))
+            jobs.append(Job(notebook, str(path), values, found, sources[notebook]))
     return jobs
 
 
 def _fingerprint(dataset):
     if dataset is None:
         return ""
-    from lowrank_utils.lab import data
+    from lowrank_utils.lab import data, text
 
-    return data.dataset_fingerprint(dataset)
+    return text.load(dataset).fingerprint if text.is_text(dataset) else data.dataset_fingerprint(dataset)
+
+
+def _check_language(name):
+    from lowrank_utils.lab import language
+
+    if not language.is_language(name):
+        raise ValueError(f"unknown language model {name!r}: choose {', '.join(language.NAMES)} or hf:NAME")
 
 
 def code_digest(path: str | Path) -> str:

@@ -234,7 +234,7 @@ def run(
     check_kernel()
     place = Path(into) if into else new_run(folder)
     try:
-        fetch({job.parameters["dataset"] for job in jobs if "dataset" in job.parameters})
+        fetch(needed(jobs))
     except BaseException:
         with contextlib.suppress(OSError):  # nothing has begun; a folder that holds something stays
             place.rmdir()
@@ -276,10 +276,19 @@ def run(
     return place
 
 
-def fetch(datasets: set[str]) -> None:
-    from lowrank_utils.lab import data
+def needed(jobs: Iterable[Job]) -> set[str]:
+    """Return the names of the data sets, texts and language models that `jobs` ask for."""
+    words = ("dataset", "corpus", "language_model")
+    return {job.parameters[word] for job in jobs for word in words if word in job.parameters}
 
-    for name in sorted(datasets.intersection(data.NAMES) - {"digits"}):  # scikit-learn holds digits
+
+def fetch(names: set[str]) -> None:
+    """Bring the data sets and language models with these names onto the machine, where they are not there yet."""
+    from lowrank_utils.lab import data, language
+
+    for name in sorted(names.intersection(language.NAMES)):
+        language.fetch(name)
+    for name in sorted(names.intersection(data.NAMES) - {"digits"}):  # scikit-learn holds digits
         data.fetch(name)
 
 

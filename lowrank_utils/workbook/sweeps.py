@@ -129,7 +129,7 @@ def run(
         missing = [job for job in planned if job.address not in done and (retry or job.address not in failed)]
         if missing:
             _check_room(fs, root)
-            runs.fetch({job.parameters["dataset"] for job in missing if "dataset" in job.parameters})
+            runs.fetch(runs.needed(missing))
             with _client(scheduler, workers, threads, len(missing)) as client:
                 _record(fs, root, record, planned, done, failed)
                 options = {"unit": "cell", "initial": len(planned) - len(missing)}

@@ -52,6 +52,7 @@ TITLES = {
     ("exact", "data-aware"): "exact ranks, whitening",
     ("exact", "fisher-layerwise"): "exact ranks, our factors",
 }
+PUBLISHED = (("one share", "svd"), ("one share", "asvd"), ("one share", "fwsvd"), ("one share", "data-aware"))
 SENSITIVITY_WINDOWS = 1  # of the calibration windows, on which ASVD's search measures
 
 
@@ -317,6 +318,32 @@ def bars(rows: pd.DataFrame, title: str = "") -> Figure:
     axis.set(xscale="log", xlabel="rise of the loss (nats a token)", title=title)
     axis.margins(x=0.12)
     return panel
+
+
+def reading(rows: pd.DataFrame) -> str:
+    """Return sentences that say what the rows show: the best published method, ours, and what ranks and factors win apart."""
+    cut = rows[rows["chooser"] != "dense"]
+    if cut.empty:
+        return "No method was measured."
+    size = cut["budget"].max()
+    cut = cut[cut["budget"] == size].assign(method=lambda table: titled(table))
+    means = cut.groupby("method")["rise"].mean()
+    told = [f"At {size:.0%} of the blocks' parameters:"]
+    uniform = means.filter([TITLES[pair] for pair in PUBLISHED])
+    if len(uniform):
+        told.append(
+            f"Of the published methods with one share, {uniform.idxmin()} costs least: {uniform.min():.3f} nats a token."
+        )
+    for label, name in (
+        ("Exact ranks with the factors of SVD-LLM", "exact ranks, whitening"),
+        ("Fisher-weighted factors with one share", "our factors, one share"),
+        ("Exact ranks and Fisher-weighted factors", "exact ranks, our factors"),
+    ):
+        if name in means:
+            told.append(f"{label} cost {means[name]:.3f}.")
+    if len(uniform) and "exact ranks, our factors" in means:
+        told.append(f"That is {means['exact ranks, our factors'] / uniform.min():.0%} of the best published one.")
+    return " ".join(told)
 
 
 def kind_of(name: str) -> str:
