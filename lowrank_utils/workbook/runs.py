@@ -28,7 +28,7 @@ from lowrank_utils.workbook import results
 from lowrank_utils.workbook.jobs import GIVEN, code_digest, escaped, list_jobs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from lowrank_utils.workbook.jobs import Job
 
