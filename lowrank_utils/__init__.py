@@ -1,6 +1,7 @@
 """Low-rank compression of neural networks: which ranks, which factors, and one ledger to compare them by.
 
-Two calls for a network of your own: `lowrank_utils.profile` reads it, `lowrank_utils.compress` makes it smaller.
+Three calls for a network of your own: `lowrank_utils.profile` reads it, `lowrank_utils.predict` says what each budget
+will cost, `lowrank_utils.compress` makes it smaller.
 The sub-packages, from the bottom floor up: ``network`` (reading a network), ``factors`` (the numbers in the thin
 layers), ``ranks`` (which ranks), ``lab`` (data, models, scores), ``compression`` (the one call), ``workbook`` (what
 runs and shows the notebooks). Importing the package itself loads nothing heavy.
@@ -10,10 +11,10 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name):
-    if name == "compress":
-        from lowrank_utils.compression import compress
+    if name in ("compress", "predict"):
+        from lowrank_utils import compression
 
-        return compress
+        return getattr(compression, name)
     if name == "profile":
         from lowrank_utils.network.profile import profile
 

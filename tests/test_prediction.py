@@ -10,7 +10,6 @@ from torch import nn
 
 import conftest
 import lowrank_utils
-from lowrank_utils import compression
 from lowrank_utils.ranks import prediction
 from lowrank_utils.workbook import plots
 from lowrank_utils.workbook import prediction as measured
@@ -65,8 +64,8 @@ def test_a_law_is_found_again():
 
 
 def test_the_plan_is_that_of_compress_and_smaller_budgets_cost_more(read):
-    found = compression.predict(read, (0.8, 0.6, 0.4))
-    assert found.plans[0.6] == compression.compress(read.model, read.calibration, kept=0.6).plan
+    found = lowrank_utils.predict(read, (0.8, 0.6, 0.4))
+    assert found.plans[0.6] == lowrank_utils.compress(read.model, read.calibration, kept=0.6).plan
     table = found.table
     for name in ("rise", "divergence", "lost"):
         assert table[name].is_monotonic_increasing and (table[name] > 0).all()
@@ -75,43 +74,43 @@ def test_the_plan_is_that_of_compress_and_smaller_budgets_cost_more(read):
 
 
 def test_a_budget_out_of_reach_is_a_row_with_a_note(read):
-    table = compression.predict(read, (0.6, 0.01)).table.set_index("kept")
+    table = lowrank_utils.predict(read, (0.6, 0.01)).table.set_index("kept")
     assert np.isfinite(table.loc[0.6, "divergence"])
     assert table.loc[0.01, ["rise", "divergence", "low", "high", "lost"]].isna().all()
     assert "cannot be reached: the smallest possible is 0." in table.loc[0.01, "note"]
 
 
 def test_nothing_cut_costs_nothing(read):
-    row = compression.predict(read, 1.0).table.iloc[0]
+    row = lowrank_utils.predict(read, 1.0).table.iloc[0]
     assert row["rise"] == row["divergence"] == row["lost"] == 0
 
 
 def test_large_predictions_are_not_to_be_trusted(monkeypatch, read):
     monkeypatch.setattr(prediction, "MEASURED", prediction.Calibration((20.0, 1.0, 0.0, 0.0), 2.0, (20.0, 1.0)))
-    row = compression.predict(read, 0.4).table.iloc[0]
+    row = lowrank_utils.predict(read, 0.4).table.iloc[0]
     assert row["divergence"] > 1 and "not to be trusted" in row["note"] and row["lost"] <= 100
 
 
 def test_answers_that_are_no_logits_are_not_predicted():
     network = nn.Sequential(nn.Linear(12, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 1))
-    found = compression.predict(lowrank_utils.profile(network, torch.randn(60, 12)), 0.6)
+    found = lowrank_utils.predict(lowrank_utils.profile(network, torch.randn(60, 12)), 0.6)
     assert found.table["divergence"].isna().all() and "one number each" in found.note and found.plans[0.6]
 
 
 def test_bad_input_gets_a_sentence(read):
     for kept, said in (((), "kept is empty"), (0.0, "kept"), ((0.5, float("nan")), "kept")):
         with pytest.raises(ValueError, match=said):
-            compression.predict(read, kept)
+            lowrank_utils.predict(read, kept)
     with pytest.raises(ValueError, match="unknown resource 'seconds'"):
-        compression.predict(read, 0.5, resource="seconds")
+        lowrank_utils.predict(read, 0.5, resource="seconds")
     with pytest.raises(ValueError, match="calibration"):
-        compression.predict(lowrank_utils.profile(read.model, input_shape=(12,)), 0.5)
+        lowrank_utils.predict(lowrank_utils.profile(read.model, input_shape=(12,)), 0.5)
 
 
 def test_a_prediction_takes_a_second(read):
-    compression.predict(read)  # collects the statistics
+    lowrank_utils.predict(read)  # collects the statistics
     began = time.process_time()
-    compression.predict(read)
+    lowrank_utils.predict(read)
     assert time.process_time() - began < 1
 
 

@@ -128,7 +128,7 @@ def section(rows: pd.DataFrame) -> str:
 
 ![Predicted against measured divergence of compressed networks, each predicted from the others](prediction.png)
 
-Divergence of the compressed network's answers from the dense ones, predicted by `compression.predict` and measured on validation
+Divergence of the compressed network's answers from the dense ones, predicted by `lowrank_utils.predict` and measured on validation
 images after the plain sweep; {rows[["dataset", "network"]].drop_duplicates().shape[0]} networks. On the left is the rise of the loss as the search adds it up; it is too small for most networks, by
 factors that differ. On the right each network is predicted from the others: half of the predictions miss by less than a factor of
 {missed.median():.1f}, and 90 % by less than {missed.quantile(0.9):.1f} ({len(missed)} rows from {prediction.LEAST} nats on). The public ResNets were trained on these
