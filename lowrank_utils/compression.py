@@ -18,7 +18,7 @@ from lowrank_utils.factors import replace
 from lowrank_utils.lab import latency as timing
 from lowrank_utils.lab import score
 from lowrank_utils.network import profile, unfold
-from lowrank_utils.network.inputs import as_inputs
+from lowrank_utils.network.inputs import Batch, as_inputs
 from lowrank_utils.network.modules import with_linear_layers
 from lowrank_utils.progress import shown
 from lowrank_utils.ranks import prediction, search
@@ -145,9 +145,8 @@ def compress(
     model, calibration = with_linear_layers(model), as_inputs(calibration)
     if torch.is_tensor(calibration) and (calibration.ndim < 2 or len(calibration) == 0):
         raise ValueError("calibration must be a tensor of at least one input, with the inputs along its first axis")
-    # what the sweep has seen tells nothing of how far it is off, so refinement keeps some inputs for itself
-    held = min(round(HELD_OUT * len(calibration)), MOST_HELD_OUT) if refine and len(calibration) >= FEW else 0
-    unseen, calibration = calibration[len(calibration) - held :], calibration[: len(calibration) - held]
+    given = len(calibration)
+    calibration, unseen = held_apart(calibration) if refine else (calibration, calibration[:0])
     how = {"samples": samples, "estimator": estimator, "draws": draws, "seed": seed, "batch_size": batch_size}
     with shown(progress):
         read, inside = _within(_read(model, calibration, dense, how), within)
@@ -167,12 +166,12 @@ def compress(
         if refine and found.plan:
             size = {} if batch_size is None else {"batch_size": batch_size}
             budget: dict[str, Any] = {"steps": refine_steps, "seconds": refine_seconds, "seed": seed, **size}
-            judged: dict[str, Any] = {"held_out": unseen} if held else {}
+            judged: dict[str, Any] = {"held_out": unseen} if len(unseen) else {}
             refined = refinement.refine(model, small, calibration, augment=augment, **budget, **judged)
             small = refined.model
     notes = [note, refined.note if refined else ""]
-    if len(calibration) + held < FEW:
-        count = f"{len(calibration)} input{'s' * (len(calibration) > 1)}"
+    if given < FEW:
+        count = f"{given} input{'s' * (given > 1)}"
         notes.append(f"Ranks and factors rest on {count} only; a few hundred are wanted.")
     if chosen in replace.SWEEPS and len(list(model.children())) and not read.followers:
         notes.append(
@@ -201,6 +200,18 @@ def compress(
     seconds = time.perf_counter() - began
     before = None if refined is None else swept
     return Compressed(small, found.plan, counted, found, table, seconds, told, seen, before, refined)
+
+
+def held_apart(calibration: Batch) -> tuple[Batch, Batch]:
+    """Return (inputs that the sweep and the steps of a refinement see, inputs that judge it): the last 15 %, 250 at most.
+
+    What the sweep has seen tells nothing of how far it is off. Of fewer than 50 inputs none is kept apart.
+
+    >>> [len(part) for part in held_apart(torch.zeros(300, 4))], [len(part) for part in held_apart(torch.zeros(40, 4))]
+    ([255, 45], [40, 0])
+    """
+    held = min(round(HELD_OUT * len(calibration)), MOST_HELD_OUT) if len(calibration) >= FEW else 0
+    return calibration[: len(calibration) - held], calibration[len(calibration) - held :]
 
 
 def predict(

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+import lowrank_utils
+from lowrank_utils.factors import refine, replace
 from lowrank_utils.lab import columns, data, export, score, training
 from lowrank_utils.network.profile import plan_cost
 from lowrank_utils.network.unfold import parse_entry
@@ -43,7 +45,7 @@ def rows(images, model):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "clock", lambda *_: TIMES)  # which has a test of its own
         return side_by_side.experiment(
-            images, {"mlp": model}, shares=(0.4,), factorisers=("svd", "sequential"), evaluations=2, convex=True, max_seconds=2,
+            images, {"mlp": model}, shares=(0.4,), factorisers=("svd", "sequential"), evaluations=2, refine_steps=20, convex=True, max_seconds=2,
             finetuned=("dense", "exact-Fisher", "magnitude"), finetuning=finetuning, **FEW, **ABOUT
         )  # fmt: skip
 
@@ -51,7 +53,7 @@ def rows(images, model):
 def test_each_row_is_one_network_in_columns(rows):
     columns.check(rows)
     assert not rows.duplicated([name for name in (*columns.RUN, *columns.KEY) if name in rows]).any()
-    torch_rows = rows[rows["runtime"] == "torch"]
+    torch_rows = rows[(rows["runtime"] == "torch") & (rows["tuned"] == "none")]
     counts = torch_rows["chooser"].value_counts()
     assert (counts[list(benchmark.NEEDS)] == 2).all()  # two kinds of factors
     others = ["dense", "evbmf", "units", "units then ranks", "magnitude", "DDLR", "Net-Trim"]
@@ -70,6 +72,39 @@ def test_the_clock_compares_with_the_dense_network_of_the_same_moment(images, tm
     times = benchmark.clock(small, large, images.input_shape, 1)
     assert set(times) == set(TIMES)
     assert times["faster_64"] > 2 and min(times.values()) > 0
+
+
+def test_refined_rows_say_so_and_have_the_same_inputs_steps_and_seed(rows, images, one):
+    refined = rows[rows["tuned"] == "refined without labels"]
+    assert refined[["chooser", "factors"]].to_numpy().tolist() == [
+        ["exact-Fisher", "fisher-weighted"],
+        ["ENC-Map", "svd"],
+        ["fixed", "data-aware"],
+    ]
+    assert (refined["needs"] == "images").all() and refined["tuned_accuracy"].isna().all()
+    assert rows.loc[rows["tuned"] == "none", "untuned_accuracy"].isna().all()
+    calibration, test = one.profile.calibration, images.tensors("test")
+    ours = lowrank_utils.compress(
+        one.model, calibration, kept=0.4, floor=0.02, dense=one.profile.dense, refine_steps=20
+    )
+    assert refined["accuracy"].iloc[0] == training.evaluate(ours.model, *test).accuracy
+    seen, unseen = calibration[:85], calibration[85:]
+    plan = benchmark.choosers(one, 0.4)["fixed"]()
+    before = replace.apply_plan(one.profile.but(calibration=seen), plan, factors="data-aware")
+    rival = refine.refine(one.model, before, seen, held_out=unseen, steps=20, seed=0)
+    measured = [training.evaluate(net, *test).accuracy for net in (before, rival.model)]
+    assert refined[["untuned_accuracy", "accuracy"]].iloc[2].tolist() == measured
+
+
+def test_refinement_is_asked_for_at_every_share_or_not_at_all(images, model, monkeypatch):
+    asked = []
+    for name in ("searched", "low_rank_rows", "other_rows", "onnx_rows", "fine_tune", "subject"):
+        monkeypatch.setattr(side_by_side, name, lambda *_, **__: None)
+    monkeypatch.setattr(benchmark.Bench, "table", lambda self: None)
+    monkeypatch.setattr(side_by_side, "refined_rows", lambda bench, one, share, steps: asked.append((share, steps)))
+    for steps in (0, 7):
+        side_by_side.experiment(images, {"mlp": model}, shares=(0.4, 0.2), refine_steps=steps, **ABOUT)
+    assert asked == [(0.4, 7), (0.2, 7)]
 
 
 def test_sizes_are_met(rows):
@@ -102,7 +137,8 @@ def test_files_for_onnxruntime_stand_beside_what_they_came_from(rows):
     onnx = rows[rows["runtime"] == "onnxruntime"].set_index(["chooser", "bits"])
     whole = ("dense", "exact-Fisher", "units", "units then ranks")
     assert set(onnx.index) == {(name, 32) for name in whole} | {("dense", 8), ("exact-Fisher", 8)}
-    here = rows[(rows["runtime"] == "torch") & (rows["budget"].isna() | (rows["budget"] == 0.4))]
+    here = rows[(rows["runtime"] == "torch") & (rows["tuned"] == "none")]
+    here = here[here["budget"].isna() | (here["budget"] == 0.4)]
     for name in whole:
         own = here[(here["chooser"] == name) & here["factors"].isin(["none", "sequential", "fisher-weighted"])].iloc[0]
         assert onnx.loc[(name, 32), "accuracy"] == pytest.approx(own["accuracy"], abs=0.01)
@@ -140,13 +176,45 @@ def test_sparse_storage_by_hand():
 
 def test_figure_and_tables_read_the_rows(rows):
     labels = {text for axis in side_by_side.figure(rows).axes for text in axis.get_legend_handles_labels()[1]}
-    assert {"dense", "low rank", "units", "zeros", "8 bit", "in onnxruntime"} == labels
-    crossed, ways = side_by_side.tables(rows).values()
+    assert {"dense", "low rank", "units", "zeros", "8 bit", "refined", "in onnxruntime"} == labels
+    assert list(side_by_side.tables(rows))[1:] == list(side_by_side.CAPTIONS)[1:]
+    crossed, ways, refined = side_by_side.tables(rows).values()
     assert "| exact, Fisher |" in crossed and crossed.count("\n") == 1 + 9
     assert "| exact, Fisher | sequential in onnxruntime, 8 bit | macs 0.40 |" in ways
     assert "| Net-Trim, cut, refit | refit | epsilon 0.1 |" in ways and "| evbmf | sequential | own size |" in ways
+    assert refined.count("\n") == 1 + 3 and "| exact, Fisher | fisher-weighted |" in refined
     assert side_by_side.usable(rows).all()
-    assert len(side_by_side.ledger(rows).data) == len(rows)
+    assert len(side_by_side.ledger(rows).data) == len(rows) - 3
+
+
+def test_refined_rows_change_no_table_and_no_front_of_the_others(rows):
+    best = rows.assign(accuracy=rows["accuracy"].where(rows["tuned"] == "none", 1.0))  # as if they won everywhere
+    without = rows[rows["tuned"] == "none"]
+    assert list(side_by_side.tables(best).values())[:2] == list(side_by_side.tables(without).values())
+    assert side_by_side.ledger(best).data.equals(side_by_side.ledger(without).data)
+
+    def steps(table):
+        lines = [line for axis in side_by_side.figure(table).axes for line in axis.lines]
+        return [line.get_xydata().tolist() for line in lines if line.get_drawstyle() == "steps-post"]
+
+    assert steps(best) == steps(without)
+
+
+def test_what_refinement_gains_is_read_off_the_rows():
+    about = {"network": "mlp", "budget": 0.25, "tuned": "refined without labels"}
+    ours = about | {"chooser": "exact-Fisher", "factors": "fisher-weighted", "untuned_accuracy": 0.9, "accuracy": 0.91}
+    rivals = [
+        about | {"chooser": "ENC-Map", "factors": "svd", "untuned_accuracy": 0.6, "accuracy": 0.85},
+        about | {"chooser": "fixed", "factors": "data-aware", "untuned_accuracy": 0.8, "accuracy": 0.87},
+    ]
+    untouched = {"network": "mlp", "budget": 0.25, "tuned": "none", "chooser": "fixed", "accuracy": 0.99}
+    table = pd.DataFrame([untouched, ours, *rivals])
+    assert side_by_side.refined_beside(table)["gained"].round(6).tolist() == [1, 25, 7]
+    assert side_by_side.refined_in_words(table) == (
+        "- `mlp` at 25 % of the MACs: refinement gains 1.0 points for *exact, Fisher* (fisher-weighted), 25.0 points for "
+        "*ENC-Map* (svd), 7.0 points for *fixed* (data-aware). Then *exact, Fisher* has 91.0 %, the better of the other two "
+        "87.0 %."
+    )
 
 
 # ---- what notebook 06 says beside its table
@@ -285,6 +353,8 @@ def test_bad_input_is_named(images, model):
         side_by_side.experiment(images, {"mlp": model}, shares=(0,), **ABOUT)
     with pytest.raises(ValueError, match="curve='loss' is neither"):
         side_by_side.experiment(images, {"mlp": model}, curve="loss", **ABOUT)
+    with pytest.raises(ValueError, match="refine_steps=-1 is not a whole number of at least 0"):
+        side_by_side.experiment(images, {"mlp": model}, refine_steps=-1, **ABOUT)
     bench = benchmark.Bench(images, 1, ABOUT)
     with pytest.raises(ValueError, match="finetuned names 'exact, Fisher', which is no method of the table"):
         benchmark.fine_tune(bench, ["exact, Fisher"])

@@ -244,7 +244,7 @@ def ways():
     stored = {"8 bit": "low rank", "zeros": "sparse"}
     return pd.DataFrame(
         {"dataset": "digits", "network": "lenet300", "chooser": way, "stored_as": stored.get(way, way), "bits": 8 if way == "8 bit" else 32,
-         "runtime": "torch", "bytes": 1000 * size, "faster_64": 10 / time, "accuracy": accuracy, "tuned_accuracy": 0.89 if way == "low rank" else np.nan}
+         "runtime": "torch", "tuned": "none", "bytes": 1000 * size, "faster_64": 10 / time, "accuracy": accuracy, "tuned_accuracy": 0.89 if way == "low rank" else np.nan}
         for way, (size, time, accuracy) in kinds.items()
     )  # fmt: skip
 
@@ -284,7 +284,7 @@ def test_explorer_shows_spectrum_work_and_cost():
 
 def test_ledger_is_sorted_for_a_reader():
     table = pd.DataFrame(
-        {"network": "lenet300", "budget_kind": "macs", "budget": share, "chooser": "exact", "factors": "svd", "stored_as": "low rank", "runtime": runtime, "bits": 32,
+        {"network": "lenet300", "budget_kind": "macs", "budget": share, "chooser": "exact", "factors": "svd", "stored_as": "low rank", "tuned": "none", "runtime": runtime, "bits": 32,
          "needs": "labels", "parameters_kept": 0.25, "macs_kept": 0.25,
          "bytes": 2500, "latency_ms_1": 0.1, "latency_ms_64": np.nan, "faster_1": 2.04, "faster_64": np.nan, "accuracy": accuracy, "f1": 0.5, "tuned_accuracy": np.nan, "tuned_f1": np.nan,
          "seconds_to_find": 1.0, "evaluations": 3, "source": "here"}

@@ -88,6 +88,7 @@ COLUMNS = {
     "tuned_accuracy": Column("float64", "accuracy once this network was fine-tuned, in a row that tells of it before (06)"),
     "tuned_f1": Column("float64", "macro F1 then"),
     "tuned_seconds": Column("float64", "seconds of that fine-tuning"),
+    "untuned_accuracy": Column("float64", "accuracy before this network was refined without labels, in a row that tells of it after (06)"),
     # how it was found
     "seconds_to_find": Column("float64", "seconds from the dense network to this one"),
     "statistics_seconds": Column("float64", "processor seconds of the statistics of calibration data, shared by all rows of a run (07)"),

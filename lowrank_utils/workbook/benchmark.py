@@ -18,8 +18,9 @@ import pandas as pd
 from torch import nn
 from torch.nn.utils import prune
 
-from lowrank_utils.compression import compress
+from lowrank_utils.compression import compress, held_apart
 from lowrank_utils.factors import ddlr_network, replace
+from lowrank_utils.factors.refine import STEPS, refine
 from lowrank_utils.lab import columns, export, score, training
 from lowrank_utils.lab.data import Dataset, Split
 from lowrank_utils.network import graph, statistics
@@ -42,16 +43,19 @@ TAKES |= {chooser: ["measured"] for chooser, needs in NEEDS.items() if needs == 
 ORDERS = ("output", "magnitude", "entropy")  # of the removal of units, all tried
 EPSILON = 0.1  # of the convex programs
 CUT = {"DDLR": 0.05, "Net-Trim": 0.01}  # share of the largest value below which a fixed cut sets to zero
+REFINED = "refined without labels"
+RIVALS = {"ENC-Map": "svd", "fixed": "data-aware"}  # {chooser: its factors}, refined beside ours
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network with all that choosers and factorisers ask of it, collected once."""
+    """A trained network with all that choosers and factorisers ask of it, collected once; ``floor`` as in `search.rank_options`."""
 
     name: str
     profile: Profile
     goodness: Goodness
     values: Values
+    floor: float
 
     @property
     def model(self) -> nn.Module:
@@ -87,7 +91,7 @@ def subject(
     dense = (first, last) if isinstance(model.get_submodule(first), nn.Conv2d) else (last,)
     read = profile(model, images.tensors("train", limit=calibration_images)[0], dense=dense)
     goodness = Goodness(model, *images.tensors("valid", limit=measure_images), curve)
-    return Subject(name, read, goodness, layer_values(read, goodness, floor=floor))
+    return Subject(name, read, goodness, layer_values(read, goodness, floor=floor), floor)
 
 
 @dataclass(frozen=True)
@@ -173,15 +177,13 @@ class Bench:
         budget: float | None = None,
         bits: int = 32,
         runtime: str = "torch",
+        tuned: str = "none",
     ) -> tuple[dict, nn.Module]:
         """Return (row, network) of the last entry that fits; factors and budget where they are given."""
+        asked = {"network": network, "chooser": chooser, "bits": bits, "runtime": runtime, "tuned": tuned}
+        usual = {"bits": 32, "runtime": "torch", "tuned": "none"}
         for row, net in reversed(self.entries):
-            fits = (row["network"], row["chooser"], row.get("bits", 32), row.get("runtime", "torch")) == (
-                network,
-                chooser,
-                bits,
-                runtime,
-            )
+            fits = asked.items() <= (usual | row).items()
             if fits and factors in (None, row.get("factors")) and budget in (None, row.get("budget")):
                 return row, net
         raise ValueError(
@@ -344,6 +346,43 @@ def convex_rows(bench: Bench, one: Subject, max_seconds: float = 60.0) -> dict[s
     return gaps
 
 
+def refined_rows(bench: Bench, one: Subject, share: float, steps: int = STEPS) -> dict[str, str]:
+    """Enter `compress` and the two `RIVALS` with a `share` of the MACs, all refined alike; return {chooser: note}.
+
+    `compress` has its defaults, but for the ranks it may choose from, which are those of the other plans. Refinement is distillation without labels, so these rows say it in the column tuned, with the accuracy before in
+    untuned_accuracy. All three have the same calibration inputs, of which neither factors nor steps see the last ones
+    (`compression.held_apart`), the same number of `steps` and the same seed. A note is what `refine` says of how it
+    went, or empty.
+    """
+    seed = bench.about["seed"]
+    calibration = one.profile.needed_calibration("refinement needs")
+    options: dict[str, Any] = {"dense": one.profile.dense, "floor": one.floor, "refine_steps": steps, "seed": seed}
+    ours, seconds = timed(lambda: compress(one.model, calibration, kept=share, **options))
+    notes = {"exact-Fisher": ours.refined.note if ours.refined else "Nothing was cut."}
+    before = ours.swept or ours.model
+    _enter_refined(bench, one, share, ours.model, before, "exact-Fisher", "fisher-weighted", ours.plan, seconds)
+    seen, unseen = held_apart(calibration)
+    judged: dict[str, Any] = {"held_out": unseen} if len(unseen) else {}
+    read = one.profile.but(calibration=seen)
+    for chooser, factors in RIVALS.items():
+        began = time.perf_counter()
+        answer = choosers(one, share)[chooser]()
+        plan = answer if isinstance(answer, dict) else answer.plan
+        before = replace.apply_plan(read, plan, factors=factors)
+        found = refine(one.model, before, seen, steps=steps, seed=seed, **judged)
+        notes[chooser] = found.note
+        seconds = time.perf_counter() - began
+        _enter_refined(bench, one, share, found.model, before, chooser, factors, plan, seconds)
+    return notes
+
+
+def _enter_refined(bench, one, share, net, before, chooser, factors, plan, seconds):
+    about: dict[str, Any] = {"scope": one.scope, "budget_kind": "macs", "budget": share, "stored_as": "low rank"}
+    about |= {"tuned": REFINED, "needs": "images", "evaluations": 0, "plan": json.dumps(plan)}
+    about["untuned_accuracy"] = training.evaluate(before, *bench.images.tensors("test")).accuracy
+    bench.enter(one, net, chooser=chooser, factors=factors, seconds_to_find=seconds, **about)
+
+
 def onnx_rows(bench: Bench, one: Subject, share: float, factors: str, folder: Path) -> list[float]:
     """Enter what onnxruntime makes of four networks: dense, exact-Fisher at `share` in `factors`, both with units removed.
 
@@ -383,7 +422,7 @@ def fine_tune(
     """Fine-tune a copy of every network of the table whose chooser is named, all alike, and write what it gave into its row.
 
     So many training `images`, `epochs` over them, peak learning `rate`; `valid` images are looked at after each. Networks in
-    onnxruntime are left out, zeros stay zeros. Raises ValueError for a name that is no method of the table.
+    onnxruntime and refined ones are left out, zeros stay zeros. Raises ValueError for a name that is no method of the table.
     """
     strangers = sorted(set(finetuned) - {row["chooser"] for row, _ in bench.entries})
     if strangers:
@@ -392,7 +431,8 @@ def fine_tune(
     splits = {"train": _first(whole.train, images), "valid": _first(whole.valid, valid)}
     few, (test, labels) = dataclasses.replace(whole, **splits), whole.tensors("test")
     for row, net in bench.entries:
-        if row["chooser"] not in finetuned or isinstance(net, export.Session):
+        apart = isinstance(net, export.Session) or row.get("tuned") == REFINED
+        if row["chooser"] not in finetuned or apart:
             continue
         augment = training.recipe_for(row["network"], row["dataset"]).augment
         recipe = training.Recipe(epochs, 64, rate, augment=augment)

@@ -20,13 +20,16 @@ from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 from pandas.io.formats.style import Styler
 from torch import nn
 
+from lowrank_utils import checks
 from lowrank_utils.factors import replace
+from lowrank_utils.factors.refine import STEPS
 from lowrank_utils.lab import columns, score, training
 from lowrank_utils.lab.data import Dataset
 from lowrank_utils.network import unfold
 from lowrank_utils.network.profile import LayerProfile, plan_cost
 from lowrank_utils.ranks import rules, search
 from lowrank_utils.workbook.benchmark import (
+    REFINED,
     Bench,
     Subject,
     convex_rows,
@@ -34,6 +37,7 @@ from lowrank_utils.workbook.benchmark import (
     low_rank_rows,
     onnx_rows,
     other_rows,
+    refined_rows,
     searched,
     subject,
 )
@@ -48,8 +52,11 @@ NOTEBOOK = "06_side_by_side"
 CAPTIONS = {  # of its tables
     "Side by side: choosers times factors, accuracy with 50 / 25 / 15 % of the MACs": "Means over three seeds, on ResNet-20 of one. *-*: not asked for.",
     "Side by side: every other way": "Beside dense and exact search on predicted losses; means over seeds. Percent of the dense network's parameters and MACs; times faster than the dense network in torch, timed beside it, with one thread; *fine-tuned* is the accuracy after one pass over 2 000 images, the same for all. *Size asked for*: a share of the MACs, *kept* of the parameters, an error (epsilon) or none (*own size*). *Refitted*: what reads the removed units, by least squares; *refit*: a cut layer of DDLR or Net-Trim. Zeros are counted with 16 bits an index, and run like the dense network. *-*: not fine-tuned.",
+    "Side by side: refined without labels": "Apart from the tables above, whose networks no step has trained: all weights tuned towards the dense network's answers to the calibration inputs. The same inputs, steps and held-out inputs for all. Accuracy in percent; *gained* in points; seconds to find, refinement included.",
 }
-FIGURE_CAPTION = "What loses more than ten points is counted in the corner."
+FIGURE_CAPTION = (
+    "What loses more than ten points is counted in the corner. The steps pass over what was refined or fine-tuned."
+)
 
 
 # ---- the experiment --------------------------------------------------------------------------------------------------
@@ -64,6 +71,7 @@ def experiment(
     shares: Sequence[float] = (0.25,),
     factorisers: Sequence[str] = ("svd", "data-aware", "sequential"),
     evaluations: int = 10,
+    refine_steps: int = STEPS,
     finetuned: Sequence[str] = (),
     finetuning: dict | None = None,
     convex: bool = False,
@@ -79,6 +87,7 @@ def experiment(
     shares : shares of the MACs kept, each in (0, 1]; the last one is run in onnxruntime.
     factorisers : kinds of factors; the last one writes EVBMF's ranks and the file for onnxruntime.
     evaluations : plans that ENC-Inf measures at each share.
+    refine_steps : steps of the refinement without labels, for the networks that `refined_rows` enters; 0: none of them.
     finetuned : choosers whose networks are fine-tuned; `finetuning` : the options of `fine_tune`.
     convex, max_seconds : whether DDLR and Net-Trim are solved, and the time that each layer has at most.
     threads : of the CPU, while latency is measured.
@@ -87,6 +96,7 @@ def experiment(
     Raises ValueError for no network, shares and a curve that are none, and a size that no plan reaches.
     """
     check_asked(shares, options.get("curve", "accuracy"))
+    checks.check_count(0, refine_steps=refine_steps)
     if not networks:
         raise ValueError("networks=[] names no network")
     bench = Bench(images, min(threads, torch.get_num_threads()), {"dataset": dataset, "seed": seed})
@@ -98,6 +108,8 @@ def experiment(
             convex_rows(bench, one, max_seconds)
         with TemporaryDirectory() as folder:
             onnx_rows(bench, one, shares[-1], factorisers[-1], Path(folder))
+        for share in shares if refine_steps else ():
+            refined_rows(bench, one, share, refine_steps)
     fine_tune(bench, finetuned, **finetuning or {})
     return bench.table()
 
@@ -315,10 +327,11 @@ def named(table: pd.DataFrame) -> pd.DataFrame:
 def way_of(table: pd.DataFrame) -> pd.Series:
     """Return for each row how the network is made smaller, as the figure tells them apart: a key of `WAYS`."""
     way = table["stored_as"].astype(object).replace({"both": "units", "sparse": "zeros"})
-    return way.where(table["bits"] != 8, "8 bit")
+    return way.where(table["bits"] != 8, "8 bit").where(table["tuned"] != REFINED, "refined")
 
 
 WAYS = {"dense": (7, "*"), "low rank": (0, "o"), "units": (1, "s"), "zeros": (2, "X"), "8 bit": (3, "D")}
+WAYS |= {"refined": (4, "P")}
 
 
 def trade_off(table: pd.DataFrame, floor: float = 0.1) -> Figure:
@@ -326,8 +339,8 @@ def trade_off(table: pd.DataFrame, floor: float = 0.1) -> Figure:
 
     `table`: result rows, with columns dataset, network, those of `columns.KEY`, accuracy, bytes, faster_64 (how many times
     faster than the dense network in torch); of several seeds (column
-    seed) the means are drawn. The steps join what nothing smaller (or faster) beats; what loses more than `floor` is below
-    the panel and is counted in its corner. Where the column tuned_accuracy has a value, a hollow marker stands at it; what
+    seed) the means are drawn. The steps join what nothing smaller (or faster) beats of all that was not trained after the
+    cut; what loses more than `floor` is below the panel and is counted in its corner. Where the column tuned_accuracy has a value, a hollow marker stands at it; what
     runs in onnxruntime has a black ring.
     """
     table = table.assign(way=way_of(table))
@@ -361,7 +374,8 @@ def trade_off(table: pd.DataFrame, floor: float = 0.1) -> Figure:
         style = {"linestyle": "none", "marker": "o", "color": "black", "markersize": 12, "markerfacecolor": "none"}
         if len(part):
             axis.plot(part[column], part["accuracy"], label="in onnxruntime", **style)
-        front = pd.DataFrame({"cost": mine[column], "best": mine["accuracy"]})
+        untrained = mine[mine["way"] != "refined"]
+        front = pd.DataFrame({"cost": untrained[column], "best": untrained["accuracy"]})
         front = front.sort_values(["cost", "best"], ascending=[True, False])
         front = front[front["best"] > front["best"].cummax().shift(fill_value=-np.inf)]
         axis.step(front["cost"], front["best"], where="post", color="gray", linewidth=1, zorder=0)
@@ -433,7 +447,7 @@ def explorer(
 def ledger(table: pd.DataFrame) -> Styler:
     """Return the rows of notebook 06 as a table for readers: by network, size and accuracy, percent, kilobytes, milliseconds.
 
-    A pandas Styler without its index; empty where nothing was measured.
+    Refined rows are left out (`refined_beside`). A pandas Styler without its index; empty where nothing was measured.
     """
     from pandas.io.formats.style import Styler
 
@@ -450,6 +464,7 @@ def ledger(table: pd.DataFrame) -> Styler:
     }
     order = "needs parameters_kept macs_kept bytes latency_ms_1 faster_1 latency_ms_64 faster_64"
     order += " accuracy f1 tuned_accuracy tuned_f1 seconds_to_find evaluations source"
+    table = table[table["tuned"] != REFINED]
     shown = named(table).assign(**{name: 100 * table[name] for name in percent}, bytes=table["bytes"] / 1000)
     shown = shown.sort_values(["network", "size", "accuracy"], ascending=[True, True, False])
     shown = shown[["network", "size", "method", "written as", *order.split()]].rename(columns=percent | words)
@@ -467,8 +482,35 @@ def ledger(table: pd.DataFrame) -> Styler:
     return shown.format(digits, na_rep="").set_table_attributes('style="font-size: 75%"').set_sticky(axis="columns")
 
 
+def refined_beside(table: pd.DataFrame) -> pd.DataFrame:
+    """Return one line a refined row, in the order of the rows: network, MACs asked for, ranks, factors, accuracy, gain.
+
+    MACs and accuracy (before refinement, and refined) in percent, what was gained in points.
+    """
+    mine = table[table["tuned"] == REFINED].reset_index(drop=True)
+    before, after = 100 * mine["untuned_accuracy"], 100 * mine["accuracy"]
+    shown = {"network": mine["network"], "MACs %": 100 * mine["budget"], "ranks": mine["chooser"].replace(SHOWN)}
+    shown |= {"factors": mine["factors"], "before": before, "refined": after, "gained": after - before}
+    return pd.DataFrame(shown)
+
+
+def refined_in_words(table: pd.DataFrame) -> str:
+    """Return in Markdown what refinement gained for ours and for its rivals, a line for each network and size."""
+    lines = []
+    for (network, share), part in refined_beside(table).groupby(["network", "MACs %"], sort=False):
+        gains = [f"{r['gained']:.1f} points for *{r['ranks']}* ({r['factors']})" for _, r in part.iterrows()]
+        ours, best = part["refined"].iloc[0], part["refined"].iloc[1:].max()
+        lines.append(
+            f"- `{network}` at {share:.0f} % of the MACs: refinement gains {', '.join(gains)}. Then *{part['ranks'].iloc[0]}* "
+            f"has {ours:.1f} %, the better of the other two {best:.1f} %."
+        )
+    return "\n".join(lines)
+
+
 def tables(table: pd.DataFrame) -> dict[str, str]:
-    """Return {heading: Markdown table} of the published rows, as the gallery shows them."""
+    """Return {heading: Markdown table} of the published rows, as the gallery shows them; refined ones in a table of their own."""
+    refined = _refined_table(table[table["tuned"] == REFINED])
+    table = table[table["tuned"] != REFINED]
     table = named(table).assign(accuracy=100 * table["accuracy"])
     crossed, ways = [], []
     shares = sorted(table.loc[table["budget_kind"] == "macs", "budget"].unique(), reverse=True)
@@ -528,7 +570,20 @@ def tables(table: pd.DataFrame) -> dict[str, str]:
             [*where, "ranks", *kinds], crossed
         ),
         "Side by side: every other way": markdown(header, ways),
-    }
+    } | refined
+
+
+def _refined_table(rows):
+    # {heading: table}; {} where nothing was refined
+    lines, keys = [], ["dataset", "network", "budget", "chooser", "factors"]
+    for key, part in rows.groupby(keys, sort=False):
+        dataset, network, budget, chooser, factors = key
+        before, after = 100 * part["untuned_accuracy"], 100 * part["accuracy"]
+        numbers = [*map(mean_and_spread, (before, after, after - before, part["seconds_to_find"]))]
+        about = [dataset, network, f"{100 * budget:.0f}", SHOWN.get(chooser, chooser), factors]
+        lines.append([*about, *numbers, str(part["seed"].nunique())])
+    header = ["data set", "network", "MACs %", "ranks", "factors", "before", "refined", "gained", "seconds", "seeds"]
+    return {"Side by side: refined without labels": markdown(header, lines)} if lines else {}
 
 
 ONE_EACH = False  # a figure for each data set and network
