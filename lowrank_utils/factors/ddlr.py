@@ -212,102 +212,31 @@ def solve(
     start = time.perf_counter()
     x, y = _data(inputs, outputs, relu)
     epsilon = _settings(epsilon, penalty)
-    for name, value, kind in (
-        ("tolerance", tolerance, Real),
-        ("max_iterations", max_iterations, Integral),
-        ("max_seconds", math.inf if max_seconds is None else max_seconds, Real),
-    ):
-        if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
-            raise ValueError(f"{name}={value!r} must be a {'whole ' if kind is Integral else ''}number above 0")
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"dtype {dtype} is not one of torch.float32 and torch.float64")
-    home = x.device
-    try:
-        device = torch.device(device or home)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f"device={str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    if warm_start is not None and not isinstance(warm_start, Solution):
-        raise ValueError(f"warm_start is a {type(warm_start).__name__}, not an earlier Solution")
-    given = None if original is None else _weights(original, x, y, "original")
-    if warm_start is not None and warm_start.weights.shape != (x.shape[1], y.shape[1]):
-        raise ValueError(
-            f"warm_start has weights of shape {tuple(warm_start.weights.shape)}, this layer {(x.shape[1], y.shape[1])}"
-        )
-    if given is not None:
-        found = check(given, x, y, epsilon, relu)
-        # outputs that were computed in float32 leave the weights that made them a little outside
-        if found.violation > 1e-5:
-            raise ValueError(
-                f"original is not feasible: relative error {found.error:.3g} against epsilon {epsilon:.3g}, "
-                f"sign violation {found.sign:.3g} of the largest output"
-            )
-    alive = (y != 0).any(0)
-    note = ""
-    if not alive.any():
-        note = "no unit is active in these outputs: zero weights are the answer"
-    elif epsilon >= 1:
-        note = f"epsilon {epsilon:g} is at least 1, so that zero weights pass"
-    if note:
-        zero = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=home)
-        rows = [{"iteration": 0, "seconds": time.perf_counter() - start, "objective": 0.0, "bound": 0.0}]
-        history = pd.DataFrame(rows)
-        spent = rows[0]["seconds"]
-        return Solution(zero, 0.0, 0.0, 0.0, 0, 0, 0, True, spent, history, penalty, epsilon, note)
-
-    # Powers of two take the scale out of both sides without rounding.
-    scales = power_of_two(x), power_of_two(y)
-    unit = scales[1] / scales[0]
-    if not 1e-300 < unit < 1e300:
-        raise ValueError(
-            f"outputs up to {float(y.abs().max()):.3g} from inputs up to {float(x.abs().max()):.3g} need weights that "
-            "float64 cannot hold; scale one of them"
-        )
-    if not x.any():
-        raise Infeasible(
-            f"the inputs are all zero, and so are the outputs of any weights: no epsilon below 1 is feasible, and "
-            f"{epsilon:g} was asked for",
-            1.0,
-            1.0,
-            torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=home),
-        )
-
-    def whole(u):
-        # A unit that is never active gets zero weights: they satisfy its constraints, and no norm grows by it.
-        weights = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=home)
-        weights[:, alive] = problem.outside(u).to(home) * unit
-        return weights
-
-    problem = Problem((x / scales[0]).to(device), (y[:, alive] / scales[1]).to(device), epsilon, relu, penalty)
-    ends = math.inf if max_seconds is None else start + max_seconds
-    try:
-        anchor = problem.anchor(None if given is None else (given[:, alive] / unit).to(device), ends)
-    except Infeasible as error:
-        error.weights = whole(error.weights)
-        raise
-    state = None
-    if warm_start is not None and warm_start.state is not None:
-        same = (problem.size, y.shape[0], int(alive.sum()), penalty)
-        state = _rescaled(warm_start.state, scales) if warm_start.state["fits"] == same else None
+    _check_run(tolerance, max_iterations, max_seconds, dtype)
+    device = _usable(device or x.device)
+    _check_start(warm_start, x, y)
+    given = None if original is None else _feasible(original, x, y, epsilon, relu)
+    if note := _why_zero(y, epsilon):
+        return _zero(x, y, penalty, epsilon, note, start)
+    layer = _Layer.of(x, y, epsilon, relu, penalty, device)
+    anchor = layer.anchor(given, math.inf if max_seconds is None else start + max_seconds)
+    state = None if warm_start is None else layer.state(warm_start)
     best, bound, rows, iterations, converged, state = iterate(
-        problem, anchor, state, tolerance, max_iterations, max_seconds, dtype, progress, start
+        layer.problem, anchor, state, tolerance, max_iterations, max_seconds, dtype, progress, start
     )
-    state["scales"] = scales
-    history = pd.DataFrame(rows)
-    history[["objective", "bound"]] *= unit
-    weights = whole(best)
-    spectrum = torch.linalg.svdvals(weights)
-    objective = float(spectrum.sum() if penalty == "nuclear" else weights.abs().sum())
-    bound = min(bound * unit, objective)
+    weights = layer.whole(best)
+    sizes = _sizes(weights, penalty)
+    bound = min(bound * layer.unit, sizes["objective"])
     if not converged:
-        note = f"the budget ended after {iterations} iterations, at a relative gap of {1 - bound / objective:.2g}"
+        gap = 1 - bound / sizes["objective"]
+        note = f"the budget ended after {iterations} iterations, at a relative gap of {gap:.2g}"
+    history = pd.DataFrame(rows)
+    history[["objective", "bound"]] *= layer.unit
     return Solution(
         weights=weights,
-        objective=objective,
+        **sizes,
         bound=bound,
         violation=check(weights, x, y, epsilon, relu).violation,
-        rank=int((spectrum > RANK_TOLERANCE * spectrum[0]).sum()),
-        nonzeros=int((weights.abs() > RANK_TOLERANCE * weights.abs().max()).sum()),
         iterations=iterations,
         converged=converged,
         seconds=time.perf_counter() - start,
@@ -315,8 +244,88 @@ def solve(
         penalty=penalty,
         epsilon=epsilon,
         note=note,
-        state=state,
+        state=state | {"scales": layer.scales},
     )
+
+
+@dataclass(frozen=True)
+class _Layer:
+    # the program with inputs and outputs of about 1, and without the units that are never active
+    problem: Problem
+    alive: torch.Tensor  # which units (d_out, bool) the problem is about
+    scales: tuple[float, float]  # of inputs and outputs: powers of two, which take no rounding
+    inputs: int
+    home: torch.device
+
+    @classmethod
+    def of(cls, x, y, epsilon, relu, penalty, device) -> _Layer:
+        alive, scales = (y != 0).any(0), (power_of_two(x), power_of_two(y))
+        if not 1e-300 < scales[1] / scales[0] < 1e300:
+            raise ValueError(
+                f"outputs up to {float(y.abs().max()):.3g} from inputs up to {float(x.abs().max()):.3g} need weights that "
+                "float64 cannot hold; scale one of them"
+            )
+        if not x.any():
+            raise Infeasible(
+                f"the inputs are all zero, and so are the outputs of any weights: no epsilon below 1 is feasible, and "
+                f"{epsilon:g} was asked for",
+                1.0,
+                1.0,
+                _zeros(x, y),
+            )
+        problem = Problem((x / scales[0]).to(device), (y[:, alive] / scales[1]).to(device), epsilon, relu, penalty)
+        return cls(problem, alive, scales, x.shape[1], x.device)
+
+    @property
+    def unit(self) -> float:
+        return self.scales[1] / self.scales[0]
+
+    def whole(self, u: torch.Tensor) -> torch.Tensor:
+        # A unit that is never active gets zero weights: they satisfy its constraints, and no norm grows by it.
+        weights = torch.zeros(self.inputs, len(self.alive), dtype=torch.float64, device=self.home)
+        weights[:, self.alive] = self.problem.outside(u).to(self.home) * self.unit
+        return weights
+
+    def anchor(self, given: torch.Tensor | None, ends: float) -> torch.Tensor:
+        # feasible weights to begin with: `given` ones, or some that are found before the clock says `ends`
+        own = None if given is None else (given[:, self.alive] / self.unit).to(self.problem.x.device)
+        try:
+            return self.problem.anchor(own, ends)
+        except Infeasible as error:
+            error.weights = None if error.weights is None else self.whole(error.weights)
+            raise
+
+    def state(self, earlier: Solution) -> dict[str, Any] | None:
+        # where an earlier answer ended, in the units of this layer; None where it is of another size
+        fits = (self.problem.size, *self.problem.y.shape, self.problem.penalty)
+        if earlier.state is None or earlier.state["fits"] != fits:
+            return None
+        return _rescaled(earlier.state, self.scales)
+
+
+def _zeros(x, y):
+    return torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=x.device)
+
+
+def _why_zero(y, epsilon):
+    if not y.any():
+        return "no unit is active in these outputs: zero weights are the answer"
+    return f"epsilon {epsilon:g} is at least 1, so that zero weights pass" if epsilon >= 1 else ""
+
+
+def _zero(x, y, penalty, epsilon, note, start):
+    seconds = time.perf_counter() - start
+    history = pd.DataFrame([{"iteration": 0, "seconds": seconds, "objective": 0.0, "bound": 0.0}])
+    return Solution(_zeros(x, y), 0.0, 0.0, 0.0, 0, 0, 0, True, seconds, history, penalty, epsilon, note)
+
+
+def _sizes(weights, penalty) -> dict[str, Any]:
+    spectrum = torch.linalg.svdvals(weights)
+    return {
+        "objective": float(spectrum.sum() if penalty == "nuclear" else weights.abs().sum()),
+        "rank": int((spectrum > RANK_TOLERANCE * spectrum[0]).sum()),
+        "nonzeros": int((weights.abs() > RANK_TOLERANCE * weights.abs().max()).sum()),
+    }
 
 
 def _rescaled(state, scales):
@@ -369,3 +378,45 @@ def _settings(epsilon, penalty):
     if penalty not in PENALTIES:
         raise ValueError(f"unknown penalty {penalty!r}; known: {', '.join(PENALTIES)}")
     return float(epsilon)
+
+
+def _check_run(tolerance, max_iterations, max_seconds, dtype):
+    seconds = math.inf if max_seconds is None else max_seconds
+    asked: list[tuple[str, Any, type]] = [("tolerance", tolerance, Real), ("max_iterations", max_iterations, Integral)]
+    for name, value, kind in (*asked, ("max_seconds", seconds, Real)):
+        if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
+            raise ValueError(f"{name}={value!r} must be a {'whole ' if kind is Integral else ''}number above 0")
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype {dtype} is not one of torch.float32 and torch.float64")
+
+
+def _usable(device):
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"device={str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return found
+
+
+def _check_start(warm_start, x, y):
+    if warm_start is None:
+        return
+    if not isinstance(warm_start, Solution):
+        raise ValueError(f"warm_start is a {type(warm_start).__name__}, not an earlier Solution")
+    if warm_start.weights.shape != (x.shape[1], y.shape[1]):
+        raise ValueError(
+            f"warm_start has weights of shape {tuple(warm_start.weights.shape)}, this layer {(x.shape[1], y.shape[1])}"
+        )
+
+
+def _feasible(original, x, y, epsilon, relu):
+    given = _weights(original, x, y, "original")
+    found = check(given, x, y, epsilon, relu)
+    # outputs that were computed in float32 leave the weights that made them a little outside
+    if found.violation > 1e-5:
+        raise ValueError(
+            f"original is not feasible: relative error {found.error:.3g} against epsilon {epsilon:.3g}, "
+            f"sign violation {found.sign:.3g} of the largest output"
+        )
+    return given

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from lowrank_utils.checks import check_count, check_share
 from lowrank_utils.network.profile import LayerProfile, Plan
+from lowrank_utils.network.unfold import Entry
 from lowrank_utils.ranks.allocation import falling
 from lowrank_utils.ranks.search import (
     Options,
@@ -128,76 +129,99 @@ def enc_model(
     check_count(density=density, top=top)
     budget, total = budget_of(profile, options, kept, resource)
     start = enc_map(profile, kept, resource=resource, options=options, curves=curves)
-    start_choice = [own.entries.index(start.plan.get(own.name)) for own in options]
     began = time.perf_counter()
     fixed = fixed_cost(profile, options, resource)
     whole = budget + fixed
-    low = _map(options, curves, (1 - space) * whole - fixed)[0]
-    high = _map(options, curves, (1 + space) * whole - fixed)[0]
-    groups = {}
-    for place, own in enumerate(options):
-        groups.setdefault(own.costs.tobytes(), []).append(place)
-    axes = [_axis(members, options, curves, low, high) for members in groups.values()]
-    middles = [[start_choice[p] for p in members] for members in groups.values()]
-    step = 1.0
-    while step < 1e6 and math.prod(_size(axis, step) for axis in axes) > density:
-        step *= 1.1
-    spans = [
-        sum(options[p].costs[high[p], 0] - options[p].costs[low[p], 0] for p in members) for members in groups.values()
-    ]
-    at_map, sizes = set(), [_size(axis, step) for axis in axes]
-    for place in np.argsort(spans, kind="stable"):
-        if math.prod(sizes) <= density:
-            break
-        at_map.add(place)
-        sizes[place] = 1
-    thinned = [
-        [middle] if place in at_map else _thinned(axis, middle, step)
-        for place, (axis, middle) in enumerate(zip(axes, middles))
-    ]
-    notes = [start.note] + ([_fall(options, accuracy)] if accuracy else [])
-    if at_map:
-        notes.append(
-            f"{len(at_map)} of {len(axes)} groups of layers stay as ENC-Map has them, or the box would hold too many plans"
-        )
-    logs = [logarithms(curves)] + ([logarithms(accuracy)] if accuracy else [])
-    cost = np.full(1, float(fixed))
-    sums: list[Any] = [np.zeros(1) for _ in logs]
-    for members, axis in zip(groups.values(), thinned):
-        costs = [sum(options[p].costs[j, 0] for p, j in zip(members, at)) for at in axis]
-        cost = (cost[:, None] + costs).ravel()
-        for k, each in enumerate(logs):
-            worths = [sum(each[options[p].name][j] for p, j in zip(members, at)) for at in axis]
-            sums[k] = (sums[k][:, None] + worths).ravel()
-    near, asked = np.flatnonzero((cost <= whole) & (cost >= (1 - margin) * whole)), margin
-    while not len(near) and margin < 1:
-        margin = min(2 * margin, 1.0)
-        near = np.flatnonzero((cost <= whole) & (cost >= (1 - margin) * whole))
-    if margin > asked:
-        notes.append(f"no plan of the box within the margin: widened to {margin:.3g}")
+    low, high = (_map(options, curves, share * whole - fixed)[0] for share in (1 - space, 1 + space))
+    middle = [own.entries.index(start.plan.get(own.name)) for own in options]
+    box = _box(options, curves, middle, low, high, density)
+    cost = box.sums(float(fixed), lambda own, j: own.costs[j, 0])
+    near, widened = _within(cost, whole, margin)
+    notes = [start.note, _fall(options, accuracy) if accuracy else "", box.note, widened]
     if not len(near):
-        return SearchResult(
-            start.plan,
-            start.value,
-            seconds=time.perf_counter() - began,
-            note="; ".join(filter(None, [*notes, "the box holds no plan"])),
-            ranked=(start.plan,),
-        )
-    predicted = np.exp(sums[0][near])
+        note = "; ".join(filter(None, [*notes, "the box holds no plan"]))
+        seconds = time.perf_counter() - began
+        return SearchResult(start.plan, start.value, seconds=seconds, note=note, ranked=(start.plan,))
+    predicted = box.products(curves)[near]
     if accuracy:
-        predicted = predicted * cost[near] / total + np.exp(sums[1][near])
-    order = near[np.argsort(-predicted, kind="stable")[:top]]
-    ranked = []
-    for place in order:
-        choice = np.zeros(len(options), int)
-        for members, axis in reversed(list(zip(groups.values(), thinned))):  # the last axis runs fastest
-            place, at = divmod(place, len(axis))
-            choice[members] = axis[at]
-        ranked.append(plan_of(options, choice))
+        predicted = predicted * cost[near] / total + box.products(accuracy)[near]
+    ranked = tuple(box.plan(place) for place in near[np.argsort(-predicted, kind="stable")[:top]])
     seconds = time.perf_counter() - began
     value = worth(options, logarithms(curves, *([accuracy] if accuracy else [])), ranked[0])
     note = "; ".join(dict.fromkeys(filter(None, notes)))
-    return SearchResult(ranked[0], value, seconds=seconds, candidates=len(near), note=note, ranked=tuple(ranked))
+    return SearchResult(ranked[0], value, seconds=seconds, candidates=len(near), note=note, ranked=ranked)
+
+
+@dataclass(frozen=True)
+class _Box:
+    # All plans around a map. Each group of layers (their places in `options`) has an axis; a place on it is a choice for all
+    # of its members. Plans are numbered with the last axis running fastest.
+    options: Sequence[Options]
+    groups: list[list[int]]
+    axes: list[list[list[int]]]
+    note: str
+
+    def sums(self, start: float, value: Callable[[Options, int], float]) -> np.ndarray:
+        # for each plan: `start` and the `value` of each layer at its choice
+        found = np.full(1, start)
+        for members, axis in zip(self.groups, self.axes):
+            each = [sum(value(self.options[p], j) for p, j in zip(members, at)) for at in axis]
+            found = (found[:, None] + each).ravel()
+        return found
+
+    def products(self, curves: Values) -> np.ndarray:
+        logs = logarithms(curves)
+        return np.exp(self.sums(0.0, lambda own, j: logs[own.name][j]))
+
+    def plan(self, place: int) -> dict[str, Entry]:
+        choice = np.zeros(len(self.options), int)
+        for members, axis in reversed(list(zip(self.groups, self.axes))):
+            place, at = divmod(place, len(axis))
+            choice[members] = axis[at]
+        return plan_of(self.options, choice)
+
+
+def _box(options, curves, middle, low, high, density) -> _Box:
+    # the plans between the maps `low` and `high` around the map `middle`, at most `density` of them
+    together = {}
+    for place, own in enumerate(options):
+        together.setdefault(own.costs.tobytes(), []).append(place)
+    groups = list(together.values())
+    axes = [_axis(members, options, curves, low, high) for members in groups]
+    step = 1.0
+    while step < 1e6 and math.prod(_size(axis, step) for axis in axes) > density:
+        step *= 1.1
+    spans = [sum(options[p].costs[high[p], 0] - options[p].costs[low[p], 0] for p in members) for members in groups]
+    at_map = _staying(spans, [_size(axis, step) for axis in axes], density)
+    middles = [[middle[p] for p in members] for members in groups]
+    thinned = [
+        [own] if place in at_map else _thinned(axis, own, step) for place, (axis, own) in enumerate(zip(axes, middles))
+    ]
+    note = (
+        f"{len(at_map)} of {len(axes)} groups of layers stay as ENC-Map has them, or the box would hold too many plans"
+    )
+    return _Box(options, groups, thinned, note if at_map else "")
+
+
+def _staying(spans, sizes, density) -> set[int]:
+    # the groups that stay at the map, those of the smallest spans of cost first, until no more than `density` plans are left
+    found = set()
+    for place in np.argsort(spans, kind="stable"):
+        if math.prod(sizes) <= density:
+            break
+        found.add(place)
+        sizes[place] = 1
+    return found
+
+
+def _within(cost, whole, margin) -> tuple[np.ndarray, str]:
+    # the plans at most a share `margin` under the budget, doubled until there are some, and what is to be said of that
+    asked = margin
+    near = np.flatnonzero((cost <= whole) & (cost >= (1 - margin) * whole))
+    while not len(near) and margin < 1:
+        margin = min(2 * margin, 1.0)
+        near = np.flatnonzero((cost <= whole) & (cost >= (1 - margin) * whole))
+    return near, f"no plan of the box within the margin: widened to {margin:.3g}" if margin > asked else ""
 
 
 def _axis(members, options, curves, low, high):
