@@ -487,7 +487,8 @@ def refined_beside(table: pd.DataFrame) -> pd.DataFrame:
 
     MACs and accuracy (before refinement, and refined) in percent, what was gained in points.
     """
-    mine = table[table["tuned"] == REFINED].reset_index(drop=True)
+    needed = ["network", "budget", "chooser", "factors", "untuned_accuracy", "accuracy"]
+    mine = table[table["tuned"] == REFINED].reindex(columns=needed).reset_index(drop=True)
     before, after = 100 * mine["untuned_accuracy"], 100 * mine["accuracy"]
     shown = {"network": mine["network"], "MACs %": 100 * mine["budget"], "ranks": mine["chooser"].replace(SHOWN)}
     shown |= {"factors": mine["factors"], "before": before, "refined": after, "gained": after - before}
