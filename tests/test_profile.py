@@ -93,6 +93,42 @@ def test_spectra_are_computed_when_they_are_read(monkeypatch):
     assert lowrank_utils.profile(net(), input_shape=(1, 8, 8), spectra=False)["4"].singular_values is None
 
 
+def test_another_profile_of_the_same_network_reads_it_again_only_where_it_must(x, monkeypatch):
+    runs, spectra = [], []
+    count_uses, values = profile.count_uses, profile._singular_values
+    monkeypatch.setattr(profile, "count_uses", lambda *given: runs.append(1) or count_uses(*given))
+    monkeypatch.setattr(profile, "_singular_values", lambda *given: spectra.append(1) or values(*given))
+    read = lowrank_utils.profile(net(), x, dense=["6"])
+    others = [
+        read.but(dense=["4"]),
+        read.but(samples=100, estimator="signs", draws=1, seed=3, batch_size=7),
+        read.but(calibration=x[:9]),
+        read.but(calibration=x[:9], dense=(), draws=2),
+    ]
+    assert len(runs) == 1 and read["0"].singular_values is not None
+    assert all((other["0"].singular_values == read["0"].singular_values).all() for other in others)
+    assert len(spectra) == 1
+    assert [other.factorable for other in (read, *others)] == [
+        ["0", "4"],
+        ["0", "6"],
+        ["0", "4"],
+        ["0", "4"],
+        ["0", "4", "6"],
+    ]
+    for other, fresh in zip(others, ({"dense": ["4"]}, {"dense": ["6"]}, {"dense": ["6"]}, {})):
+        anew = lowrank_utils.profile(net(), x, **fresh)
+        assert [(c.name, c.reason, c.macs) for c in other] == [(c.name, c.reason, c.macs) for c in anew]
+    assert (others[1].seed, others[1].batch_size, others[3].draws, read.draws) == (3, 7, 2, 10)
+    before = len(runs)
+    assert (
+        read.but(scheme="input")["0"].scheme == "input" and read.but(input_shape=(1, 8, 8)) and len(runs) == before + 2
+    )
+    with pytest.raises(ValueError, match="dense= names a layer that the model does not have: fc"):
+        read.but(dense=["fc"])
+    with pytest.raises(ValueError, match="dense='4' must be a list of layer names"):
+        read.but(dense="4")
+
+
 def test_every_chooser_and_factoriser_takes_it_and_leaves_the_model_alone(x):
     model = net()
     before = copy.deepcopy(model.state_dict())

@@ -8,11 +8,12 @@ parameters with biases counted.
 from __future__ import annotations
 
 import contextlib
+import copy
 import fnmatch
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
@@ -30,6 +31,9 @@ from lowrank_utils.network.unfold import Entry, parse_entry
 
 Plan: TypeAlias = Mapping[str, Entry]  # {layer: entry}; a layer that is absent stays dense
 RESOURCES = ("parameters", "macs")
+STATISTICS = ("samples", "estimator", "draws", "seed", "batch_size")  # options that layers and graph do not depend on
+CHANGEABLE = ("calibration", "input_shape", "dense", "scheme", *STATISTICS)
+ON_REQUEST, UNREACHED = "left dense on request", "no input reaches it in a forward pass"
 GRAM_FROM = 1024  # rows and columns from which singular values come from W W^T, ten times faster; good to about 1e-7 of the largest
 
 
@@ -167,10 +171,7 @@ def read_layers(
     ('1', 640, 8)
     """
     asked = scheme if isinstance(scheme, dict) else {}
-    absent = (set(dense) | set(asked)) - {name for name, _ in model.named_modules()}
-    if absent:
-        what = "dense=" if absent & set(dense) else "scheme="
-        raise ValueError(f"{what} names a layer that the model does not have: {', '.join(sorted(absent))}")
+    _check_names(model, dense=dense, scheme=asked)
     for wanted in asked.values() if asked else [scheme]:
         if wanted not in (None, *unfold.NAMES):
             raise ValueError(f"unknown scheme {wanted!r}; known: {', '.join(unfold.NAMES)}")
@@ -207,17 +208,15 @@ def read_layers(
             reason = "its weight is shared with " + ", ".join(n for n in holders[id(weight)] if n != name)
         elif calls.get(name, 0) > 1:
             reason = f"it is used {calls[name]} times in one pass"
-        elif name in dense:
-            reason = "left dense on request"
         elif not used["outputs"]:
-            reason = "no input reaches it in a forward pass"
+            reason = UNREACHED
         if not torch.isfinite(weight).all():
             raise ValueError(f"layer {name!r} holds NaN or infinite weights; a spectrum needs finite ones")
         own = asked.get(name) if isinstance(scheme, dict) else scheme
         own = own if own in known else (known or (None,))[0]
         values: Any = None
         if spectra and known:
-            values = partial(_spectrum, module, own, guard and partial(guard, name))
+            values = cache(partial(_spectrum, module, own, guard and partial(guard, name)))
             values = values if guard else values()
         bias = torch.is_tensor(getattr(module, "bias", None))
         macs = weight.numel() * used["outputs"] if name in uses else counted_macs.get(name, 0)
@@ -236,7 +235,23 @@ def read_layers(
                 costs=unfold.rank_costs(module, **used) if known else {},
             )
         )
-    return cards
+    return _left_dense(cards, dense)
+
+
+def _check_names(model, **named):
+    known = {name for name, _ in model.named_modules()}
+    for what, names in named.items():
+        if absent := sorted(set(names) - known):
+            raise ValueError(f"{what}= names a layer that the model does not have: {', '.join(absent)}")
+
+
+def _left_dense(cards, names):
+    # the cards, those of `names` that could be factored marked as left dense; spectra are shared, not computed
+    found = [copy.copy(card) if card.name in names and card.reason in ("", UNREACHED) else card for card in cards]
+    for card, before in zip(found, cards):
+        if card is not before:
+            vars(card)["reason"] = ON_REQUEST
+    return found
 
 
 def _spectrum(layer, scheme, guard=None):
@@ -355,15 +370,34 @@ def if_cheaper(card: LayerProfile, rank: Entry | None, resource: str = "macs") -
 class Profile(Sequence[LayerProfile]):
     """A network, read once: its layers and costs, its graph, and statistics of calibration data, cached on first use.
 
-    Made by `profile`. It is a sequence of its layers, so ``for layer in profile`` and ``profile["fc1"]`` work.
+    What choosers of ranks and factorisers need to know about a network. `lowrank_utils.profile` is this class by the name of
+    what it does. It is a sequence of its layers, so ``for layer in profile`` and ``profile["fc1"]`` work.
+
+    Parameters
+    ----------
+    model : any ``nn.Module``. It is never changed.
+    calibration : inputs of the network (N first), for moments and Fisher information: a tensor, of real numbers or of token
+        ids; a tuple or dict of tensors, for a network that takes several; or a ``DataLoader`` (`inputs.as_inputs`).
+    input_shape : shape of one input without N, e.g. (1, 28, 28); taken from `calibration` where that is given.
+    dense, scheme, spectra : as in `read_layers`.
+    samples : the most patches of a convolution, or tokens of a sequence, that moments and the sweep look at in one
+        layer: each input gives equally many, at random positions (None: all in the moments, about 256 an input in the sweep).
+    estimator, draws : of the Fisher information, as in `statistics.fisher`.
+    seed : of both.
+    batch_size : how many inputs pass at once (None: 500 for moments, 50 for Fisher information, 100 in the sweep).
 
     Attributes
     ----------
-    model : the network, which is never changed.
-    calibration : inputs of the network (N first), a tensor or `inputs.Inputs`, or None.
-    input_shape : shape of one input without N, or None where it is not known.
-    dense, scheme : as `profile` was asked.
+    calibration : a tensor or `inputs.Inputs`, or None.
+    input_shape : a tuple, or None where it is not known.
     digest : {parameter or buffer: checksum}, when they were read.
+
+    Raises ValueError for a network without parameters or on the meta device, NaN weights, and inputs that it cannot
+    take. Asked for statistics without calibration, or after the weights have changed, it says so.
+
+    >>> mine = profile(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), input_shape=(1, 8, 8))
+    >>> mine["1"].macs, mine["1"].break_even(), mine.factorable
+    (640, 8, ['1'])
     """
 
     def __init__(
@@ -386,8 +420,7 @@ class Profile(Sequence[LayerProfile]):
         modules.check_there(model)
         if calibration is not None:
             calibration = inputs.as_inputs(calibration)
-        if isinstance(dense, str):
-            raise ValueError(f"dense={dense!r} must be a list of layer names, such as [{dense!r}]")
+        self.dense, self.scheme, self._spectra = _listed(dense), scheme, spectra
         if next(model.parameters(), None) is None:
             raise ValueError("this network has no parameters, so it has no layer to read")
         told = "one input"
@@ -397,7 +430,6 @@ class Profile(Sequence[LayerProfile]):
             input_shape = tuple(calibration.tensors[0].shape[1:])
         self.model, self.calibration = model, calibration
         self.input_shape = None if input_shape is None else tuple(input_shape)
-        self.dense, self.scheme, self._spectra = tuple(dense), scheme, spectra
         self.samples, self.estimator, self.draws, self.seed = samples, estimator, draws, seed
         self.batch_size = batch_size
         self._layers: tuple[LayerProfile, ...] | None = None
@@ -412,15 +444,16 @@ class Profile(Sequence[LayerProfile]):
             modules.check_finite(model)
             return
         try:
-            layers = read_layers(model, self.input_shape, spectra, self.dense, scheme, self._check_layer, self.example)
+            _check_names(model, dense=self.dense)
+            cards = read_layers(model, self.input_shape, spectra, (), scheme, self._check_layer, self.example)
         except ValueError as error:
             raise ValueError(str(error).replace("take one input of shape", f"take {told} of shape")) from error
-        if not layers:
+        if not cards:
             raise ValueError("this network has no layer with a weight matrix or kernel, so there is nothing to read")
         bad = next((name for name, value in model.named_parameters() if not torch.isfinite(value).all()), None)
         if bad is not None:
             raise ValueError(f"{bad} holds NaN or infinite values; a profile needs finite ones")
-        self._layers = tuple(layers)
+        self._cards, self._layers = cards, tuple(_left_dense(cards, self.dense))
 
     @property
     def example(self) -> Batch | None:
@@ -608,30 +641,46 @@ class Profile(Sequence[LayerProfile]):
         return (kept * inside + total - inside) / total
 
     def but(self, **changes: Any) -> Profile:
-        """Return a profile of the same model with other `dense`, `scheme`, `calibration` or `input_shape`; statistics are shared.
+        """Return a profile of the same model with other options (`CHANGEABLE`); what does not depend on them is shared.
+
+        The network is read again for another scheme, input shape, or form of calibration inputs only.
 
         >>> mine = profile(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), input_shape=(4,))
         >>> mine.but(dense=["1"]).factorable
         ['0']
         """
         self.check_unchanged()
-        options = {
-            "calibration": self.calibration,
-            "input_shape": self.input_shape,
-            "dense": self.dense,
-            "scheme": self.scheme,
-            "samples": self.samples,
-            "estimator": self.estimator,
-            "draws": self.draws,
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-        }
-        unknown = changes.keys() - options.keys()
+        unknown = changes.keys() - set(CHANGEABLE)
         if unknown:
-            raise ValueError(f"a profile has no {', '.join(sorted(unknown))} to change; it has {', '.join(options)}")
-        new = Profile(self.model, **options | changes, spectra=self._spectra)
+            raise ValueError(f"a profile has no {', '.join(sorted(unknown))} to change; it has {', '.join(CHANGEABLE)}")
+        if changes.get("calibration") is not None:
+            changes["calibration"] = inputs.as_inputs(changes["calibration"])
+        if self._reads_alike(changes):
+            new = self._with(changes)
+        else:
+            new = Profile(
+                self.model, **{name: getattr(self, name) for name in CHANGEABLE} | changes, spectra=self._spectra
+            )
         if changes.keys() <= {"dense", "scheme", "input_shape"}:
             new._moments, new._fisher, new._rows = self._moments, self._fisher, self._rows
+        return new
+
+    def _reads_alike(self, changes):
+        # whether the layers would be the same: those of plain inputs do not depend on them, only on their shape
+        plain = self.example is None and (changes.get("calibration") is None or inputs.is_plain(changes["calibration"]))
+        own = changes.keys() <= {"dense", "calibration", *STATISTICS}
+        return self._layers is not None and own and (plain or "calibration" not in changes)
+
+    def _with(self, changes):
+        # a copy that shares layers and graph
+        new = copy.copy(self)
+        vars(new).update(changes, _moments={}, _fisher={}, _rows={})
+        if "dense" in changes:
+            new.dense = _listed(changes["dense"])
+            _check_names(self.model, dense=new.dense)
+            new._layers = tuple(_left_dense(self._cards, new.dense))
+        if "calibration" in changes:
+            new._followers = None
         return new
 
     def needed_calibration(self, what: str) -> Any:
@@ -645,45 +694,13 @@ class Profile(Sequence[LayerProfile]):
         return self.calibration
 
 
-def profile(
-    model: nn.Module,
-    calibration: Any = None,
-    *,
-    input_shape: Sequence[int] | None = None,
-    dense: Sequence[str] = (),
-    scheme: str | dict[str, str] | None = None,
-    spectra: bool = True,
-    samples: int | None = None,
-    estimator: str = "exact",
-    draws: int = 10,
-    seed: int = 0,
-    batch_size: int | None = None,
-) -> Profile:
-    """Return the `Profile` of `model`: everything that choosers of ranks and factorisers need to know about it.
+profile = Profile
 
-    Parameters
-    ----------
-    model : any ``nn.Module``.
-    calibration : inputs of the network (N first), for moments and Fisher information: a tensor, of real numbers or of token
-        ids; a tuple or dict of tensors, for a network that takes several; or a ``DataLoader`` (`inputs.as_inputs`).
-    input_shape : shape of one input without N, e.g. (1, 28, 28); taken from `calibration` where that is given.
-    dense, scheme, spectra : as in `read_layers`.
-    samples : the most patches of a convolution, or tokens of a sequence, that moments and the sweep look at in one
-        layer: each input gives equally many, at random positions (None: all in the moments, about 256 an input in the sweep).
-    estimator, draws : of the Fisher information, as in `statistics.fisher`.
-    seed : of both.
-    batch_size : how many inputs pass at once (None: 500 for moments, 50 for Fisher information, 100 in the sweep).
 
-    Raises ValueError for a network without parameters or on the meta device, NaN weights, and inputs that it cannot
-    take. Asked for statistics without calibration, or after the weights have changed, it says so.
-
-    >>> mine = profile(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), input_shape=(1, 8, 8))
-    >>> mine["1"].macs, mine["1"].break_even(), mine.factorable
-    (640, 8, ['1'])
-    """
-    options: dict[str, Any] = {"samples": samples, "estimator": estimator, "draws": draws, "seed": seed}
-    options["batch_size"] = batch_size
-    return Profile(model, calibration, input_shape=input_shape, dense=dense, scheme=scheme, spectra=spectra, **options)
+def _listed(dense):
+    if isinstance(dense, str):
+        raise ValueError(f"dense={dense!r} must be a list of layer names, such as [{dense!r}]")
+    return tuple(dense)
 
 
 def _versions(model):
