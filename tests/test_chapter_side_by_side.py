@@ -36,7 +36,7 @@ def model(images):
 
 @pytest.fixture(scope="module")
 def one(images, model):
-    return benchmark.subject(images, "mlp", model, **FEW)
+    return benchmark.subject(images, model, network="mlp", **FEW, **ABOUT)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_fine_tuning_is_for_those_named(rows):
 
 
 def test_fine_tuning_leaves_zeros_and_the_network_alone(images, model):
-    one = benchmark.subject(images, "mlp", model, **FEW)
+    one = benchmark.subject(images, model, network="mlp", **FEW, **ABOUT)
     net = benchmark.zeroed(one, 0.3)
     gone = [p.detach() == 0 for p in net.parameters()]
     before = [p.clone() for p in net.parameters()]
@@ -222,7 +222,7 @@ def test_what_refinement_gains_is_read_off_the_rows():
 
 def bench_of(images, **rows):
     """A table with one network; rows: {chooser: columns}, a second file of a chooser behind an underscore."""
-    bench = benchmark.Bench(images, 1, ABOUT)
+    bench = benchmark.Bench(images, 1)
     for name, columns_ in rows.items():
         chooser = name.split("_")[0].replace("Fisher", "exact-Fisher")
         bench.entries.append(({"network": "mlp", "chooser": chooser} | columns_, None))
@@ -355,7 +355,7 @@ def test_bad_input_is_named(images, model):
         side_by_side.experiment(images, {"mlp": model}, curve="loss", **ABOUT)
     with pytest.raises(ValueError, match="refine_steps=-1 is not a whole number of at least 0"):
         side_by_side.experiment(images, {"mlp": model}, refine_steps=-1, **ABOUT)
-    bench = benchmark.Bench(images, 1, ABOUT)
+    bench = benchmark.Bench(images, 1)
     with pytest.raises(ValueError, match="finetuned names 'exact, Fisher', which is no method of the table"):
         benchmark.fine_tune(bench, ["exact, Fisher"])
     with pytest.raises(ValueError, match="the table has no 'units' of 'mlp'"):

@@ -24,9 +24,10 @@ from lowrank_utils.factors.refine import STEPS, refine
 from lowrank_utils.lab import columns, export, score, training
 from lowrank_utils.lab.data import Dataset, Split
 from lowrank_utils.network import graph, statistics
-from lowrank_utils.network.profile import Profile, profile
+from lowrank_utils.network.profile import profile
 from lowrank_utils.ranks import components, enc, rules, search
 from lowrank_utils.ranks.units import rank_units, remove_units, units_that_stay
+from lowrank_utils.workbook import laboratory as laboratories
 from lowrank_utils.workbook.chapters.rank_search import Goodness, Values, layer_values
 
 # What each chooser must be told beside the weights, and which of the statistics it takes, whose seconds it is charged.
@@ -48,50 +49,44 @@ RIVALS = {"ENC-Map": "svd", "fixed": "data-aware"}  # {chooser: its factors}, re
 
 
 @dataclass(frozen=True)
-class Subject:
+class Subject(laboratories.Laboratory):
     """A trained network with all that choosers and factorisers ask of it, collected once; ``floor`` as in `search.rank_options`."""
 
-    name: str
-    profile: Profile
     goodness: Goodness
     values: Values
     floor: float
 
     @property
-    def model(self) -> nn.Module:
-        return self.profile.model
-
-    @property
-    def scope(self) -> str:
-        """What may be cut: a first convolution stays dense, as the last layer does."""
-        return "inner layers" if len(self.profile.dense) > 1 else "hidden layers"
+    def name(self) -> str:
+        return self.about["network"]
 
     @property
     def plain(self) -> dict[str, str]:
         """One scheme for each layer that has options."""
         return {own.name: next(iter(own.full)) for own in self.values.options}
 
-    def network(self, plan: dict, factors: str) -> nn.Module:
-        """Return the network of a plan in one kind of factors."""
-        return replace.apply_plan(self.profile, plan, factors=factors)
-
 
 def subject(
     images: Dataset,
-    name: str,
     model: nn.Module,
     *,
     floor: float = 0.02,
     curve: str = "accuracy",
     measure_images: int = 500,
     calibration_images: int = 300,
+    **about,
 ) -> Subject:
-    """Return the `Subject` of a trained network: curves from so many validation images, the rest from so many training images."""
+    """Return the `Subject` of a trained network: curves from so many validation images, the rest from so many training images.
+
+    The last layer stays dense, and the first where it is a convolution. `about` is what every row is about: dataset,
+    network, seed.
+    """
     first, *_, last = [layer.name for layer in profile(model, input_shape=images.input_shape, spectra=False)]
     dense = (first, last) if isinstance(model.get_submodule(first), nn.Conv2d) else (last,)
     read = profile(model, images.tensors("train", limit=calibration_images)[0], dense=dense)
     goodness = Goodness(model, *images.tensors("valid", limit=measure_images), curve)
-    return Subject(name, read, goodness, layer_values(read, goodness, floor=floor), floor)
+    about = {"notebook": "06_side_by_side", **about}
+    return Subject(images, read, about, goodness, layer_values(read, goodness, floor=floor), floor)
 
 
 @dataclass(frozen=True)
@@ -152,19 +147,17 @@ def searched(one: Subject, share: float, evaluations: int = 10) -> dict[str, Tim
 class Bench:
     """The table as it grows: every network is scored, timed and kept with its row.
 
-    ``threads`` of the CPU run while latency is measured; ``about`` says what every row is about: dataset and seed.
+    ``threads`` of the CPU run while latency is measured.
     """
 
     images: Dataset
     threads: int
-    about: dict
     entries: list[tuple[dict, nn.Module]] = field(default_factory=list)
 
     def enter(self, one: Subject, net: nn.Module, times: dict | None = None, **more) -> dict:
         """Add a network to the table and return its row; `times`: milliseconds that are known, None to measure them."""
-        about = {"notebook": "06_side_by_side", **self.about, "network": one.name, "source": "here"}
-        about |= dict.fromkeys(("tuned_accuracy", "tuned_f1", "tuned_seconds"), np.nan) | more
-        row = score.row(net, one.model, self.images.tensors("test"), **about)
+        nothing = dict.fromkeys(("tuned_accuracy", "tuned_f1", "tuned_seconds"), np.nan)
+        row = one.row(net, source="here", **nothing | more)
         row |= clock(net, one.model, self.images.input_shape, self.threads) if times is None else times
         self.entries.append((row | {"threads": self.threads}, net))
         return self.entries[-1][0]
@@ -354,7 +347,7 @@ def refined_rows(bench: Bench, one: Subject, share: float, steps: int = STEPS) -
     (`compression.held_apart`), the same number of `steps` and the same seed. A note is what `refine` says of how it
     went, or empty.
     """
-    seed = bench.about["seed"]
+    seed = one.about["seed"]
     calibration = one.profile.needed_calibration("refinement needs")
     options: dict[str, Any] = {"dense": one.profile.dense, "floor": one.floor, "refine_steps": steps, "seed": seed}
     ours, seconds = timed(lambda: compress(one.model, calibration, kept=share, **options))

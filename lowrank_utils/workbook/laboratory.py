@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lowrank_utils import checks
+from lowrank_utils.factors import replace
 from lowrank_utils.lab import models, score, training
 from lowrank_utils.lab.data import Dataset
 from lowrank_utils.network.profile import Profile, profile
@@ -37,13 +38,22 @@ class Laboratory:
         """Parameters of the dense network."""
         return score.parameters(self.model)
 
+    @property
+    def scope(self) -> str:
+        """What may be cut: of a network whose first layer stays dense, as the last one does, the inner layers."""
+        return ("every layer", "hidden layers", "inner layers")[min(len(self.profile.dense), 2)]
+
+    def network(self, plan: dict, factors: str) -> nn.Module:
+        """Return the network of a plan in one kind of factors."""
+        return replace.apply_plan(self.profile, plan, factors=factors)
+
     def valid(self, net: nn.Module) -> float:
         """Return the accuracy of a network on validation images, as a share."""
         return training.evaluate(net, *self.images.tensors("valid")).accuracy
 
     def row(self, net: nn.Module, **columns) -> dict:
         """Return the result row of a network, measured on test images; `columns` are added, or options of `score.row`."""
-        return score.row(net, self.model, self.images.tensors("test"), **self.about, **columns)
+        return score.row(net, self.model, self.images.tensors("test"), **self.about | columns)
 
     def dense_row(self, **columns) -> dict:
         """Return the row of the dense network, with its times."""

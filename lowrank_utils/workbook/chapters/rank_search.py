@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ from lowrank_utils.network import unfold
 from lowrank_utils.network.profile import Plan, Profile, plan_cost, profile
 from lowrank_utils.ranks import enc, rules, search
 from lowrank_utils.ranks.search import SearchResult
+from lowrank_utils.workbook import laboratory as laboratories
 from lowrank_utils.workbook.plots import COLOURS, canvas, colour_of, in_order, line_style
 from lowrank_utils.workbook.tables import (
     RUN,
@@ -99,29 +100,21 @@ class Goodness:
 
 
 @dataclass(frozen=True)
-class Laboratory:
+class Laboratory(laboratories.Laboratory):
     """What the networks of this chapter are made from and measured with.
 
     ``profile`` has the calibration images of this draw, first and last layer dense; ``goodness`` the measuring images;
     ``fresh`` (images, labels) of the validation split that no curve sees, unless there are too few; ``floor`` as in
-    `search.rank_options`; ``about`` is what every row is about.
+    `search.rank_options`.
     """
 
-    images: Dataset
-    profile: Profile
     goodness: Goodness
     fresh: tuple[torch.Tensor, torch.Tensor]
     floor: float
-    about: dict
 
-    def row(self, net: nn.Module, **more) -> dict:
-        """Return a result row of a network, on test images; its layers are those that `about` says."""
-        about: dict[str, Any] = self.about | {"scope": "inner layers", "stored_as": "low rank"} | more
-        return score.row(net, self.profile.model, self.images.tensors("test"), **about)
-
-    def network(self, plan: dict, factors: str) -> nn.Module:
-        """Return the network of a plan in one kind of factors."""
-        return replace.apply_plan(self.profile, plan, factors=factors)
+    def row(self, net: nn.Module, **columns) -> dict:
+        """Return the result row of a low-rank network, on test images."""
+        return super().row(net, **{"scope": self.scope, "stored_as": "low rank"} | columns)
 
 
 def laboratory(
@@ -152,7 +145,7 @@ def laboratory(
     about = {"notebook": NOTEBOOK, **about, "draw": draw, "calibration_images": calibration_images}
     read = profile(model, train, dense=(first, last, *dense))
     goodness = Goodness(model, valid[asked], labels[asked], curve)
-    return Laboratory(images, read, goodness, (valid[fresh], labels[fresh]), floor, about)
+    return Laboratory(images, read, about, goodness, (valid[fresh], labels[fresh]), floor)
 
 
 @dataclass(frozen=True)

@@ -99,9 +99,9 @@ def experiment(
     checks.check_count(0, refine_steps=refine_steps)
     if not networks:
         raise ValueError("networks=[] names no network")
-    bench = Bench(images, min(threads, torch.get_num_threads()), {"dataset": dataset, "seed": seed})
+    bench = Bench(images, min(threads, torch.get_num_threads()))
     for name, model in networks.items():
-        one = subject(images, name, model, **options)
+        one = subject(images, model, dataset=dataset, network=name, seed=seed, **options)
         low_rank_rows(bench, one, {share: searched(one, share, evaluations) for share in shares}, factorisers)
         other_rows(bench, one, shares, factorisers[-1])
         if convex:
