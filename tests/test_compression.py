@@ -1,7 +1,9 @@
 """The one call: within its budget, exact about what it did, and a clear sentence for what it cannot take."""
 
 import copy
+import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +11,9 @@ from torch import nn
 
 import conftest
 import lowrank_utils
-from lowrank_utils import compression
+from lowrank_utils import compression, progress
 from lowrank_utils.factors import replace, sequential
-from lowrank_utils.lab import score
+from lowrank_utils.lab import latency, score
 from lowrank_utils.network import profile, statistics
 from lowrank_utils.network.profile import Profile
 from lowrank_utils.ranks import rules, search
@@ -354,3 +356,28 @@ def test_refinement_is_the_default_and_keeps_the_plan(x):
 def test_a_budget_of_refinement_that_is_none_is_refused(x):
     with pytest.raises(ValueError, match="refine_seconds|seconds"):
         lowrank_utils.compress(net(), x, kept=0.6, refine_seconds=-1)
+
+
+def test_every_bar_knows_its_end_and_comes_to_it(x, monkeypatch):
+    bars = {}
+
+    class Bar(progress.tqdm):
+        def __init__(self, items, **options):
+            super().__init__(items, **options)
+            self.what = options["desc"]
+
+        def __iter__(self):
+            count = 0
+            for count, item in enumerate(super().__iter__(), start=1):  # noqa: B007
+                yield item
+            bars.setdefault(self.what, []).append((self.total, count))
+
+    monkeypatch.setattr(progress, "tqdm", Bar)
+    lowrank_utils.compress(net(), x, kept=0.5, refine_steps=3)
+    read = profile.profile(net(), x)
+    read.moments_of(["0", "3"])  # a pass for the moments alone
+    latency.measure(read, latency.Clock(batch=2, repeats=2), multiple=8)
+    package = Path(lowrank_utils.__file__).parent
+    written = [re.findall(r'track\(.*?, "([^"]+)"', path.read_text()) for path in package.rglob("*.py")]
+    assert set(bars) == {what for found in written for what in found} - {"counting"}
+    assert all(total == count for seen in bars.values() for total, count in seen)

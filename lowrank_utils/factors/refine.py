@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from lowrank_utils.network.inputs import Batch, Inputs, call, check_some, fed, i
 from lowrank_utils.network.inputs import check_finite as check_finite_inputs
 from lowrank_utils.network.modules import check_finite, copied, evaluating
 from lowrank_utils.network.unfold import call_input, groups, output_rows, patches, schemes_of
+from lowrank_utils.progress import track
 
 Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 LOSSES = ("divergence", "error")
@@ -194,6 +195,16 @@ class _Budget:
     def elapsed(self) -> float:
         return time.process_time() - self.began
 
+    def running(self) -> Iterator[tuple[int, float]]:
+        # (steps taken, share spent) before each step; under a bar where the number of steps is known
+        def steps():
+            step = 0
+            while (spent := self.spent(step)) < 1:
+                yield step, spent
+                step += 1
+
+        return track(steps(), "refinement", self.steps) if self.steps else steps()
+
 
 class _Task:
     """Inputs and the dense network's answers to them, in shuffled batches and held out."""
@@ -302,7 +313,7 @@ def _tune(new, task, budget, rate):
     step = 0
     with torch.enable_grad():
         curvature: Any = None if note else _Preconditioner(new, task)
-        while not note and (spent := budget.spent(step)) < 1:
+        for step, spent in () if note else budget.running():
             for group in optimiser.param_groups:
                 group["lr"] = rate * _schedule(spent)
             inputs, wanted = task.batch()
@@ -315,7 +326,7 @@ def _tune(new, task, budget, rate):
             due = budget.spent(step) * LOOKS >= len(look.history)
             if not torch.isfinite(value) or (due and not math.isfinite(look(step))):
                 note = f"The loss was not finite at step {step}; the network is that of step {look.best_step}."
-            elif look.stale():
+            if note or look.stale():
                 break
     if not note and look.history[-1][0] < step:
         look(step)
