@@ -205,7 +205,7 @@ def test_layerwise_fisher_factors_lose_least_in_their_metric():
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4)), torch.randn(300, 20) * torch.rand(20)
     read = Profile(model, x)
-    metric = svd.damped(read.fisher_of(["0"])["0"]).float()
+    metric = read.metric_of(["0"])["0"].float()
     built = {kind: replace.apply_plan(read, {"0": 5}, factors=kind) for kind in ("data-aware", replace.LAYERWISE)}
 
     def lost(small):

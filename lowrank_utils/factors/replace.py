@@ -159,7 +159,7 @@ def decompose_layers(
         if profile.calibration is None:
             raise ValueError(f"factors={method!r} need calibration images; make the profile with calibration=")
         if method == LAYERWISE:
-            metrics = {name: svd.damped(found) for name, found in profile.fisher_of(list(names)).items()}
+            metrics = profile.metric_of(list(names))
             method = "data-aware"
         if method in svd.METHODS:
             moments = profile.moments_of(names)

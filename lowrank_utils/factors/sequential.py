@@ -195,7 +195,7 @@ def sweep(
         order = [name for name in after if name in order]  # as the nodes stand
     metrics = {}
     if weighted and plan:
-        metrics = {name: svd.damped(found) for name, found in profile.fisher_of(list(plan), fisher_images).items()}
+        metrics = profile.metric_of(list(plan), fisher_images)
     thin: dict[str, nn.Module] = {}
     each = positions_each(profile.samples, len(calibration))
     start = next((place for place, name in enumerate(order) if name in plan), len(order))  # before it nothing is lost

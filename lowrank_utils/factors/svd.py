@@ -220,16 +220,6 @@ def metric_block(metric: torch.Tensor | None, group: int, rows: int) -> torch.Te
     return None if metric is None else metric[own, own]
 
 
-def damped(fisher: torch.Tensor) -> torch.Tensor:
-    """Return 0.7 F / mean(diag F) + 0.3 I: the metric of an estimate F (d_out x d_out), positive definite and of one scale.
-
-    >>> damped(torch.diag(torch.tensor([2.0, 0.0]))).diagonal().tolist()
-    [1.7000000476837158, 0.30000001192092896]
-    """
-    scale = fisher.diagonal().mean()
-    return (0.7 / scale if scale else 0.0) * fisher + 0.3 * torch.eye(len(fisher)).to(fisher)
-
-
 METHODS = ("svd", "data-aware")
 SCALED = (
     "asvd",

@@ -22,6 +22,9 @@ from lowrank_utils.network.modules import check_there, evaluating, frozen
 from lowrank_utils.network.unfold import output_rows
 from lowrank_utils.progress import track
 
+TOKEN_PRIOR = 100  # samples, see `Moments`; measured in chapter 07
+FISHER_PRIOR = 440  # tokens, likewise
+
 
 @dataclass
 class Moments:
@@ -43,6 +46,7 @@ class Moments:
     mean: torch.Tensor
     scatter: torch.Tensor
     size: torch.Tensor | float = 0.0
+    prior: float = 0.0
 
     @classmethod
     def empty(cls, size: int, device: torch.device | str = "cpu", groups: int = 1) -> Moments:
@@ -74,8 +78,14 @@ class Moments:
 
     @property
     def covariance(self) -> torch.Tensor:
-        """Covariance (d x d), divided by the count."""
-        return self.scatter / max(self.count, 1)
+        """Covariance (d x d), divided by the count, with the prior."""
+        return self._with_prior(self.scatter / max(self.count, 1))
+
+    def _with_prior(self, matrix):
+        if not self.prior:
+            return matrix
+        even = self.prior / max(self.count, 1) * matrix.diagonal(dim1=-2, dim2=-1).mean(-1)
+        return matrix + even[..., None, None] * torch.eye(matrix.shape[-1]).to(matrix)
 
     @property
     def mean_absolute(self) -> torch.Tensor:
@@ -85,7 +95,8 @@ class Moments:
     @property
     def second_moment(self) -> torch.Tensor:
         """Mean outer product without centring (d x d), for layers that have no bias to take the mean."""
-        return self.covariance + self.mean[..., :, None] * self.mean[..., None, :]
+        plain = self.scatter / max(self.count, 1) + self.mean[..., :, None] * self.mean[..., None, :]
+        return self._with_prior(plain)
 
 
 def outer(rows: torch.Tensor, block: int = 512) -> torch.Tensor:
@@ -167,6 +178,8 @@ def _moment_hooks(model, names, calibration, samples, seed):
     def update(name):
         def hook(module, args, kwargs, output):
             x = unfold.call_input(args, kwargs).detach()
+            if x.ndim == 3 and isinstance(module, nn.Linear):
+                found[name].prior = TOKEN_PRIOR
             at = None if each is None else unfold.sampled_positions(module, x, each, generator)
             exact = isinstance(module, nn.Linear) and at is None and x.ndim == 2  # many tokens are summed in blocks
             for some in (x,) if exact or at is not None else x.split(unfold.images_at_once(module, x)):

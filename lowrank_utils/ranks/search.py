@@ -339,7 +339,9 @@ def predicted_values(
         return from_error(
             output_error(profile, options, points=points)
         ), f"{why}, so ranks are by each layer's own error."
-    losses = output_error(profile, options, metric=profile.fisher_of(names, images), points=points)
+    plain = inputs.is_plain(profile.calibration)
+    metric = profile.fisher_of(names, images) if plain else profile.metric_of(names, images)
+    losses = output_error(profile, options, metric=metric, points=points)
     return {name: -loss for name, loss in losses.items()}, ""
 
 
