@@ -112,7 +112,9 @@ def with_conv1d_layers(model: nn.Module, original: nn.Module) -> nn.Module:
         if type(layer) is nn.Linear:
             new: Any = cast(Any, type(old))(layer.out_features, layer.in_features)
             new.weight = nn.Parameter(layer.weight.detach().T.contiguous())
-            new.bias = nn.Parameter(layer.bias.detach().clone())
+            new.bias = nn.Parameter(
+                torch.zeros_like(layer.weight[:, 0]) if layer.bias is None else layer.bias.detach().clone()
+            )
             found[name] = new
     return replaced(model, found) if found else model
 
