@@ -420,16 +420,19 @@ def _held(model, plan):
 
 
 def _thinner(model, first, held):
-    # {layer: shape} of the linear layers, in pairs or not, that have other rows or columns than those of the original
-    shapes = {}
+    # {layer: shape} of the linear layers, in pairs or not, that lost hidden units: rows of some, columns of those that read
+    # them. Where rows and columns do not match, nothing: that is another network.
+    shapes, rows, columns = {}, set(), set()
     for name, layer in model.named_modules():
         if type(first.get(name)) is not nn.Linear or (type(layer) is not nn.Linear and name not in held):
             continue
         ends = (layer, layer) if type(layer) is nn.Linear else tuple(layer.children())
-        shape = [ends[1].out_features, ends[0].in_features]
-        if shape != list(first[name].weight.shape):
+        shape, old = [ends[1].out_features, ends[0].in_features], list(first[name].weight.shape)
+        if shape != old:
             shapes[name] = shape
-    return shapes
+            rows |= {(old[0], shape[0])} if old[0] != shape[0] else set()
+            columns |= {(old[1], shape[1])} if old[1] != shape[1] else set()
+    return shapes if rows == columns and all(new < old for old, new in rows) else {}
 
 
 def _skeleton(original, plan, tensors, shapes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -49,11 +50,7 @@ def feed_forward_layers(model: nn.Module, example: Batch) -> list[HiddenLayer]:
         once = {name for name, calls in read.items() if len(calls) == 1 and _own_weight(linear[name], holders)}
         whose = {id(written[name][0]): name for name in once}
         reached = {(name, at): _leaves([x]) for name, calls in read.items() for at, x in enumerate(calls)}
-        reached[None] = _leaves(_tensors(answer))
-        uses: dict[int, int] = {}
-        for leaves in reached.values():
-            for leaf in leaves:
-                uses[leaf] = uses.get(leaf, 0) + 1
+        uses = Counter(leaf for leaves in (*reached.values(), _leaves(_tensors(answer))) for leaf in leaves)
         found = []
         for reader in (name for name in read if name in once):
             x, leaves = read[reader][0], reached[reader, 0]

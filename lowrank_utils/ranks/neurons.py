@@ -68,10 +68,12 @@ def prune_neurons(
         mean); "magnitude" of its incoming weights over the layer's mean; "random". See `units.rank_units`.
     within : layers that share the budget, by name or pattern, such as ``["model.layers.*"]``; all layers by default.
     even : whether every layer keeps the same share of its neurons, the highest in the rank order of the layer. Of layers
-        equally wide all keep the same number, and the size may come out below the budget by one neuron a layer.
+        equally wide all keep the same number, and the size may come out below the budget by one neuron a layer. Without it
+        a layer in which a few neurons give nearly everything, as in many language models, may lose nearly all others.
     floor : neurons that every layer keeps at least.
     fold : whether the mean of a removed neuron goes into the next layer's bias, where there is one.
-    refit : whether the next layer is refitted by least squares to what it gave before (`units.remove_units`).
+    refit : whether the next layer is refitted by least squares to what it gave before (`units.remove_units`); that takes
+        many more tokens than a layer has neurons, or it fits noise.
     seed : of the rule "random".
     activations : of `collect_activations` with ``hidden=neuron_layers(profile)``, where they are at hand.
 
@@ -81,11 +83,11 @@ def prune_neurons(
 
     >>> from lowrank_utils import profile
     >>> mlp = nn.Sequential(nn.Linear(4, 10), nn.GELU(), nn.Linear(10, 4))
-    >>> prune_neurons(profile(mlp, torch.randn(20, 4)), 0.5)
+    >>> prune_neurons(profile(mlp, torch.randn(20, 4)), 0.51)  # of 94: 4, and 9 a neuron
     Sequential(
-      (0): Linear(in_features=4, out_features=5, bias=True)
+      (0): Linear(in_features=4, out_features=4, bias=True)
       (1): GELU(approximate='none')
-      (2): Linear(in_features=5, out_features=4, bias=True)
+      (2): Linear(in_features=4, out_features=4, bias=True)
     )
     """
     hidden = neuron_layers(profile, within)
@@ -126,7 +128,7 @@ def _state_width(model: Any, before: set[int], after: set[int]) -> None:
     No entry is known by a name of a model family: one that held the old width, or none (``n_inner``), is the right one if
     the network that the config then describes has the shapes of `model`.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if not hasattr(config, "to_dict") or len(before) > 1 or len(after) > 1 or before == after:
         return
     (old,), (new,) = before, after
