@@ -19,7 +19,7 @@ from lowrank_utils.lab import models
 from lowrank_utils.lab.fetch import patience
 from lowrank_utils.lab.models import NAMES, NETWORKS, CifarResNet, Rescale, build
 from lowrank_utils.network import unfold
-from lowrank_utils.network.modules import check_finite, check_there, replaced
+from lowrank_utils.network.modules import check_finite, check_there, linear, replaced, with_linear_layers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -234,7 +234,9 @@ def save_compressed(
     """Write the compressed `model` to `path` as safetensors, whole or not at all, plan and `metadata` in its header.
 
     What is written is what `model` holds: the rank and scheme of each planned layer that is a pair of thin layers; one
-    that `replace.apply_plan` left dense is no part of the plan in the file. Weights keep their type, half precision too.
+    that `replace.apply_plan` left dense is no part of the plan in the file. Weights keep their type, half precision too. A linear
+    layer with fewer units than in the original, as `neurons.prune_neurons` leaves them, is written with its shape (give `original`). ``Conv1D`` layers
+    of transformers are written, and loaded, as linear ones.
 
     Parameters: `plan`, ``{layer name: rank}``, or ``(scheme, rank)``; `original`, the network that `model` was made
     from; `metadata`, JSON values. With ``network``, ``input_shape`` and ``classes`` of `models.build` among them `load_compressed`
@@ -255,6 +257,7 @@ def save_compressed(
     {'classes': 10, 'input_shape': [1, 8, 8], 'network': 'lenet300', 'plan': {'fc1': 4}}
     """
     _check_numbers(model)
+    model = with_linear_layers(model)
     # clones, since weights that layers share are refused by safetensors
     tensors = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in _state(model).items()
@@ -267,19 +270,24 @@ def save_compressed(
             raise ValueError(f"the metadata name {', '.join(named)} but not {missing}; give all, or pass original=")
         with torch.device("meta"):  # shapes alone, no numbers
             original = _built(metadata, tensors)
+    if "shapes" in metadata:
+        raise ValueError("the metadata name shapes, which the file says by itself; choose another name")
+    shapes = {}
     if original is not None:
+        original = with_linear_layers(original)
         first = dict(original.named_modules())
+        shapes = _thinner(model, first, held)
         for name, module in model.named_modules():
             if name not in held and unfold.recognise(module) and isinstance(first.get(name), (nn.Linear, nn.Conv2d)):
                 raise ValueError(f"layer {name!r} is a pair of thin layers, and the plan does not name it")
         try:
-            unlike = _unlike(_skeleton(original, held, tensors), tensors)
+            unlike = _unlike(_skeleton(original, held, tensors, shapes), tensors)
         except ValueError as error:
             unlike = error
         if unlike:
             raise ValueError(f"the original and the plan do not make this network: {unlike}")
     header = {}
-    for name, value in {**metadata, "plan": held}.items():
+    for name, value in {**metadata, "plan": held, **({"shapes": shapes} if shapes else {})}.items():
         try:
             header[name] = json.dumps(value)
         except (TypeError, ValueError) as error:
@@ -309,6 +317,7 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> tuple[n
     (True, {'note': 'as an example', 'plan': {'0': 2}})
     """
     tensors, metadata = _read(path)
+    shapes = metadata.pop("shapes", {})
     if model is None:
         missing = [name for name in NEEDED if name not in metadata]
         if missing:
@@ -316,7 +325,8 @@ def load_compressed(path: str | Path, model: nn.Module | None = None) -> tuple[n
     else:
         check_there(model)
     try:
-        network = _skeleton(_built(metadata, tensors) if model is None else model, metadata["plan"], tensors)
+        first = _built(metadata, tensors) if model is None else with_linear_layers(model)
+        network = _skeleton(first, metadata["plan"], tensors, shapes)
     except ValueError as error:
         told = "cannot be loaded" if model is None else "does not fit the network given as model="
         raise ValueError(f"{path} {told}: {error}") from error
@@ -366,10 +376,17 @@ def _read(path):
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
     if not isinstance(metadata["plan"], dict):
         raise ValueError(f"{path} is damaged: its plan is {metadata['plan']!r}, not ranks by layer")
+    shapes = metadata.get("shapes", {})
+    if not isinstance(shapes, dict) or not all(_is_shape(shape) for shape in shapes.values()):
+        raise ValueError(f"{path} is damaged: its shapes are {shapes!r}, not two numbers a layer")
     metadata["plan"] = {
         name: tuple(planned) if isinstance(planned, list) else planned for name, planned in metadata["plan"].items()
     }
     return tensors, metadata
+
+
+def _is_shape(value):
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(n, int) and n > 0 for n in value)
 
 
 def _built(metadata, tensors):
@@ -402,13 +419,35 @@ def _held(model, plan):
     return held
 
 
-def _skeleton(original, plan, tensors):
-    # a copy of `original` with pairs of layers of the planned shapes, whatever their numbers
+def _thinner(model, first, held):
+    # {layer: shape} of the linear layers, in pairs or not, that lost hidden units: rows of some, columns of those that read
+    # them. Where rows and columns do not match, nothing: that is another network.
+    shapes, rows, columns = {}, set(), set()
+    for name, layer in model.named_modules():
+        if type(first.get(name)) is not nn.Linear or (type(layer) is not nn.Linear and name not in held):
+            continue
+        ends = (layer, layer) if type(layer) is nn.Linear else tuple(layer.children())
+        shape, old = [ends[1].out_features, ends[0].in_features], list(first[name].weight.shape)
+        if shape != old:
+            shapes[name] = shape
+            rows |= {(old[0], shape[0])} if old[0] != shape[0] else set()
+            columns |= {(old[1], shape[1])} if old[1] != shape[1] else set()
+    return shapes if rows == columns and all(new < old for old, new in rows) else {}
+
+
+def _skeleton(original, plan, tensors, shapes):
+    # a copy of `original` with thinner layers, and pairs of layers of the planned shapes, whatever their numbers
     modules, pairs = dict(original.named_modules()), {}
+    for name, (rows, columns) in shapes.items():
+        layer = modules.get(name)
+        if type(layer) is not nn.Linear:
+            raise ValueError(f"it has no linear layer {name!r}, which the file has at another width")
+        bias = torch.zeros(rows) if f"{name}.bias" in tensors else None
+        pairs[name] = linear(torch.zeros(rows, columns), bias, layer)
     for name, entry in plan.items():
         if name not in modules:
             raise ValueError(f"it has no layer {name!r}, which the plan names")
-        layer = modules[name]
+        layer = pairs.get(name, modules[name])
         scheme, rank = unfold.planned_entry(layer, name, entry)
         count, (rows, columns) = unfold.groups(layer), unfold.rank_costs(layer)[scheme].shape
         parts = torch.zeros(count, rows, rank), torch.zeros(count, rank, columns)

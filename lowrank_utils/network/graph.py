@@ -264,8 +264,10 @@ class HiddenLayer:
     Both are linear layers or convolutions; a unit of a convolution is an output channel. ``span``: columns of the
     reader's weight matrix (outputs x the rest) that read one unit: 1 between linear layers, kh kw for a convolution,
     the positions of a channel after a flatten. ``along``: the batch norms and depthwise convolutions between, which
-    lose the same units; ``absorber``: the batch norm right behind a convolution that reads, or "". ``reason`` says why
-    no unit of it can be removed, and is empty where they can; where it stands, ``reader`` is "".
+    lose the same units; ``absorber``: the batch norm right behind a convolution that reads, or "". ``beside``: the linear
+    layers whose outputs meet those of `name` unit by unit, as in a gated feed-forward layer. ``folds``: whether a bias of
+    the reader may take the mean of what goes. ``reason`` says why no unit of it can be removed, and is empty where they
+    can; where it stands, ``reader`` is "".
     """
 
     name: str
@@ -275,6 +277,8 @@ class HiddenLayer:
     span: int = 1
     along: tuple[str, ...] = ()
     absorber: str = ""
+    beside: tuple[str, ...] = ()
+    folds: bool = True
 
 
 def hidden_layers(model: nn.Module) -> list[HiddenLayer]:
@@ -288,7 +292,7 @@ def hidden_layers(model: nn.Module) -> list[HiddenLayer]:
     >>> [(h.name, h.reader, h.units) for h in hidden_layers(nn.Sequential(nn.Linear(9, 5), nn.ReLU(), nn.Linear(5, 2)))]
     [('0', '2', 5), ('2', '', 2)]
     >>> hidden_layers(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 2)))[0]
-    HiddenLayer(name='0', reader='3', units=4, reason='', span=9, along=('1',), absorber='')
+    HiddenLayer(name='0', reader='3', units=4, reason='', span=9, along=('1',), absorber='', beside=(), folds=True)
     """
     try:
         graph = fx.symbolic_trace(model).graph

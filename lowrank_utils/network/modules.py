@@ -100,6 +100,25 @@ def with_linear_layers(model: nn.Module) -> nn.Module:
     return replaced(model, found) if found else model
 
 
+def with_conv1d_layers(model: nn.Module, original: nn.Module) -> nn.Module:
+    """Return `model` with those linear layers as ``Conv1D`` that are so in `original`; itself where there is none.
+
+    The inverse of `with_linear_layers`, so that transformers' ``save_pretrained`` writes what ``from_pretrained`` expects.
+    Layers of other shapes than in `original` keep theirs, and pairs of low-rank factors stay what they are.
+    """
+    found, modules = {}, dict(model.named_modules())
+    for name, old in original.named_modules():
+        layer = modules.get(name) if type(old).__name__ == "Conv1D" else None
+        if type(layer) is nn.Linear:
+            new: Any = cast(Any, type(old))(layer.out_features, layer.in_features)
+            new.weight = nn.Parameter(layer.weight.detach().T.contiguous())
+            new.bias = nn.Parameter(
+                torch.zeros_like(layer.weight[:, 0]) if layer.bias is None else layer.bias.detach().clone()
+            )
+            found[name] = new
+    return replaced(model, found) if found else model
+
+
 def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """Return a deep copy of `model`, without the history of activations that a module keeps; `memo` as `copy.deepcopy` takes it.
 

@@ -546,9 +546,17 @@ class Activations:
 
 
 def collect_activations(
-    model: nn.Module, images: torch.Tensor, bins: int = 32, span: str = "unit", batch_size: int = 500
+    model: nn.Module,
+    images: Batch,
+    bins: int = 32,
+    span: str = "unit",
+    batch_size: int = 500,
+    hidden: Sequence[HiddenLayer] | None = None,
 ) -> dict[str, Activations]:
     """Return ``{layer: Activations}`` of every hidden layer whose units can go, while `model` sees `images` twice.
+
+    `hidden` are these layers, such as the feed-forward ones of a transformer (`feedforward.feed_forward_layers`); by
+    default those that torch.fx finds (`graph.hidden_layers`).
 
     The first pass finds the range, mean and variance of each unit, the second counts the histogram of `bins` equal
     bins. ``span="unit"``: between the unit's own lowest and highest value (Luo & Wu 2017); ``"layer"``: one range for
@@ -564,11 +572,11 @@ def collect_activations(
     if span not in ("unit", "layer"):
         raise ValueError(f"unknown span {span!r}; known: unit, layer")
     check_count(batch_size=batch_size)
-    if not torch.is_tensor(images) or images.ndim < 2:
+    if not isinstance(images, inputs.Inputs) and (not torch.is_tensor(images) or images.ndim < 2):
         raise ValueError("calibration images must be a tensor with the images along its first axis")
     if len(images) < 2:
         raise ValueError("entropy needs at least two calibration images: one gives every unit one value")
-    hidden = removable_layers(model)
+    hidden = removable_layers(model) if hidden is None else hidden
     seen: dict[str, Any] = {h.name: None for h in hidden}
     maps, sizes = {}, []
 

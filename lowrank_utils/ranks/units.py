@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import nn
 from lowrank_utils import checks
 from lowrank_utils.checks import is_whole
 from lowrank_utils.factors import replace, svd
-from lowrank_utils.network.graph import NORMS, hidden_layers
+from lowrank_utils.network.graph import NORMS, HiddenLayer, hidden_layers
 from lowrank_utils.network.modules import conv2d, linear, replaced
 from lowrank_utils.network.profile import Profile, plan_cost
 from lowrank_utils.network.statistics import Activations, Moments, collect_activations, removable_layers
@@ -25,7 +25,12 @@ UNIT_RULES = ("entropy", "output", "magnitude", "random")
 
 
 def rank_units(
-    profile: Profile, activations: Mapping[str, Activations], rule: str = "entropy", seed: int = 0
+    profile: Profile,
+    activations: Mapping[str, Activations],
+    rule: str = "entropy",
+    seed: int = 0,
+    *,
+    hidden: Sequence[HiddenLayer] | None = None,
 ) -> pd.DataFrame:
     """Return a DataFrame of all hidden units that can go, the first to be dropped first: layer, unit (from 0), score.
 
@@ -33,14 +38,15 @@ def rank_units(
     var |w_out|^2, as a share of its layer (w_out: all weights that read it; the positions of a channel count as if they
     did not depend on each other, though neighbours do); ``"magnitude"`` the norm of its incoming weights over the
     layer's mean norm (Li et al. 2017, with the Euclidean norm; a batch norm behind them is not looked at);
-    ``"random"`` uniform numbers from `seed`. Ties keep the order of the network.
+    ``"random"`` uniform numbers from `seed`. Ties keep the order of the network. `hidden`, the layers whose units can go, as for
+    `collect_activations`; where no bias may take the mean (``folds``), "output" counts the mean square for the variance.
     Raises ValueError for an unknown rule, and for activations that are not of this network.
     """
     if rule not in UNIT_RULES:
         raise ValueError(f"unknown rule {rule!r} for units; known: {', '.join(UNIT_RULES)}")
     model, generator = profile.model, np.random.default_rng(seed)
     tables = []
-    for h in removable_layers(model):
+    for h in removable_layers(model) if hidden is None else hidden:
         if h.name not in activations or len(activations[h.name].mean) != h.units:
             raise ValueError(f"the activations are not of this network: layer {h.name!r} has {h.units} units")
         seen = activations[h.name]
@@ -56,10 +62,12 @@ def rank_units(
                     .sum(0)
                     .view(h.units, h.span)
                 )
-                score = (seen.column_variance.to(gains.device) * gains).sum(1)
+                given = seen.column_variance + (0 if h.folds else seen.column_mean.square())
+                score = (given.to(gains.device) * gains).sum(1)
                 score = score / score.sum().clamp(min=torch.finfo(torch.float64).tiny)
             elif rule == "magnitude":
-                score = cast(torch.Tensor, model.get_submodule(h.name).weight).double().flatten(1).norm(dim=1)
+                incoming = [cast(torch.Tensor, model.get_submodule(n).weight) for n in (h.name, *h.beside)]
+                score = torch.cat([weight.double().flatten(1) for weight in incoming], 1).norm(dim=1)
                 score = score / score.mean().clamp(min=torch.finfo(torch.float64).tiny)
             else:
                 score = torch.from_numpy(generator.random(h.units))
@@ -69,7 +77,14 @@ def rank_units(
 
 
 def units_that_stay(
-    profile: Profile, order: pd.DataFrame, kept: float, *, resource: str = "macs", floor: int = 1
+    profile: Profile,
+    order: pd.DataFrame,
+    kept: float,
+    *,
+    resource: str = "macs",
+    floor: int = 1,
+    hidden: Sequence[HiddenLayer] | None = None,
+    within: Sequence[str] | None = None,
 ) -> dict[str, list[int]]:
     """Return ``{layer: sorted list of the units that stay}``: units are dropped in `order` until the budget is met.
 
@@ -78,7 +93,8 @@ def units_that_stay(
     is. Costs are those of the cards, in which no batch norm stands. The size comes out less than one unit below the
     budget, unless the floor holds it up. The order alone decides, whatever a unit costs.
 
-    Parameters: `order`, the DataFrame of `rank_units`; `kept`, share of the cost of the profile's layers in (0, 1]; `floor`, units that every layer keeps at least.
+    Parameters: `order`, the DataFrame of `rank_units`; `kept`, share of the cost of the profile's layers in (0, 1], or of those that
+    `within` names (`Profile.within`); `floor`, units that every layer keeps at least; `hidden`, the layers that `order` is of.
     Raises ValueError where the budget is below what `floor` units a layer cost, and says what can be reached.
     """
     checks.check_share(kept=kept)
@@ -86,25 +102,26 @@ def units_that_stay(
         raise ValueError(
             f"floor={floor!r} is not a whole number of at least 1: a layer without units passes nothing on"
         )
-    hidden = {h.name: h for h in removable_layers(profile.model)}
-    every = [(h.name, unit) for h in hidden.values() for unit in range(h.units)]
+    named = {h.name: h for h in (removable_layers(profile.model) if hidden is None else hidden)}
+    every = [(h.name, unit) for h in named.values() for unit in range(h.units)]
     if sorted(zip(order["layer"], order["unit"])) != sorted(every):
         raise ValueError("the order does not name every hidden unit of this network once; make it with rank_units")
     cards = {layer.name: layer for layer in profile}
     sizes = {name: list(card.shape) for name, card in cards.items()}  # rows, columns as units go
-    total = sum(card.cost(None, resource) for card in cards.values())
+    inside = cards if within is None else profile.within(within)
+    total = sum(cards[name].cost(None, resource) for name in inside)
 
     def drop(name, count=1):
         # what it saves to take `count` units more from a layer
-        h = hidden[name]
-        touched = [name, h.reader, *(n for n in h.along if n in cards)]
+        h = named[name]
+        touched = [name, h.reader, *h.beside, *(n for n in h.along if n in cards)]
         before = sum(_dense_cost(cards[n], sizes[n], resource) for n in touched)
         sizes[h.reader][1] -= count * h.span
         for n in touched:
             sizes[n][0] -= count * (n != h.reader)
         return before - sum(_dense_cost(cards[n], sizes[n], resource) for n in touched)
 
-    above = {name: max(h.units - floor, 0) for name, h in hidden.items()}
+    above = {name: max(h.units - floor, 0) for name, h in named.items()}
     least = (total - sum(drop(name, count) for name, count in above.items())) / total
     if least > kept:
         raise ValueError(
@@ -113,7 +130,7 @@ def units_that_stay(
         )
     for name, count in above.items():
         drop(name, -count)
-    staying = {name: set(range(h.units)) for name, h in hidden.items()}
+    staying = {name: set(range(h.units)) for name, h in named.items()}
     at_floor = set()
     size = total
     for name, unit in zip(order["layer"], order["unit"]):
@@ -140,6 +157,7 @@ def remove_units(
     *,
     activations: Mapping[str, Activations] | None = None,
     moments: Mapping[str, Moments] | None = None,
+    hidden: Sequence[HiddenLayer] | None = None,
 ) -> nn.Module:
     """Return a new model with only the `staying` units of each hidden layer; the profile's model is left as it was.
 
@@ -155,7 +173,8 @@ def remove_units(
     convolution that pads with zeros sees the constant break off at the border. There the fold is exact in the interior
     only, the refit the best compromise. A channel that is zero goes without a trace everywhere.
 
-    Parameters: `staying`, ``{layer: units that stay, from 0}`` of `units_that_stay`; `activations` of `collect_activations`; `moments`,
+    Parameters: `staying`, ``{layer: units that stay, from 0}`` of `units_that_stay`; `hidden`, the layers whose units can go, as
+    for `collect_activations` (one that does not ``fold`` gives its reader no bias); `activations` of `collect_activations`; `moments`,
     ``{reader: Moments}`` of `statistics.collect_moments` for the layers that read them, which takes the place of folding: for a
     convolution those of its patches, I kh kw numbers in the order of ``weight[0].flatten()``.
     Raises ValueError for a layer whose units cannot go, an empty list, and units that are not there.
@@ -171,22 +190,22 @@ def remove_units(
     """
     profile.check_unchanged()
     model = profile.model
-    hidden = {h.name: h for h in hidden_layers(model)}
+    every = {h.name: h for h in (hidden_layers(model) if hidden is None else hidden)}
     rows, inputs, shifts = {}, {}, {}
     for name, units in staying.items():
-        if name not in hidden or hidden[name].reason:
-            why = hidden[name].reason if name in hidden else "there is no linear layer or convolution of this name"
+        if name not in every or every[name].reason:
+            why = every[name].reason if name in every else "there is no linear layer or convolution of this name"
             raise ValueError(f"no unit of layer {name!r} can be removed: {why}")
         if any(not is_whole(u) for u in units):
             raise ValueError(f"the units of layer {name!r} that stay must be whole numbers, counted from 0")
-        h, units = hidden[name], sorted({int(u) for u in units})
+        h, units = every[name], sorted({int(u) for u in units})
         if not units:
             raise ValueError(f"every unit of layer {name!r} would go; a layer keeps at least one")
         if units[0] < 0 or units[-1] >= h.units:
             raise ValueError(f"layer {name!r} has units 0 to {h.units - 1}, the plan names {units[0]} to {units[-1]}")
         gone = sorted(set(range(h.units)) - set(units))
-        rows |= {n: _columns(units, _entries(model.get_submodule(n)) // h.units) for n in (name, *h.along)}
-        mean = _fitting(activations, name, h.units, 1, "activations")
+        rows |= {n: _columns(units, _entries(model.get_submodule(n)) // h.units) for n in (name, *h.along, *h.beside)}
+        mean = _fitting(activations if h.folds else None, name, h.units, 1, "activations")
         about = _fitting(moments, h.reader, h.units, h.span, "moments")
         mean = None if mean is None else mean.flatten()
         reader, stay, gone = model.get_submodule(h.reader), _columns(units, h.span), _columns(gone, h.span)
