@@ -59,15 +59,25 @@ SENSITIVITY_WINDOWS = 1  # of the calibration windows, on which ASVD's search me
 class Bench:
     """A language model, its calibration and test windows, and everything that pairs of chooser and factors share.
 
-    `about` is what every row says: dataset, network, seed, draw. Matrices of the blocks share the budget; embedding and head
-    stay dense. Statistics, curves and spectra are computed once, when they are first needed.
+    `about` is what every row says: dataset, network, seed, draw. Matrices of the blocks share the budget, or those that
+    `within` names (`Profile.within`); embedding, head and all others stay dense. Statistics, curves and spectra are computed once, when they are first needed.
     """
 
-    def __init__(self, language: Language, calibration: Windows, test: Windows, *, seed: int = 0, **about: Any) -> None:
+    def __init__(
+        self,
+        language: Language,
+        calibration: Windows,
+        test: Windows,
+        *,
+        within: Sequence[str] = ("*",),
+        seed: int = 0,
+        **about: Any,
+    ) -> None:
         self.language, self.calibration, self.test = language, calibration, test
         self.about = {"notebook": NOTEBOOK, "network": language.name, "seed": seed, **about}
         whole = Profile(language.model, calibration.ids, estimator="signs", draws=1, seed=seed)
-        self.names = blocks(whole, language.model)
+        wanted = set(whole.within(within))
+        self.names = [name for name in blocks(whole, language.model) if name in wanted]
         self.profile = whole.but(dense=[layer.name for layer in whole if layer.name not in self.names])
         self.seconds: dict[str, float] = {}
         self.plans: dict[tuple[str, float], tuple[Plan, float]] = {}
