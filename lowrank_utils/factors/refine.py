@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from lowrank_utils import checks
 from lowrank_utils.network.hooks import hooked
-from lowrank_utils.network.inputs import Batch, Inputs, call, check_some, fed, is_plain, logits
+from lowrank_utils.network.inputs import Batch, Inputs, at_once, call, check_some, fed, is_plain, logits
 from lowrank_utils.network.inputs import check_finite as check_finite_inputs
 from lowrank_utils.network.modules import check_finite, copied, evaluating
 from lowrank_utils.network.unfold import call_input, groups, output_rows, patches, schemes_of
@@ -27,7 +27,8 @@ from lowrank_utils.progress import track
 
 Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 LOSSES = ("divergence", "error")
-STEPS = 480  # the budget where none is given
+STEPS, TOKEN_STEPS = 480, 40  # the budget where none is given
+BATCH = 25  # inputs
 LOOKS = 10  # at the held-out inputs, evenly over the budget
 PATIENCE = 10  # looks without a better state after which it stops: the first steps lose what the last ones win back
 MOST_HELD_OUT = 250  # inputs
@@ -72,7 +73,7 @@ def refine(
     paste: bool = True,
     loss: str = "error",
     rate: float = 0.01,
-    batch_size: int = 25,
+    batch_size: int | None = None,
     held_out: float | Batch = 0.15,
     seed: int = 0,
 ) -> Refined:
@@ -91,14 +92,14 @@ def refine(
     calibration : inputs, N first, a tensor or `inputs.Inputs`; hundreds at least, and more are better. Floating-point ones
         are cast to the type of `model`.
     seconds, steps : budget, in seconds of processor time of this process (all threads) from the call on, or in steps; the
-        first to end counts. A step or a look at the held-out inputs is finished once begun. Default: 480 steps. With
+        first to end counts. A step or a look at the held-out inputs is finished once begun. Default: 480 steps, 40 for token ids. With
         `seconds` the number of steps, so the result, depends on the machine.
     augment : function of (inputs, generator) that returns changed inputs, as `lab.training.crop_flip`; default none.
     paste : whether images (N x C x H x W, floating point) have rectangles of one another pasted in (`cut_and_paste`).
     loss : "error" (the default), the mean squared error relative to the variance of the dense answers, or "divergence",
         the Kullback-Leibler divergence of the answers as logits over the last axis.
     rate : largest learning rate.
-    batch_size : inputs in a step.
+    batch_size : inputs in a step (None: 25, and of token ids about 512 tokens).
     held_out : share of `calibration` that is not learnt from, in (0, 1), or other inputs for that end: best are some that
         `small` was not made with either, since it looks better than it is on those that it was made with.
     seed : of splits, batches and pasted images.
@@ -140,6 +141,8 @@ def refine(
         check_some(held_out)
     else:
         checks.check_number(lambda value: 0 < value < 1, "a number between 0 and 1", held_out=held_out)
+    tokens = not is_plain(calibration)
+    batch_size = at_once(calibration, BATCH) if batch_size is None else batch_size
     checks.check_count(batch_size=batch_size)
     if seconds is not None:
         checks.check_number(lambda value: value > 0, "a number above 0", seconds=seconds)
@@ -150,7 +153,8 @@ def refine(
         return _unchanged(new, began, "Nothing was refined: one input leaves none to hold out.")
     if not any(value.is_floating_point() for value in new.parameters()):
         return _unchanged(new, began, "Nothing was refined: the compressed network has no parameters.")
-    budget = _Budget(began, seconds, STEPS if steps is None and seconds is None else steps)
+    usual = TOKEN_STEPS if tokens else STEPS
+    budget = _Budget(began, seconds, usual if steps is None and seconds is None else steps)
     task = _Task(model, calibration, augment, paste, loss, batch_size, held_out, seed)
     if task.constant():
         return _unchanged(
@@ -281,7 +285,7 @@ class _Task:
         return _divergence(answers, wanted)
 
     def sample(self) -> torch.Tensor:
-        return self._varied(self._load(self.seen[:SAMPLE]), self.generator)
+        return self._varied(self._load(self.seen[: min(SAMPLE, SAMPLE // BATCH * self.batch_size)]), self.generator)
 
     def drawn(self, answers: torch.Tensor) -> torch.Tensor:
         # a loss whose gradients have the Fisher information as their second moment: answers drawn from the network itself
