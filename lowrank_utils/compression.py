@@ -27,6 +27,7 @@ FISHER_IMAGES = 1000
 FEW = 50
 SWEEP_IMAGES = 1000
 MANY = 50  # layers
+ENOUGH_TOKENS = 8192  # from which a language model's factors are found in sequence; with fewer they fit the noise
 SAMPLES = 20_000  # positions a layer
 HELD_OUT, MOST_HELD_OUT = 0.15, 250  # share and number of the inputs that refinement is judged by
 
@@ -113,8 +114,8 @@ def compress(
     kept, resource : the share in (0, 1] that may stay of "macs" or "parameters", counted over the whole network, or of
         "latency": the time that the dense network takes here and now, measured before the search (`latency.measure`).
     factors : one of `replace.KNOWN` (default: the Fisher-weighted sweep; relu-aware where the answers are no logits;
-        Fisher-weighted layer by layer where torch.fx cannot trace the network and it has more than 50 layers, since a
-        sweep would run it once for each).
+        Fisher-weighted layer by layer where torch.fx cannot trace the network and it has more than 50 layers, unless it reads
+        at least 8 192 tokens: fewer do not tell enough for factors in sequence).
     dense : layers to leave as they are (default: the last one, and the first where it is a convolution).
     within : layers that share the budget, by name or pattern: ``within=["model.layers.*"]`` keeps a share `kept` of the blocks
         of a transformer, as the literature on language models counts. All other layers stay dense. Default: all.
@@ -173,7 +174,8 @@ def compress(
     if given < FEW:
         count = f"{given} input{'s' * (given > 1)}"
         notes.append(f"Ranks and factors rest on {count} only; a few hundred are wanted.")
-    if chosen in replace.SWEEPS and len(list(model.children())) and not read.followers:
+    alone = is_plain(calibration) and not read.followers
+    if chosen in replace.SWEEPS and len(list(model.children())) and alone:
         notes.append(
             "torch.fx cannot trace the network, so each layer repairs itself alone, not what a shortcut lets through."
         )
@@ -262,8 +264,10 @@ def _check(model, kept, resource, factors, dense):
 def _factors(read, note):
     if note:
         return "relu-aware"
-    many = not read.followers and len(read.order) > MANY
-    return replace.LAYERWISE if many else "fisher-weighted"
+    if read.followers or len(read.order) <= MANY:
+        return "fisher-weighted"
+    whole = not is_plain(read.calibration) and tokens_of(read.calibration) >= ENOUGH_TOKENS
+    return "fisher-weighted" if whole else replace.LAYERWISE
 
 
 def _macs(model, read):

@@ -154,6 +154,16 @@ def random_batch(model: nn.Module, input_shape: Sequence[int], count: int = 1) -
     return torch.randn(count, *input_shape, generator=torch.Generator().manual_seed(0)).to(like)
 
 
+def tokens_of(batch: Batch) -> int:
+    """Return how many token ids `batch` holds, 0 where its tensors are of real numbers.
+
+    >>> tokens_of(torch.zeros(8, 512, dtype=torch.int64)), tokens_of(torch.zeros(8, 3))
+    (4096, 0)
+    """
+    parts = (batch,) if torch.is_tensor(batch) else batch.tensors
+    return max((part.numel() for part in parts if not part.is_floating_point()), default=0)
+
+
 def fed(batch: Batch, like: torch.Tensor) -> Batch:
     """Return a copy of `batch` on the device of `like`, real numbers in its type; whole numbers, such as token ids, stay whole.
 

@@ -615,7 +615,7 @@ class Profile(Sequence[LayerProfile]):
         if inputs.is_plain(calibration):
             return {name: _mixed(matrix, 0.3, relative=True) for name, matrix in found.items()}
         some = calibration if images is None else calibration[:images]
-        tokens = max(part.numel() for part in ((some,) if torch.is_tensor(some) else some.tensors))
+        tokens = inputs.tokens_of(some)
         share = statistics.FISHER_PRIOR / (statistics.FISHER_PRIOR + tokens)
         return {name: _mixed(matrix, share) for name, matrix in found.items()}
 

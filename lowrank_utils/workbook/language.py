@@ -1,0 +1,107 @@
+"""The published rows of a language model: all pairs of chooser and factors on fixed test windows of WikiText-2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lowrank_utils import paths
+from lowrank_utils.lab import language, text
+from lowrank_utils.workbook import results
+from lowrank_utils.workbook.chapters import language_model as chapter
+
+NAME = "language"  # of the rows and the picture in the gallery
+CORPUS = "wikitext-2"
+KEPT = (0.9, 0.8, 0.7, 0.6)  # shares of the parameters of the blocks
+WINDOW, CALIBRATION, TEST = 512, 16, 8  # tokens a window, windows of the validation text, windows of the test text
+TEST_SEED = 1000
+PAIRS = (
+    *chapter.MAIN,
+    ("ENC-Map", "fisher-layerwise"),
+    ("components", "fisher-layerwise"),
+)
+COLUMNS = (
+    *("chooser", "factors", "budget", "draw", "blocks_kept", "parameters_kept", "loss", "rise", "perplexity"),
+    *("bits_per_byte", "statistics_seconds", "plan_seconds", "factor_seconds", "calibration_tokens", "peak_memory"),
+)
+CAPTION = (
+    "SmolLM2-135M (weights of four bits, dequantised), WikiText-2. Ranks and factors rest on windows of 512 tokens of the "
+    "validation text; the score is on windows of the test text drawn once. Vertical: rise of the loss over the dense "
+    "network's (nats a token), on a logarithmic axis. Horizontal: share of the parameters of the blocks that stays; the "
+    "embedding, a fifth of the network, is not counted and not cut."
+)
+
+
+def published(folder: str | Path | None = None) -> pd.DataFrame | None:
+    """Return the rows of the gallery in `folder` (default: outputs/gallery); None where it has none."""
+    path = Path(folder or paths.GALLERY) / f"{NAME}.csv"
+    return pd.read_csv(path) if path.is_file() else None
+
+
+def figure(rows: pd.DataFrame) -> Figure:
+    """Draw the rise of the loss against the share of the blocks kept: a line a method."""
+    return chapter.figure(rows)
+
+
+def section(rows: pd.DataFrame) -> str:
+    """Return the part of the gallery's page that shows the picture and its numbers."""
+    dense = rows[rows["chooser"] == "dense"]["perplexity"].mean()
+    table = "\n".join(chapter.tables(rows).values())
+    return f"""## A language model
+
+![Rise of the loss against the share of the blocks' parameters kept, a line for each method]({NAME}.png)
+
+{CAPTION} The dense network's perplexity is {dense:.1f}. In the table: rise of the loss, and perplexity in brackets.
+
+{table}
+
+{chapter.reading(rows)} The rows are `{NAME}.csv`.
+"""
+
+
+def asked(kept: Sequence[float], pairs: Sequence[tuple[str, str]], draws: Sequence[int]) -> list[dict[str, Any]]:
+    """Return what each row is about: the dense network first, then every pair at every size, for each draw of calibration windows.
+
+    >>> asked((0.9,), [("exact", "svd")], (0,))[1]
+    {'chooser': 'exact', 'factors': 'svd', 'budget': 0.9, 'draw': 0}
+    """
+    found = [{"chooser": "dense", "factors": "none", "budget": 1.0, "draw": 0}]
+    for draw in draws:
+        found += [
+            {"chooser": chooser, "factors": factors, "budget": share, "draw": draw}
+            for share in kept
+            for chooser, factors in pairs
+        ]
+    return found
+
+
+def renew(
+    path: str | Path | None = None,
+    kept: Sequence[float] = KEPT,
+    pairs: Sequence[tuple[str, str]] = PAIRS,
+    draws: Sequence[int] = (0,),
+) -> pd.DataFrame:
+    """Return the rows of the gallery; those that its file lacks are measured now, half a minute each on an idle core.
+
+    Delete the file to measure all of them anew. Raises OSError where the model or the text cannot be had.
+    """
+    model, corpus = language.load(), text.load(CORPUS)
+    test = text.windows(corpus.test, model.tokenizer, WINDOW, TEST, seed=TEST_SEED)
+    benches: dict[int, chapter.Bench] = {}
+
+    def row(one: Mapping[str, Any]) -> dict[str, Any]:
+        draw = int(one["draw"])
+        if draw not in benches:
+            benches.clear()  # the statistics of one draw fill memory
+            calibration = text.windows(corpus.valid, model.tokenizer, WINDOW, CALIBRATION, seed=draw)
+            benches[draw] = chapter.Bench(model, calibration, test, dataset=CORPUS, draw=draw)
+        bench = benches[draw]
+        dense = one["chooser"] == "dense"
+        found = bench.dense_row() if dense else bench.measured(one["chooser"], one["factors"], one["budget"])
+        return {name: found.get(name) for name in COLUMNS} | dict(one)
+
+    return results.completed(path or paths.GALLERY / f"{NAME}.csv", asked(kept, pairs, draws), row)
