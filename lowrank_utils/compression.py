@@ -18,7 +18,7 @@ from lowrank_utils.factors import replace
 from lowrank_utils.lab import latency as timing
 from lowrank_utils.lab import score
 from lowrank_utils.network import profile, unfold
-from lowrank_utils.network.inputs import Batch, as_inputs
+from lowrank_utils.network.inputs import Batch, as_inputs, is_plain, tokens_of
 from lowrank_utils.network.modules import with_linear_layers
 from lowrank_utils.progress import shown
 from lowrank_utils.ranks import prediction, search
@@ -171,7 +171,10 @@ def compress(
             refined = refinement.refine(model, small, calibration, augment=augment, **budget, **judged)
             small = refined.model
     notes = [note, refined.note if refined else ""]
-    if given < FEW:
+    tokens = tokens_of(calibration)
+    if 0 < tokens < ENOUGH_TOKENS // 2:
+        notes.append(f"Ranks and factors rest on {tokens} tokens only; ten thousand are wanted.")
+    elif given < FEW and not tokens:
         count = f"{given} input{'s' * (given > 1)}"
         notes.append(f"Ranks and factors rest on {count} only; a few hundred are wanted.")
     alone = is_plain(calibration) and not read.followers
