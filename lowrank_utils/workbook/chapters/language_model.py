@@ -41,6 +41,7 @@ MAIN = (  # pairs of chooser and factors, and what the literature calls them
     ("exact", "data-aware"),
     ("exact", "fisher-layerwise"),
 )
+LESSON = tuple(pair for pair in MAIN if pair[1] != "fwsvd" and pair[0] != "SVD-LLM V2")  # what the notebook runs itself
 TITLES = {
     ("one share", "svd"): "plain SVD",
     ("one share", "asvd"): "ASVD",
@@ -279,10 +280,10 @@ def kinds(bench: Bench) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("kind")
 
 
-def energy_at_break_even(bench: Bench) -> pd.Series:
-    """Return, for each kind of matrix, the mean share of the energy sum s_i^2 that its break-even rank holds."""
+def energy_at_break_even(bench: Bench, blocks_shown: Sequence[int]) -> pd.Series:
+    """Return, for each kind of matrix, the share of the energy sum s_i^2 that its break-even rank holds, a mean over some blocks."""
     found = {}
-    for name in bench.names:
+    for name in (name for name in bench.names if depth_of(name) in blocks_shown):
         values = bench.profile[name].singular_values ** 2
         found[name] = values[: bench.profile[name].break_even("parameters")].sum() / values.sum()
     return by_block(found).mean(axis=1)
