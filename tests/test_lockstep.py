@@ -131,6 +131,20 @@ def test_streams_are_found_in_the_numbers(model, x):
     assert residual_streams(model, ORDER, x[:1]) == {"blocks.1.down": "blocks.1.norm"}  # zeros repair nothing
 
 
+@pytest.mark.parametrize("way", ["stream", "output"])
+def test_streams_are_found_where_a_network_adds_in_place(model, x, way, monkeypatch):
+    def forward(self, x):
+        first = x.clone()
+        out = self.down(self.up(self.norm(first)).tanh())
+        return first.add_(out) if way == "stream" else out.add_(first)
+
+    plan, how = dict.fromkeys(ORDER[:4], 4), {"refit_dense": False}
+    plain = sweep(Profile(model, x), plan, **how)
+    monkeypatch.setattr(Block, "forward", forward)
+    assert residual_streams(model, ORDER, x[:1]) == STREAMS
+    assert difference(sweep(Profile(model, x), plan, **how), plain, x) < 1e-4
+
+
 def test_a_norm_behind_the_sum_is_no_such_stream(x):
     class After(nn.Module):
         def __init__(self):
