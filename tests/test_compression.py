@@ -420,7 +420,7 @@ def test_a_budget_of_some_layers_is_counted_over_these_alone(blocks, resource, k
     assert kept - 0.07 < found.kept[f"{resource} within"] <= kept < found.kept[resource]
     assert found.kept["parameters"] == pytest.approx(score.parameters(found.model) / score.parameters(model))
     assert type(found.model.first) is type(found.model.head) is nn.Linear
-    table = found.table.set_index("layer")
+    table = found.layers.set_index("layer")
     assert set(table.loc[["first", "head"], "planned"]) == {"dense"} and "more than asked for" not in found.note
 
 
@@ -438,8 +438,8 @@ def test_layers_within_may_be_those_that_stay_dense_by_default_only_on_request(b
     [
         ({"within": "h.*"}, r"within='h\.\*' must be a list of layer names or patterns"),
         ({"within": ["block.*"]}, r"within='block\.\*' names no layer; there are first, h.0"),
-        ({"within": []}, "within=.. names no layer"),
-        ({"within": ["h.*"], "kept": 0.01}, "cannot be reached"),
+        ({"within": []}, "within= is empty; name layers"),
+        ({"within": ["h.*"], "kept": 0.01}, "kept=0.01 of macs cannot be reached"),
         ({"within": ["h.*"], "kept": 1.2}, "kept=1.2 is not a share"),
         ({"within": ["head"]}, "no layer can be factored"),
     ],

@@ -291,7 +291,8 @@ def test_layers_are_named_by_patterns_in_their_order(blocks):
     assert blocks.within(["h.*"]) == [f"h.{i}.{kind}" for i in range(3) for kind in "ab"]
     assert blocks.within(["head", "h.1.*", "h.1.b"]) == ["h.1.a", "h.1.b", "head"]
     assert blocks.within(["h.[02].a"]) == ["h.0.a", "h.2.a"]
-    assert blocks.within([]) == []
+    with pytest.raises(ValueError, match="within= is empty"):
+        blocks.within([])
     with pytest.raises(ValueError, match=r"within='H\.\*' names no layer; there are h.0.a, h.0.b, h.1.a"):
         blocks.within(["h.0.a", "H.*"])
     with pytest.raises(ValueError, match=r"within='h\.\*' must be a list of layer names or patterns"):
