@@ -316,11 +316,12 @@ def _kept_inside(read, plan, inside, resource):
 def _share(read, options, kept, resource, inside=None):
     # The share of what the cards hold that keeps a share `kept` of the whole network: what is in no card stays, and counts
     # (batch norms; products that belong to no layer, as in attention).
-    if inside is not None:
-        return read.whole_share(kept, resource, inside)
-    whole = _macs(read.model, read) if resource == "macs" else score.parameters(read.model)
+    # Where only the layers `inside` count, the others are less than nothing outside.
     carded = profile.plan_cost(read, {}, resource)
-    outside = max(whole - carded, 0)
+    if inside is not None:
+        outside = sum(read[name].cost(None, resource) for name in inside) - carded
+    else:
+        outside = max((_macs(read.model, read) if resource == "macs" else score.parameters(read.model)) - carded, 0)
     least = {own.name: own.entries[int(own.costs[:, 0].argmin())] for own in options}
     least = {name: entry for name, entry in least.items() if entry is not None}
     smallest = (profile.plan_cost(read, least, resource) + outside) / (carded + outside)

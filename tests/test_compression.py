@@ -381,3 +381,81 @@ def test_every_bar_knows_its_end_and_comes_to_it(x, monkeypatch):
     written = [re.findall(r'track\(.*?, "([^"]+)"', path.read_text()) for path in package.rglob("*.py")]
     assert set(bars) == {what for found in written for what in found} - {"counting"}
     assert all(total == count for seen in bars.values() for total, count in seen)
+
+
+class Blocks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(20, 32)
+        self.h = nn.ModuleList(nn.Linear(32, 32) for _ in range(3))
+        self.head = nn.Linear(32, 12)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        for layer in self.h:
+            x = layer(x).relu()
+        return self.head(x)
+
+
+@pytest.fixture
+def blocks():
+    torch.manual_seed(0)
+    return Blocks().eval(), torch.randn(80, 20)
+
+
+@pytest.mark.parametrize("resource", ["macs", "parameters"])
+@pytest.mark.parametrize("kept", [0.3, 0.7])
+def test_a_budget_of_some_layers_is_counted_over_these_alone(blocks, resource, kept):
+    model, x = blocks
+    found = swept(model, x, kept=kept, resource=resource, within=["h.*"])
+    names = [f"h.{i}" for i in range(3)]
+    assert set(found.plan) <= set(names) and found.plan
+    left = {
+        "parameters": sum(score.parameters(found.model.h[i]) for i in range(3)) / (3 * 32 * 33),
+        "macs": sum(layer.weight.numel() for layer in found.model.h.modules() if isinstance(layer, nn.Linear))
+        / (3 * 32**2),
+    }
+    for what, value in left.items():
+        assert found.kept[f"{what} within"] == pytest.approx(value)
+    assert kept - 0.07 < found.kept[f"{resource} within"] <= kept < found.kept[resource]
+    assert found.kept["parameters"] == pytest.approx(score.parameters(found.model) / score.parameters(model))
+    assert type(found.model.first) is type(found.model.head) is nn.Linear
+    table = found.layers.set_index("layer")
+    assert set(table.loc[["first", "head"], "planned"]) == {"dense"} and "more than asked for" not in found.note
+
+
+def test_layers_within_may_be_those_that_stay_dense_by_default_only_on_request(blocks):
+    model, x = blocks
+    by_default = swept(model, x, kept=0.7, within=["h.*", "head"])  # the last layer stays dense, and counts
+    assert "head" not in by_default.plan and by_default.kept["macs within"] <= 0.7
+    asked = swept(model, x, kept=0.35, within=["h.*", "head"], dense=[])
+    assert "head" in asked.plan and asked.kept["macs within"] <= 0.35
+    assert "macs within" not in swept(model, x, kept=0.7).kept
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"within": "h.*"}, r"within='h\.\*' must be a list of layer names or patterns"),
+        ({"within": ["block.*"]}, r"within='block\.\*' names no layer; there are first, h.0"),
+        ({"within": []}, "within= is empty; name layers"),
+        ({"within": ["h.*"], "kept": 0.01}, "kept=0.01 of macs cannot be reached"),
+        ({"within": ["h.*"], "kept": 1.2}, "kept=1.2 is not a share"),
+        ({"within": ["head"]}, "no layer can be factored"),
+    ],
+)
+def test_what_cannot_share_a_budget_is_refused(blocks, given, words):
+    model, x = blocks
+    with pytest.raises(ValueError, match=words) as told:
+        swept(model, x, **{"kept": 0.5} | given)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("resource", ["macs", "parameters"])
+def test_the_smallest_share_of_some_layers_can_be_asked_for(blocks, resource):
+    model, x = blocks
+    with pytest.raises(ValueError, match=f"kept=0.01 of {resource} cannot be reached") as refused:
+        swept(model, x, kept=0.01, resource=resource, within=["h.*"])
+    named = float(str(refused.value).split()[-1])
+    found = swept(model, x, kept=named, resource=resource, within=["h.*"])
+    assert found.kept[f"{resource} within"] <= named

@@ -215,3 +215,116 @@ def test_layerwise_fisher_factors_lose_least_in_their_metric():
     assert lost(built[replace.LAYERWISE]) < 0.99 * lost(built["data-aware"])
     whole = replace.apply_plan(read, {"0": 20}, factors=replace.LAYERWISE, resource=None)
     assert torch.allclose(whole(x), model(x), atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(9, 14), (14, 9), (8, 8)])
+def test_scaled_factors_are_the_svd_of_the_scaled_weights(shape):
+    layer = make(shape[1], shape[0], 3)
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = (torch.rand(size, generator=generator).double() + 0.1 for size in shape)
+    weight = layer.weight.detach().double()
+    for by_row, by_column in ((None, None), (None, columns), (rows, None), (rows, columns)):
+        s, d = torch.ones(shape[0]).double() if by_row is None else by_row, by_column
+        d = torch.ones(shape[1]).double() if d is None else d
+        u, values, vt = torch.linalg.svd(s[:, None] * weight * d, full_matrices=False)
+        found = svd.scaled_layer(layer, columns=by_column, rows=by_row)
+        assert found.full_rank == min(shape)
+        for rank in (1, 4, min(shape)):
+            left, right, bias = found.truncate(rank)
+            by_hand = (u[:, :rank] * values[:rank]) @ vt[:rank] / s[:, None] / d
+            assert torch.allclose(left @ right, by_hand, atol=1e-6) and torch.equal(bias, layer.bias.double())
+
+
+def test_the_names_of_scaled_factors_are_those_published():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 4)), torch.randn(60, 12) * torch.arange(1, 13)
+    read = Profile(model, x, estimator="signs", draws=2)
+    scales = {"asvd": {"columns": x.abs().mean(0).sqrt()}, "fwsvd": {"rows": read.rows_of(["0"])["0"].sqrt()}}
+    for name, scale in scales.items():
+        left, right, _ = svd.scaled_layer(model[0], **scale).truncate(3)
+        built = replace.apply_plan(read, {"0": 3}, factors=name)[0]
+        assert torch.allclose(built.second.weight @ built.first.weight, (left @ right).float(), atol=1e-4)
+
+
+def test_scales_of_zero_lose_nothing_at_full_rank():
+    layer, columns, rows = make(7, 5, 0), torch.ones(7), torch.ones(5)
+    columns[:3], rows[0] = 0, 0
+    for scale in ({"columns": columns}, {"rows": rows}, {"columns": torch.zeros(7), "rows": torch.zeros(5)}):
+        left, right, _ = svd.scaled_layer(layer, **scale).truncate(5)
+        assert torch.allclose(left @ right, layer.weight.double(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scale", "words"),
+    [
+        ({"columns": torch.ones(6)}, "columns must be 7 finite numbers, none below zero"),
+        ({"rows": torch.ones(7)}, "rows must be 5 finite numbers"),
+        ({"rows": -torch.ones(5)}, "rows must be 5 finite numbers, none below zero"),
+        ({"columns": torch.full((7,), torch.inf)}, "columns must be 7 finite"),
+        ({"columns": torch.full((7,), torch.nan)}, "columns must be 7 finite"),
+    ],
+)
+def test_scales_that_are_none_are_refused(scale, words):
+    with pytest.raises(ValueError, match=words):
+        svd.scaled_layer(make(7, 5, 0), **scale)
+    with pytest.raises(ValueError, match="scaled factors are of linear layers; this is a Conv2d"):
+        svd.scaled_layer(nn.Conv2d(3, 4, 3), **scale)
+
+
+def positive(size, samples, seed):
+    """A second moment of so many samples: singular where there are fewer than `size`."""
+    x = torch.randn(samples, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return x.T @ x / samples
+
+
+def test_the_cholesky_root_is_a_root_also_of_singular_matrices():
+    for matrix in (positive(6, 30, 0), positive(6, 3, 1), torch.zeros(6, 6).double(), 1e12 * positive(6, 3, 2)):
+        root = svd.cholesky_root(matrix)
+        assert torch.equal(root, root.tril())
+        scale = float(matrix.diagonal().mean()) or 1.0
+        assert torch.allclose(root @ root.T / scale, matrix / scale, atol=1e-8)
+    with pytest.raises(ValueError, match="a matrix of moments is not positive semidefinite"):
+        svd.cholesky_root(torch.diag(torch.tensor([1.0, -1.0]).double()))
+
+
+def least_error(target, covariance, metric, rank):
+    """The best product of this rank in the metric, and its error, from symmetric square roots and the plain SVD."""
+
+    def root(matrix):
+        values, vectors = torch.linalg.eigh(matrix)
+        return (vectors * values.clamp(min=1e-14).sqrt()) @ vectors.T
+
+    first, last = root(metric), root(covariance)
+    u, s, vt = torch.linalg.svd(first @ target @ last, full_matrices=False)
+    best = torch.linalg.inv(first) @ (u[:, :rank] * s[:rank]) @ vt[:rank] @ torch.linalg.inv(last)
+    return best, float(s[rank:].square().sum())
+
+
+@pytest.mark.parametrize("shape", [(9, 5), (5, 9), (6, 6)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_closed_form_agrees_with_square_roots(shape, weighted):
+    target = torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    covariance, metric = positive(shape[1], 40, 0), positive(shape[0], 40, 1)
+    given_metric = metric if weighted else None
+    metric = metric if weighted else torch.eye(shape[0]).double()
+    errors = svd.errors_by_rank(target, covariance, 1, given_metric)
+    assert len(errors) == min(shape) + 1 and errors[-1] == 0
+    for rank in range(1, min(shape) + 1):
+        left, right = svd.alternating_low_rank(target, covariance, 1, rank, given_metric)
+        best, error = least_error(target, covariance, metric, rank)
+        assert left.shape == (shape[0], rank) and torch.allclose(left @ right, best, atol=1e-6)
+        lost = target - left @ right
+        assert float(torch.trace(lost.T @ metric @ lost @ covariance)) == pytest.approx(error, abs=1e-8)
+        assert float(errors[rank]) == pytest.approx(error, abs=1e-8)
+    assert float(errors[0]) == pytest.approx(least_error(target, covariance, metric, 0)[1])
+
+
+def test_the_closed_form_takes_singular_covariances_of_tall_matrices():
+    target = torch.randn(12, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    covariance, metric = positive(6, 3, 0), positive(12, 40, 1)
+    left, right = svd.alternating_low_rank(target, covariance, 1, 3, metric)
+    lost = target - left @ right
+    assert float(torch.trace(lost.T @ metric @ lost @ covariance)) < 1e-6  # three samples span three directions
+    assert float(svd.errors_by_rank(target, covariance, 1, metric)[3]) < 1e-6
+    left, right = svd.alternating_low_rank(target, covariance, 1, 6, metric)
+    assert torch.allclose(left @ right, target, atol=1e-6)

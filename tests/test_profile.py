@@ -265,3 +265,106 @@ def test_the_exact_search_says_where_the_answers_tell_nothing(x):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1)).eval()
     found = search.exact_search(lowrank_utils.profile(model, x, dense=["3"]), 0.5)
     assert "The answers are one number each" in found.note and found.value < 0
+
+
+class Blocks(torch.nn.Module):
+    """Two layers a block, in three blocks, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.h = nn.ModuleList(nn.ModuleDict({"a": nn.Linear(12, 16), "b": nn.Linear(16, 12)}) for _ in range(3))
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x):
+        for block in self.h:
+            x = block["b"](block["a"](x).tanh())
+        return self.head(x)
+
+
+@pytest.fixture
+def blocks():
+    torch.manual_seed(0)
+    return lowrank_utils.profile(Blocks().eval(), torch.randn(50, 12), estimator="signs", draws=2)
+
+
+def test_layers_are_named_by_patterns_in_their_order(blocks):
+    assert blocks.within(["h.*"]) == [f"h.{i}.{kind}" for i in range(3) for kind in "ab"]
+    assert blocks.within(["head", "h.1.*", "h.1.b"]) == ["h.1.a", "h.1.b", "head"]
+    assert blocks.within(["h.[02].a"]) == ["h.0.a", "h.2.a"]
+    with pytest.raises(ValueError, match="within= is empty"):
+        blocks.within([])
+    with pytest.raises(ValueError, match=r"within='H\.\*' names no layer; there are h.0.a, h.0.b, h.1.a"):
+        blocks.within(["h.0.a", "H.*"])
+    with pytest.raises(ValueError, match=r"within='h\.\*' must be a list of layer names or patterns"):
+        blocks.within("h.*")
+
+
+@pytest.mark.parametrize("resource", ["macs", "parameters"])
+def test_a_share_of_some_layers_is_a_share_of_all(blocks, resource):
+    names = blocks.within(["h.*"])
+    inside = sum(blocks[name].cost(None, resource) for name in names)
+    total = profile.plan_cost(blocks, {}, resource)
+    assert blocks.whole_share(1.0, resource, names) == 1 and inside < total
+    assert blocks.whole_share(0.25, resource, names) * total == pytest.approx(0.25 * inside + total - inside)
+    assert blocks.whole_share(0.25, resource, [card.name for card in blocks]) == pytest.approx(0.25)
+    with pytest.raises(ValueError, match="kept=2 is not a share"):
+        blocks.whole_share(2, resource, names)
+
+
+def test_the_information_of_rows_is_collected_once(blocks, monkeypatch):
+    calls, original = [], statistics.row_information
+    monkeypatch.setattr(
+        statistics,
+        "row_information",
+        lambda model, names, *given: calls.append((tuple(names), given[-1])) or original(model, names, *given),
+    )
+    first = blocks.rows_of(["h.0.a"])["h.0.a"]
+    assert first.shape == (16,) and bool((first > 0).all())
+    assert blocks.rows_of(["h.0.a", "head"])["h.0.a"] is first
+    assert blocks.but(dense=["head"]).rows_of(["h.0.a"])["h.0.a"] is first
+    exact = blocks.but(estimator="exact")
+    assert exact.rows_of(["h.0.a"])["h.0.a"] is not first
+    assert calls == [(("h.0.a",), "signs"), (("head",), "signs"), (("h.0.a",), "signs")]
+    model, x = blocks.model, blocks.calibration
+    by_hand = original(model, ["h.0.a"], x, 2, blocks.seed, 1, "signs")["h.0.a"]
+    assert torch.equal(first, by_hand)
+    with pytest.raises(ValueError, match="the information of rows needs calibration inputs"):
+        lowrank_utils.profile(model, input_shape=(12,)).rows_of(["head"])
+
+
+def test_the_metric_is_the_information_mixed_with_its_mean(blocks):
+    found, raw = blocks.metric_of(["head"])["head"], blocks.fisher_of(["head"])["head"]
+    assert torch.allclose(found, 0.7 * raw / raw.diagonal().mean() + 0.3 * torch.eye(5).to(raw))
+    some = blocks.metric_of(["head"], images=9)["head"]
+    assert not torch.allclose(some, found, rtol=0.01)
+    with pytest.raises(ValueError, match="the Fisher information needs calibration inputs"):
+        lowrank_utils.profile(blocks.model, input_shape=(12,)).metric_of(["head"])
+
+
+class Tokens(nn.Module):
+    """Of token ids; a layer that no answer feels."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.a, self.unfelt, self.head = (
+            nn.Embedding(20, 8),
+            nn.Linear(8, 6),
+            nn.Linear(8, 6),
+            nn.Linear(6, 20),
+        )
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        return self.head(self.a(x).tanh() + 0 * self.unfelt(x))
+
+
+def test_the_metric_of_tokens_trusts_the_information_as_far_as_there_are_tokens():
+    torch.manual_seed(0)
+    ids = torch.randint(0, 20, (10, 11))
+    read = lowrank_utils.profile(Tokens().eval(), ids, estimator="signs", draws=1)
+    for images, count in ((None, 110), (4, 44)):
+        found, raw = read.metric_of(["a", "unfelt"], images), read.fisher_of(["a", "unfelt"], images)
+        share = 440 / (440 + count)
+        expected = (1 - share) * raw["a"] + share * raw["a"].diagonal().mean() * torch.eye(6)
+        assert torch.allclose(found["a"], expected) and torch.linalg.eigvalsh(found["a"])[0] > 0
+        assert not raw["unfelt"].any() and torch.allclose(found["unfelt"], share * torch.eye(6).to(found["unfelt"]))

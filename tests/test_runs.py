@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from conftest import SAVE, WORK, make_project, mounted, wait_for, write_notebook
 from lowrank_utils import paths
+from lowrank_utils.lab import data, language, text
 from lowrank_utils.workbook import gallery, jobs, results, runs
 
 pytestmark = pytest.mark.slow  # each starts kernels
@@ -135,6 +136,60 @@ def test_an_address_depends_on_code_parameters_and_data_alone(project):
 def test_an_address_says_data_set_network_and_seed():
     parameters = {"dataset": "folder:/data/my pets/", "network": "mlp", "seed": 3}
     assert jobs.Job("02_arsvd", "x", parameters, "", "").label == "02_arsvd-folder_my_pets-mlp-seed3"
+
+
+LANGUAGE = """\
+corpus: str = "python-topics"  # the text
+language_model: str = "smollm2-135m"  # by name
+seed: int = 0  # random numbers
+draw: int = 0  # of the calibration windows
+"""
+
+
+def test_an_address_says_text_language_model_and_draw():
+    parameters = {"corpus": "file:/texts/my book.txt", "language_model": "hf:some/model", "seed": 3, "draw": 2}
+    assert jobs.Job("07_language_model", "x", parameters, "", "").label == (
+        "07_language_model-file_my_book.txt-hf_some_model-seed3-draw2"
+    )
+    first = jobs.Job("07_language_model", "x", parameters | {"draw": 0}, "", "")
+    assert first.label == "07_language_model-file_my_book.txt-hf_some_model-seed3"
+    both = parameters | {"dataset": "mnist", "network": "mlp"}
+    assert jobs.Job("08_x", "x", both, "", "").label == "08_x-mnist-mlp-seed3-draw2"
+
+
+def test_the_text_and_the_language_model_of_a_job_are_checked(project):
+    write_notebook(paths.NOTEBOOKS / "07_language_model.ipynb", parameters=LANGUAGE)
+    (job,) = jobs.list_jobs(only=["07"])
+    assert job.fingerprint == text.load("python-topics").fingerprint
+    book = paths.ROOT / "book.txt"
+    held = []
+    for word in ("One", "Two"):
+        book.write_text("\n\n".join(f"{word} paragraph, number {i}." for i in range(40)))
+        (own,) = jobs.list_jobs(only=["07"], settings={"corpus": "file:book.txt", "language_model": "hf:some/model"})
+        assert own.label == "07_language_model-file_book.txt-hf_some_model-seed0"
+        held.append(own)
+    assert held[0].fingerprint != held[1].fingerprint and held[0].address != held[1].address
+    for name, value, words in (
+        ("corpus", "python-topic", "unknown .*'python-topic'"),
+        ("corpus", "file:none.txt", "none.txt cannot be read"),
+        ("language_model", "smollm", "unknown language model 'smollm': choose smollm2-135m or hf:NAME"),
+    ):
+        with pytest.raises(ValueError, match=words) as told:
+            jobs.list_jobs(only=["07"], settings={name: value})
+        assert "\n" not in str(told.value)
+
+
+def test_what_jobs_need_is_fetched_by_name(project, monkeypatch):
+    write_notebook(paths.NOTEBOOKS / "07_language_model.ipynb", parameters=LANGUAGE)
+    write_notebook(paths.NOTEBOOKS / "08_images.ipynb", parameters='dataset: str = "digits"  # images\n')
+    needed = runs.needed(jobs.list_jobs())
+    assert needed == {"python-topics", "smollm2-135m", "digits"}
+    assert runs.needed(jobs.list_jobs(only=["01"])) == set()
+    fetched = []
+    monkeypatch.setattr(language, "fetch", fetched.append)
+    monkeypatch.setattr(data, "fetch", fetched.append)
+    runs.fetch(needed | {"mnist", "hf:some/model", "file:book.txt"})
+    assert fetched == ["smollm2-135m", "mnist"]  # digits and the topics of Python lie on every machine
 
 
 @given(st.dictionaries(st.text(), st.one_of(st.integers(), st.floats(allow_nan=False), st.text(), st.booleans())))

@@ -160,13 +160,13 @@ def residual_streams(model: nn.Module, names: Sequence[str], example: Batch) -> 
     {'b': 'norm'}
     """
     norms = [name for name, module in model.named_modules() if type(module).__name__.endswith("Norm")]
-    met: list[tuple[str, torch.Tensor]] = []
+    met: list[tuple[str, torch.Tensor]] = []  # copies, since some networks add in place
 
     def read(name):
-        return lambda module, args, kwargs: met.append((name, unfold.call_input(args, kwargs)))
+        return lambda module, args, kwargs: met.append((name, unfold.call_input(args, kwargs).clone()))
 
     def wrote(name):
-        return lambda module, args, kwargs, output: met.append((name, output))
+        return lambda module, args, kwargs, output: met.append((name, output.clone()))
 
     with hooked(model, {name: read(name) for name in norms}, before=True):
         watch(model, [example], {name: wrote(name) for name in names})

@@ -633,10 +633,12 @@ class Profile(Sequence[LayerProfile]):
     def within(self, patterns: Sequence[str]) -> list[str]:
         """Return the names of the layers that `patterns` name: names, or patterns such as ``"model.layers.*"``.
 
-        Raises ValueError for a pattern that names no layer with weights.
+        Raises ValueError for no pattern, and for one that names no layer with weights.
         """
         if isinstance(patterns, str):
             raise ValueError(f"within={patterns!r} must be a list of layer names or patterns, such as [{patterns!r}]")
+        if not patterns:
+            raise ValueError("within= is empty; name layers or patterns, such as ['model.layers.*']")
         names = [layer.name for layer in self.layers]
         for pattern in patterns:
             if not fnmatch.filter(names, pattern):

@@ -220,7 +220,14 @@ def shared_inputs(model: nn.Module, names: Sequence[str], example: Batch) -> dic
 
         return hook
 
-    watch(model, [example], {name: note(name) for name in linear})
+    like, notes = next(model.parameters()), {name: note(name) for name in linear}
+    # not in inference mode, where nothing counts how often a tensor was written to
+    with evaluating(model), torch.inference_mode(False), torch.no_grad(), hooked(model, notes):
+        try:
+            inputs.call(model, inputs.fed(example, like))
+        except Exception as error:  # a reader's own network fails in errors of many kinds
+            shape = inputs.in_words(example)
+            raise ValueError(f"the network cannot take calibration images of shape {shape}: {error}") from error
     once = {name: calls[0] for name, calls in read.items() if len(calls) == 1}
     for name, (tensor, version) in once.items():
         first[name] = next(other for other, (x, at) in once.items() if x is tensor and at == version)

@@ -17,6 +17,7 @@ from lowrank_utils.network.unfold import Entry
 from lowrank_utils.ranks import search
 from lowrank_utils.ranks.search import Options
 
+MOST = 0.9  # of a matrix that SVD-LLM V2's rule may take here
 RATIOS = (0.9, 0.7, 0.5)  # shares of a matrix at which ASVD's search measures here; the paper takes 0.9, 0.8, ..., 0.1
 
 
@@ -32,7 +33,7 @@ def one_share(
     {'0': 5}
     """
     names = profile.factorable if names is None else list(names)
-    share = _inner_share(profile, kept, resource, names)
+    share, _ = _inner_share(profile, kept, resource, names)
     return {name: profile[name].entry(_rank_at(profile[name], share, resource)) for name in names}
 
 
@@ -67,13 +68,13 @@ def svd_llm_v2(
 
     With R the share to remove and L_i the `losses` (default: `truncation_losses`) of the n matrices of one kind (query, key,
     ...: those whose names differ in their numbers only), matrix i loses the share n R l_i / sum(l), l_i = 1 / log(L_i).
-    A logarithm needs losses above 1, so they are divided by the smallest of their kind and multiplied by e. Shares are
-    held between 0 and 0.9 and the rest of the kind takes what that leaves.
+    A logarithm needs losses above 1, so they are multiplied by e, and divided by the smallest of their kind where that is
+    below 1. Shares are held between 0 and 0.9, so that rank 1 fits, and the rest of the kind takes what that leaves.
 
     Raises ValueError where the budget cannot be met. Source: Wang et al. 2025 (SVD-LLM V2, arXiv 2503.12340), algorithm 1.
     """
     names = profile.factorable if names is None else list(names)
-    share = _inner_share(profile, kept, resource, names)
+    share, least_share = _inner_share(profile, kept, resource, names, 1 - MOST)
     found = truncation_losses(profile, kept, resource=resource, names=names) if losses is None else losses
     plan: dict[str, Entry] = {}
     for kind in dict.fromkeys(_kind(name) for name in names):
@@ -83,14 +84,14 @@ def svd_llm_v2(
             raise ValueError(f"the losses of {kind!r} must be finite numbers, none below zero")
         least = values[values > 0].min(initial=1.0)
         weights = 1 / np.log(np.maximum(values / least, 1.0) * np.e)
-        for name, removed in zip(group, _spread(weights, 1 - share)):
+        for name, removed in zip(group, _spread(weights, 1 - share, 1 - least_share)):
             rank = _rank_at(profile[name], 1 - removed, resource)
             if rank <= profile[name].break_even(resource):
                 plan[name] = profile[name].entry(rank)
     return plan
 
 
-def _spread(weights, removed, most=0.9):
+def _spread(weights, removed, most):
     # shares proportional to the weights, their mean as asked for, none above `most`
     shares = removed * weights / weights.mean()
     for _ in range(len(weights)):
@@ -177,16 +178,18 @@ def _rank_at(card, share, resource):
     return int(np.clip((share * card.cost(None, resource) - fixed) // each, 1, card.full_rank))
 
 
-def _inner_share(profile, kept, resource, names):
-    # the share of the named layers' cost that is left to them
+def _inner_share(profile, kept, resource, names, floor=0.0):
+    # (the share of the named layers' cost that is left to them, the least: `floor`, or rank 1 in the smallest matrix)
     checks.check_share(kept=kept)
+    if not names:
+        raise ValueError("names= holds no layer, so there is nothing to share the budget")
     total = plan_cost(profile, {}, resource)
     inside = sum(profile[name].cost(None, resource) for name in names)
-    least = sum(profile[name].cost(1, resource) for name in names)
-    left = kept * total - (total - inside)
-    if left < least:
-        smallest = (total - inside + least) / total
+    least = max(floor, *(profile[name].cost(1, resource) / profile[name].cost(None, resource) for name in names))
+    share = (kept * total - (total - inside)) / inside
+    if share < least:
+        smallest = (total - inside + least * inside) / total
         raise ValueError(
             f"kept={kept} of {resource} cannot be reached: the smallest possible is {search.rounded_up(smallest)}"
         )
-    return left / inside
+    return share, least

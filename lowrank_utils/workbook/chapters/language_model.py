@@ -321,6 +321,8 @@ def bars(rows: pd.DataFrame, title: str = "") -> Figure:
     cut = rows[rows["chooser"] != "dense"].assign(method=lambda table: titled(table))
     means = cut.groupby("method")["rise"].mean().sort_values(ascending=False)
     panel, (axis,) = canvas(width=7.4, height=0.9 + 0.36 * len(means))
+    if cut.empty:
+        return _nothing(panel)
     ours = {TITLES[pair] for pair in TITLES if pair[0] == "exact" or pair[1] == "fisher-layerwise"}
     palette = _palette(3)
     axis.barh(means.index, means.clip(lower=1e-3), color=[palette[2 if name in ours else 0] for name in means.index])
@@ -470,8 +472,7 @@ def figure(rows: pd.DataFrame, title: str = "") -> Figure:
     )
     order = [*order, *(set(cut["method"]) - set(order))]
     if cut.empty:
-        axis.text(0.5, 0.5, "no row to draw", ha="center", transform=axis.transAxes)
-        return panel
+        return _nothing(panel)
     palette = dict(zip(order, _palette(len(order))))
     for method in order:
         line = cut[cut["method"] == method].groupby("budget")["rise"].agg(["mean", "min", "max"]).sort_index()
@@ -487,6 +488,12 @@ def figure(rows: pd.DataFrame, title: str = "") -> Figure:
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize="small")
+    return panel
+
+
+def _nothing(panel):
+    axis = panel.axes[0]
+    axis.text(0.5, 0.5, "no row to draw", ha="center", transform=axis.transAxes)
     return panel
 
 
