@@ -432,9 +432,13 @@ def _make(name, path):
             f"{path} cannot be written ({said(error)}): make room or make the folder writable, or take "
             "dataset=digits, which needs no file and runs every notebook"
         ) from error
+    by_hand = f"Put the file at {path} yourself"
+    if name == imagenet_sample.NAME:
+        folder = path.with_suffix("")
+        by_hand = f"Put dev_dataset.csv and images/ of that repository's data/ into {folder}, or the file at {path}"
     raise DataUnavailable(
-        f"no source has {name}: {'; '.join(tried)}. Put the file at {path} yourself (the same command makes it where there is a network; uint8 arrays "
-        f"{', '.join(KEYS)}; see data/README.md), or take dataset=digits, which needs no file and runs "
+        f"no source has {name}: {'; '.join(tried)}. {by_hand} (the same command makes it where there is a network; "
+        f"arrays {', '.join(KEYS)}; see data/README.md), or take dataset=digits, which needs no file and runs "
         "every notebook"
     )
 
