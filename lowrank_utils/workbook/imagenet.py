@@ -155,7 +155,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     both = {}
     for column in ("accuracy", "agreement"):
         by = cut.pivot_table(column, "method", "kept").reindex([m for m in METHODS if m in set(cut["method"])])
-        both[column] = (100 * by[sorted(by, reverse=True)]).round(1)
+        both[column] = (100 * by.sort_index(axis=1, ascending=False)).round(1)
     found = pd.concat(both, axis=1)
     found.columns = [f"{column}, {share:.0%} kept" for column, share in found.columns]
     return found
@@ -184,5 +184,5 @@ def renew(path: str | Path | None = None) -> pd.DataFrame:
     Delete the file to measure all of them anew. Raises OSError where weights or images cannot be had.
     """
     model, _ = models.pretrained(efficientnet.NAME)
-    about = {"dataset": imagenet_sample.NAME, "network": efficientnet.NAME}
-    return measure(model, *halves(), path or paths.GALLERY / f"{NAME}.csv", **about)
+    path = path or paths.GALLERY / f"{NAME}.csv"
+    return measure(model, *halves(), path, dataset=imagenet_sample.NAME, network=efficientnet.NAME)

@@ -91,7 +91,7 @@ def completed(
     import pandas as pd
 
     path, found = Path(path), []
-    held = pd.read_csv(path).to_dict("records") if Path(path).is_file() else []
+    held: list[dict] = pd.read_csv(path).to_dict("records") if path.is_file() else []
     for one in asked:
         mine = [row for row in held if all(row.get(name) == value for name, value in one.items())]
         if not mine:
