@@ -3,45 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import seaborn as sns
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from torch import nn
 
-from lowrank_utils import paths
-from lowrank_utils.compression import compress
-from lowrank_utils.factors import replace
-from lowrank_utils.lab import data, efficientnet, imagenet_sample, models, score, training
-from lowrank_utils.network.profile import Plan, Profile, profile
-from lowrank_utils.ranks import enc, rules
-from lowrank_utils.workbook import results
-from lowrank_utils.workbook.plots import canvas
-from lowrank_utils.workbook.prediction import divergences
-from lowrank_utils.workbook.tables import markdown
+from lowrank_utils import checks, paths
+from lowrank_utils.lab import data, efficientnet, imagenet_sample, models, score
+from lowrank_utils.network.profile import profile
+from lowrank_utils.workbook import results, rivals
 
 NAME = "imagenet"  # of the rows and the picture in the gallery
 KEPT = (0.9, 0.75, 0.5)  # shares of the MACs
 BATCH = 25  # images at once: activations of 96 x 112 x 112 numbers fill the memory
 DENSE = ("conv1", "fc")  # what `compress` leaves dense, for the others too
-METHODS = (
-    "plain SVD, one share",
-    "plain SVD, ENC-Map",
-    "data-aware, one share",
-    "compress, not refined",
-    "compress",
-)
+SHOWN = {"accuracy": "accuracy", "agreement": "same class as the dense network"}
 CAPTION = (
     "EfficientNet-Lite0 with its published weights, on 456 freely licensed images of ImageNet classes (no official validation "
     "images); 455 others served for calibration, without labels. Left: accuracy. Right: share of images with the dense network's "
     "class. *One share* is one share of the rank for all layers; no plan touches the first convolution and the classifier."
 )
+
+published = partial(rivals.published, NAME)
 
 
 def halves() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -54,44 +44,27 @@ def halves() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.cat([held.tensors("train")[0], held.tensors("valid")[0]]), *held.tensors("test")
 
 
-def ranks_of(read: Profile, method: str, kept: float) -> Plan:
-    """Return the plan of a method that cuts by spectra alone."""
-    if method.endswith("ENC-Map"):
-        return enc.enc_map(read, kept).plan
-    return rules.plan_at_size(read, kept, rule="fixed")
-
-
-def compressed(read: Profile, method: str, kept: float) -> nn.Module:
-    """Return the network of one of `METHODS` with a share `kept` of the MACs; `read`, the dense network's profile."""
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
-    if method.startswith("compress"):
-        refine = method == "compress"
-        return compress(read.model, read.calibration, kept=kept, batch_size=read.batch_size, refine=refine).model
-    factors = "svd" if method.startswith("plain") else "data-aware"
-    return replace.apply_plan(read, ranks_of(read, method, kept), factors=factors)
-
-
-def agreement(model: nn.Module, small: nn.Module, images: torch.Tensor) -> float:
-    """Return the share of images to which two networks give the same class."""
-    classes = []
+def answers(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Return the logits of a network, N x classes."""
     with torch.inference_mode():
-        for net in (model, small):
-            classes.append(torch.cat([net(batch).argmax(1) for batch in images.split(BATCH)]))
-    return float((classes[0] == classes[1]).double().mean())
+        return torch.cat([net(batch) for batch in images.split(BATCH)])
 
 
-def scored(model: nn.Module, small: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
-    """Return what a row says of a compressed network: shares kept, accuracy, agreement and divergence (nats) on `images`."""
-    shape = tuple(images.shape[1:])
-    return {
-        "macs_kept": score.macs(small, shape) / score.macs(model, shape),
-        "parameters_kept": score.parameters(small) / score.parameters(model),
-        "accuracy": training.evaluate(small, images, labels).accuracy,
-        "agreement": agreement(model, small, images),
-        "divergence": float(divergences(model, small, images).mean()),
-        "images": len(images),
-    }
+def compared(found: torch.Tensor, dense: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """Return what two networks' logits on the same images say: accuracy of the first, agreement, and divergence (nats).
+
+    *Agreement* is the share of images to which both give the same class; the divergence (Kullback-Leibler) is that of the
+    first network's answers from the second's, a mean over images.
+
+    >>> logits = torch.tensor([[0.0, 2.0], [1.0, 0.0]])
+    >>> compared(logits, logits, torch.tensor([1, 1]))
+    {'accuracy': 0.5, 'agreement': 1.0, 'divergence': 0.0}
+    """
+    classes = found.argmax(1)
+    p, q = (logits.double().log_softmax(1) for logits in (dense, found))
+    shares = {"accuracy": classes == labels, "agreement": classes == dense.argmax(1)}
+    divergence = float((p.exp() * (p - q)).sum(1).mean())
+    return {name: float(hits.double().mean()) for name, hits in shares.items()} | {"divergence": divergence}
 
 
 def measure(
@@ -102,7 +75,7 @@ def measure(
     path: str | Path,
     *,
     kept: Sequence[float] = KEPT,
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] = rivals.METHODS,
     dense: Sequence[str] = DENSE,
     **about: Any,
 ) -> pd.DataFrame:
@@ -112,59 +85,50 @@ def measure(
     agreement, divergence (nats an image), images, calibration_images, seconds of processor time.
     """
     read = profile(model, calibration, dense=dense, samples=20_000, batch_size=BATCH)
+    shape, wanted = tuple(images.shape[1:]), answers(model, images)
 
     def row(asked: Mapping[str, Any]) -> dict[str, Any]:
         began = time.process_time()
-        small = model if asked["method"] == "dense" else compressed(read, asked["method"], asked["kept"])
+        small = model if asked["method"] == "dense" else rivals.compressed(read, asked["method"], asked["kept"])
         seconds = time.process_time() - began
-        told = scored(model, small, images, labels)
-        return {**about, **asked, **told, "calibration_images": len(calibration), "seconds": seconds}
+        counted = {"macs_kept": score.macs(small, shape) / score.macs(model, shape)}
+        counted["parameters_kept"] = score.parameters(small) / score.parameters(model)
+        told = compared(answers(small, images), wanted, labels)
+        seen = {"images": len(images), "calibration_images": len(calibration)}
+        return {**about, **asked, **counted, **told, **seen, "seconds": seconds}
 
-    wanted = [{"method": method, "kept": share} for share in kept for method in methods]
-    return results.completed(path, [{"method": "dense", "kept": 1.0}, *wanted], row)
+    return results.completed(path, rivals.asked(kept, methods), row)
 
 
-def published(folder: str | Path | None = None) -> pd.DataFrame | None:
-    """Return the rows of a gallery (default: outputs/gallery), or None where there are none."""
-    place = Path(folder or paths.GALLERY) / f"{NAME}.csv"
-    return pd.read_csv(place) if place.is_file() else None
+def rows(kept: Sequence[float] = (), output_folder: str | Path = "") -> pd.DataFrame:
+    """Return the rows of the gallery, or, where shares of the MACs are named, those measured now.
+
+    They are written to NAME.csv in `output_folder` ("": nothing is kept). Raises ValueError for a share outside (0, 1],
+    OSError where the weights or the images cannot be had, or the gallery has no rows.
+    """
+    if not kept:
+        found = published()
+        if found is None:
+            raise FileNotFoundError(f"the gallery has no {NAME}.csv: name the shares of the MACs to be measured")
+        return found
+    for share in kept:
+        checks.check_share(kept=share)
+    with tempfile.TemporaryDirectory() as scratch:
+        return renew((paths.ROOT / output_folder if output_folder else Path(scratch)) / f"{NAME}.csv", kept)
 
 
 def figure(rows: pd.DataFrame) -> Figure:
     """Draw accuracy, and agreement with the dense network, against the share of MACs kept: a line a method."""
-    drawn, axes = canvas(2, width=4.6, height=3.6, sharex=True, sharey=True)
-    dense = rows[rows["method"] == "dense"]
-    palette, markers = sns.color_palette("colorblind"), "s^oDP"
-    for axis, column in zip(axes, ("accuracy", "agreement")):
-        for i, method in enumerate(METHODS):
-            mine = rows[rows["method"] == method].sort_values("macs_kept")
-            axis.plot(mine["macs_kept"], mine[column], marker=markers[i], color=palette[i], label=method)
-        if column == "accuracy" and len(dense):
-            axis.axhline(dense["accuracy"].mean(), color="black", linestyle=":", label="dense")
-        axis.set(xlabel="MACs kept (share of dense)", ylim=(-0.02, 1), title=column)
-        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    handles, names = axes[0].get_legend_handles_labels()
-    drawn.legend(handles, names, loc="outside upper center", ncols=3, fontsize="small")
-    return drawn
+    return rivals.figure(rows, SHOWN, "macs_kept", "MACs kept (share of dense)")
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """Return accuracy and agreement in percent: a row a method, a column a share of the MACs."""
-    cut = rows[rows["method"] != "dense"]
-    both = {}
-    for column in ("accuracy", "agreement"):
-        by = cut.pivot_table(column, "method", "kept").reindex([m for m in METHODS if m in set(cut["method"])])
-        both[column] = (100 * by.sort_index(axis=1, ascending=False)).round(1)
-    found = pd.concat(both, axis=1)
-    found.columns = [f"{column}, {share:.0%} kept" for column, share in found.columns]
-    return found
+    return rivals.table(rows, {"accuracy": "accuracy", "agreement": "agreement"})
 
 
 def section(rows: pd.DataFrame) -> str:
     """Return the part of the gallery's page that shows the picture and its numbers."""
-    told = table(rows)
-    lines = [[method, *(f"{value:.1f}" for value in told.loc[method])] for method in told.index]
     dense = rows[rows["method"] == "dense"].iloc[0]
     return f"""## ImageNet: EfficientNet-Lite0 with its trained weights
 
@@ -172,17 +136,17 @@ def section(rows: pd.DataFrame) -> str:
 
 {CAPTION} Percent; the dense network has {100 * dense["accuracy"]:.1f}, and one image is {100 / dense["images"]:.1f} points.
 
-{markdown(["method", *told.columns], lines)}
+{rivals.in_markdown(table(rows))}
 
 Almost all of its work is in 1 x 1 convolutions, which have neither a kernel to take apart nor ranks to spare. The rows are `imagenet.csv`.
 """
 
 
-def renew(path: str | Path | None = None) -> pd.DataFrame:
+def renew(path: str | Path | None = None, kept: Sequence[float] = KEPT) -> pd.DataFrame:
     """Return the rows of the gallery; those that its file lacks are measured now, up to half an hour each.
 
     Delete the file to measure all of them anew. Raises OSError where weights or images cannot be had.
     """
     model, _ = models.pretrained(efficientnet.NAME)
-    path = path or paths.GALLERY / f"{NAME}.csv"
-    return measure(model, *halves(), path, dataset=imagenet_sample.NAME, network=efficientnet.NAME)
+    path, about = path or paths.GALLERY / f"{NAME}.csv", {"dataset": imagenet_sample.NAME, "network": efficientnet.NAME}
+    return measure(model, *halves(), path, kept=kept, **about)
