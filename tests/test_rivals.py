@@ -47,11 +47,17 @@ def test_every_way_keeps_what_was_asked_for_and_the_layers_that_stay_dense(model
         rivals.compressed(read, "magic", 0.5)
 
 
-def test_a_share_of_the_layers_may_differ_from_that_of_the_network(model, inputs):
-    read = profile(model, inputs[0], dense=("0", "8"))
-    name = "plain SVD, one share"
-    whole = [score.macs(rivals.compressed(read, name, 0.7, of_layers=of), SHAPE) for of in (None, 0.7, 0.6)]
-    assert whole[0] == whole[1] > whole[2]
+def test_a_budget_may_belong_to_named_layers(model, inputs):
+    read = profile(model, inputs[0])
+    inside = ["2", "4"]
+    whole, size = (
+        sum(p.numel() for name in names for p in model.get_submodule(name).parameters())
+        for names in (("0", "2", "4", "8"), inside)
+    )
+    for method in rivals.METHODS:
+        small = rivals.compressed(read, method, 0.6, resource="parameters", within=inside)
+        assert 0.45 * size < score.parameters(small) - (whole - size) <= 0.6 * size, method
+        assert all(isinstance(small.get_submodule(name), (nn.Conv2d, nn.Linear)) for name in ("0", "8"))
 
 
 def test_each_network_has_a_row_and_the_dense_one_is_the_first(rows):

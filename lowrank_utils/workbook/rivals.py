@@ -31,28 +31,30 @@ MARKERS = "s^oDP"
 
 
 def compressed(
-    read: Profile, method: str, kept: float, *, resource: str = "macs", of_layers: float | None = None
+    read: Profile, method: str, kept: float, *, resource: str = "macs", within: Sequence[str] | None = None
 ) -> nn.Module:
     """Return the network of one of `METHODS`; `read` is the dense network's profile with calibration inputs.
 
-    `kept` is a share of the whole network's `resource`; `of_layers`, where it differs, that of the layers in the profile
-    (where something lies outside of all layers, as embeddings do). Raises ValueError for another method.
-
-    *One share* is one share of the rank for all layers. `compress` leaves the same layers dense as the profile does.
+    *One share* is one share of the rank for all layers. `kept` is a share of the network's `resource`, or of what the
+    layers named by `within` hold, as in `compress`, which leaves the same layers dense as the profile does. Raises
+    ValueError for another method.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
     if method.startswith("compress"):
         how: dict[str, Any] = {"dense": read.dense, "batch_size": read.batch_size, "resource": resource}
-        return compress(read.model, read.calibration, kept=kept, refine=method == "compress", **how).model
-    share = kept if of_layers is None else of_layers
+        refine = method == "compress"
+        return compress(read.model, read.calibration, kept=kept, within=within, refine=refine, **how).model
+    if within is not None:
+        inside = read.within(within)
+        kept = read.whole_share(kept, resource, inside)
+        read = read.but(dense=[*read.dense, *(layer.name for layer in read if layer.name not in inside)])
     if method.endswith("ENC-Map"):
-        plan = enc.enc_map(read, share, resource=resource).plan
+        plan = enc.enc_map(read, kept, resource=resource).plan
     else:
-        plan = rules.plan_at_size(read, share, rule="fixed", resource=resource)
-    return replace.apply_plan(
-        read, plan, factors="svd" if method.startswith("plain") else "data-aware", resource=resource
-    )
+        plan = rules.plan_at_size(read, kept, rule="fixed", resource=resource)
+    factors = "svd" if method.startswith("plain") else "data-aware"
+    return replace.apply_plan(read, plan, factors=factors, resource=resource)
 
 
 def asked(kept: Sequence[float], methods: Sequence[str] = METHODS) -> list[dict]:
