@@ -55,7 +55,7 @@ def of_layer(read: Profile, card: LayerProfile, share: float = 0.5) -> dict[str,
     largest rank whose factors have at most `share` of the parameters:
 
     - ``effective_rank``, of W, and ``effective_rank_outputs``, of W C^(1/2), both as shares of the full rank
-      (Roy & Vetterli 2007, `rules.effective_rank`);
+      (the exponential of the entropy of the energies, `rules.effective_rank`);
     - ``lost_plain``, E|(W - W_r) x|^2 / E|W x|^2 with W_r the nearest matrix of rank r, and ``lost``, the same with the
       best factors for these inputs.
     """
