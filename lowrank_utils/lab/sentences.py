@@ -88,6 +88,13 @@ def load(split: str, folder: str | Path | None = None) -> Pairs:
     return parsed(fetch(split, folder).read_text(encoding="utf-8").splitlines())
 
 
+def describe(name: str = NAME, folder: str | Path | None = None) -> str:
+    """Return a few aligned lines about the benchmark, fetched if need be: its splits and their digests."""
+    rows = {"pairs": name}
+    rows |= {split: f"{len(load(split, folder)):,} pairs, SHA-256 {digest}" for split, digest in SHA256.items()}
+    return "\n".join(f"{key:<11}  {value}" for key, value in rows.items())
+
+
 def parsed(lines: Sequence[str]) -> Pairs:
     """Return the `Pairs` of lines as the benchmark has them: genre, file, year, number, score, two sentences, between tabs.
 

