@@ -161,12 +161,12 @@ def data(
     name: Annotated[
         str,
         typer.Argument(
-            help="Images: fashion-mnist, mnist, cifar10, cifar100, digits or folder:PATH. Text: wikitext-2, python-topics "
-            "or file:PATH. A language model: smollm2-135m."
+            help="Images: fashion-mnist, mnist, cifar10, cifar100, digits, imagenet-sample or folder:PATH. Text: wikitext-2, "
+            "python-topics, file:PATH or stsbenchmark. A network: smollm2-135m, efficientnet-lite0 or all-minilm-l6-v2."
         ),
     ],
 ) -> None:
-    """Fetch a data set, a text or a language model, check it and show its shape or size and its fingerprint."""
+    """Fetch a data set, a text or a trained network, check it and show its shape or size and its fingerprint."""
     from lowrank_utils.lab import data, text
 
     if text.is_text(name):
@@ -174,12 +174,15 @@ def data(
     elif name in data.NAMES or name.startswith("folder:"):
         typer.echo(data.describe(name))
     else:
-        from lowrank_utils.lab import language  # with torch, which the others need not wait for
+        # with torch, which the others need not wait for
+        from lowrank_utils.lab import efficientnet, encoder, language, sentences
 
-        if name not in language.NAMES:
-            known = ", ".join((*data.NAMES, "folder:PATH", *text.NAMES, "file:PATH", *language.NAMES))
+        others = dict.fromkeys(language.NAMES, language.describe)
+        others |= {each.NAME: each.describe for each in (efficientnet, encoder, sentences)}
+        if name not in others:
+            known = ", ".join((*data.NAMES, "folder:PATH", *text.NAMES, "file:PATH", *others))
             raise ValueError(f"unknown data set {name!r}: choose {known}")
-        typer.echo(language.describe(name))
+        typer.echo(others[name](name))
 
 
 @app.command()

@@ -8,6 +8,7 @@ from torch import nn
 
 from lowrank_utils import profile
 from lowrank_utils.lab import columns, data, training
+from lowrank_utils.lab.fetch import DataUnavailable
 from lowrank_utils.network.profile import plan_cost
 from lowrank_utils.ranks import rules, search
 from lowrank_utils.ranks.search import Options
@@ -170,8 +171,8 @@ def test_a_promise_is_the_product_of_single_layers(lab, values):
 
 
 def test_every_stage_of_a_large_search_is_timed_and_agrees(model):
-    large = scale.at_scale(lambda: model, (1, 8, 8), kept=0.5)
-    stages = ["build the network", "profile: spectra of all layers", "options and energy curves"]
+    large = scale.at_scale(model, (1, 8, 8), kept=0.5)
+    stages = ["profile: spectra of all layers", "options and energy curves"]
     assert large.seconds.index.tolist() == stages + [f"search: {name}" for name in large.found]
     assert (large.seconds > 0).all() and large.found["exact"].gap < 1e-9
     assert large.found["bound only"].bound >= large.found["exact"].value - 1e-9
@@ -181,12 +182,36 @@ def test_every_stage_of_a_large_search_is_timed_and_agrees(model):
     assert 0.01 < scale.peak_memory() < 1000
 
 
+def test_the_large_network_says_what_its_weights_are(model, monkeypatch):
+    asked = []
+
+    def pretrained(*named):
+        asked.append(named)
+        return model, {}
+
+    def missing(*named):
+        raise DataUnavailable("no network")
+
+    monkeypatch.setattr(scale.models, "build", lambda name, shape, classes: model)
+    monkeypatch.setattr(scale.models, "pretrained", pretrained)
+    assert scale.network() == (model, "efficientnet-lite0 has its published weights, trained on ImageNet.")
+    assert scale.network("torchvision/toy", "V1") == (model, "torchvision/toy has the published weights V1.")
+    assert scale.network("torchvision/toy") == (model, "torchvision/toy has random weights.")
+    assert asked == [("efficientnet-lite0",), ("torchvision/toy", "V1")]
+    monkeypatch.setattr(scale.models, "pretrained", missing)
+    found, told = scale.network()
+    assert found is model and told == (
+        "The weights of efficientnet-lite0 are not at hand (no network), so torchvision/vgg16 with random weights stands in for it."
+    )
+
+
 def test_a_public_network_brings_the_scale_of_its_images(images, model, monkeypatch):
     known = {"mean": [0.1], "std": [0.2]}
     monkeypatch.setattr(laboratory.models, "pretrained", lambda name: (model, known))
     found, scaled = laboratory.trained_or_public(images, "torchvision/toy", checkpoint="public", device="cpu")
     assert found is model and (scaled.mean, scaled.std) == ((0.1,), (0.2,)) and scaled.name == images.name
     monkeypatch.setattr(laboratory.training, "trained", lambda *asked, **options: (model, {"asked": asked}))
-    for network, checkpoint in (("torchvision/toy", ""), ("resnet20", "public")):
+    assert laboratory.trained_or_public(images, "efficientnet-lite0", checkpoint="public")[1].mean == (0.1,)
+    for network, checkpoint in (("torchvision/toy", ""), ("resnet20", "public"), ("efficientnet-lite0", "")):
         found, same = laboratory.trained_or_public(images, network, checkpoint=checkpoint)
         assert found is model and same is images

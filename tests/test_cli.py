@@ -54,7 +54,7 @@ def test_heavy_libraries_come_late(module):
         (["report", "nowhere"], "there is no run 'nowhere'"),
         (
             ["data", "mnits"],
-            "unknown data set 'mnits': choose fashion-mnist, mnist, cifar10, cifar100, digits, folder:PATH, python-topics",
+            "unknown data set 'mnits': choose fashion-mnist, mnist, cifar10, cifar100, digits, imagenet-sample, folder:PATH, python-topics",
         ),
         (["data", "file:nowhere.txt"], "nowhere.txt cannot be read"),
         (["refresh", "07"], "unknown notebook '07'; known: 01_first, 02_second"),

@@ -363,6 +363,7 @@ def test_each_set_has_its_sources():
     assert named["fashion-mnist"] == ["torchvision", "Debian package dataset-fashion-mnist"]
     assert named["mnist"] == named["cifar10"] == named["cifar100"] == ["torchvision"]
     assert named["digits"] == ["scikit-learn"]
+    assert named["imagenet-sample"] == ["the folder imagenet-sample", "git clone https://github.com/NilsRublein/DL"]
 
 
 def test_no_source_answers(tmp_path, monkeypatch):
@@ -474,6 +475,7 @@ def test_class_names_belong_to_the_sets():
         "cifar100": 100,
         "digits": 10,
     }
+    assert len(set(data.class_names("imagenet-sample"))) > 990 and len(data.class_names("imagenet-sample")) == 1000
     assert list(data.CLASSES["cifar100"]) == sorted(set(data.CLASSES["cifar100"]))
     assert data.CLASSES["cifar10"][6] == "frog" and data.CLASSES["fashion-mnist"][9] == "Ankle boot"
 

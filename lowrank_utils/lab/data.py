@@ -1,7 +1,7 @@
 """Image data sets by name, checked by content and split into train, valid and test.
 
-``fashion-mnist`` (default), ``mnist``, ``cifar10``, ``cifar100``, ``digits`` and ``folder:PATH`` (any folder
-in torchvision's ImageFolder layout). Selection and calibration use train and valid, never test.
+``fashion-mnist`` (default), ``mnist``, ``cifar10``, ``cifar100``, ``digits``, ``imagenet-sample`` and ``folder:PATH``
+(any folder in torchvision's ImageFolder layout). Selection and calibration use train and valid, never test.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ import numpy as np
 
 from lowrank_utils import paths
 from lowrank_utils.checks import is_whole
+from lowrank_utils.lab import imagenet_sample
 from lowrank_utils.lab.fetch import DataUnavailable, call, patience, said
 
 if TYPE_CHECKING:
     import torch
 
-NAMES = ("fashion-mnist", "mnist", "cifar10", "cifar100", "digits")
+NAMES = ("fashion-mnist", "mnist", "cifar10", "cifar100", "digits", imagenet_sample.NAME)
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 SHAPES = {  # (train, test) images, as they stand in data/NAME.npz
@@ -35,6 +36,7 @@ SHAPES = {  # (train, test) images, as they stand in data/NAME.npz
     "cifar10": ((50000, 32, 32, 3), (10000, 32, 32, 3)),
     "cifar100": ((50000, 32, 32, 3), (10000, 32, 32, 3)),
     "digits": ((1433, 8, 8), (364, 8, 8)),
+    "imagenet-sample": ((455, 224, 224, 3), (456, 224, 224, 3)),
 }
 FINGERPRINTS = {  # (train, test)
     "fashion-mnist": (
@@ -57,6 +59,10 @@ FINGERPRINTS = {  # (train, test)
         "690c88ebeb2bb731a28551e21698a9ca5e1ee07a24296adce599326a0e038753",
         "dd0c8191cfa19646433199f2a9773c9a035c1b8067d683952932588c4606aec0",
     ),
+    "imagenet-sample": (
+        "6eedc6378f1baa85b8f41d43f735e57d0857768b9a6c678029e2f9db2b93677a",
+        "8e602a31d575b9dbcd0e5eb54175626d7fc639b19f359b52d7187c1458b425b2",
+    ),
 }
 FASHION = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
 CIFAR100 = """
@@ -76,6 +82,15 @@ CLASSES = {
     "cifar100": tuple(CIFAR100.split()),
     "digits": tuple("0123456789"),
 }
+
+
+def class_names(name: str) -> tuple[str, ...]:
+    """Return the names of the classes of a named data set, in the order of its labels.
+
+    >>> class_names("cifar10")[6]
+    'frog'
+    """
+    return imagenet_sample.class_names() if name == imagenet_sample.NAME else CLASSES[name]
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +202,7 @@ def fetch(name: str, folder: str | Path | None = None) -> Path:
     """Return the path of data/NAME.npz, made from the first source that answers if it is missing.
 
     Sources: torchvision's download; for fashion-mnist the Debian package dataset-fashion-mnist; for digits
-    scikit-learn. Raises ValueError for an unknown name or a damaged file (which is left as it is),
+    scikit-learn; for imagenet-sample the folder of this name beside the file, or a git clone. Raises ValueError for an unknown name or a damaged file (which is left as it is),
     DataUnavailable where no source answers or the file cannot be written.
 
     >>> fetch("digits", folder=tempfile.mkdtemp()).name
@@ -354,12 +369,13 @@ def _verified(name, arrays):
     missing = [key for key in KEYS if key not in arrays]
     if missing:
         raise ValueError(f"it lacks {', '.join(missing)} (it holds {', '.join(arrays) or 'nothing'})")
+    classes = class_names(name)
     for key, shape in zip(KEYS, (form for images in SHAPES[name] for form in (images, images[:1]))):
-        wanted = f"{' x '.join(map(str, shape))}, uint8"
+        wanted = f"{' x '.join(map(str, shape))}, {'uint16' if key[0] == 'y' and len(classes) > 256 else 'uint8'}"
         if _form(arrays[key]) != wanted:
             raise ValueError(f"its {key} is {_form(arrays[key])}, not {wanted}")
     digests = {part: _digests(arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in ("train", "test")}
-    official = _Official(arrays, digests, CLASSES[name])
+    official = _Official(arrays, digests, classes)
     for part, found, recorded in zip(("train", "test"), official.fingerprints, FINGERPRINTS[name]):
         if found != recorded:
             raise ValueError(
@@ -390,6 +406,8 @@ def _sources(name):
     sources = [("torchvision", lambda temporary: _from_torchvision(name, temporary))]
     if name == "fashion-mnist":
         sources.append(("Debian package dataset-fashion-mnist", _from_debian))
+    if name == imagenet_sample.NAME:
+        sources = [(f"the folder {name}", _from_sample), (f"git clone {imagenet_sample.ADDRESS}", _from_git)]
     return sources
 
 
@@ -414,9 +432,13 @@ def _make(name, path):
             f"{path} cannot be written ({said(error)}): make room or make the folder writable, or take "
             "dataset=digits, which needs no file and runs every notebook"
         ) from error
+    by_hand = f"Put the file at {path} yourself"
+    if name == imagenet_sample.NAME:
+        folder = path.with_suffix("")
+        by_hand = f"Put dev_dataset.csv and images/ of that repository's data/ into {folder}, or the file at {path}"
     raise DataUnavailable(
-        f"no source has {name}: {'; '.join(tried)}. Put the file at {path} yourself (the same command makes it where there is a network; uint8 arrays "
-        f"{', '.join(KEYS)}; see data/README.md), or take dataset=digits, which needs no file and runs "
+        f"no source has {name}: {'; '.join(tried)}. {by_hand} (the same command makes it where there is a network; "
+        f"arrays {', '.join(KEYS)}; see data/README.md), or take dataset=digits, which needs no file and runs "
         "every notebook"
     )
 
@@ -464,6 +486,22 @@ def _from_debian(temporary):
         for part, stem in (("train", "train"), ("test", "t10k"))
         for letter, kind in (("x", "images-idx3"), ("y", "labels-idx1"))
     }
+
+
+def _from_sample(temporary, place=None):
+    place = place or temporary.parent / imagenet_sample.NAME
+    arrays, authors = imagenet_sample.by_hand(place, _digests)
+    with paths.atomic_write(temporary.parent / imagenet_sample.AUTHORS) as whole:
+        whole.write_text(authors, encoding="utf-8")
+    return arrays
+
+
+def _from_git(temporary):
+    if not shutil.which("git"):
+        raise OSError("this machine has no git")
+    patient = ("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=20", "-c", "core.askPass=true")
+    call(temporary, "git", *patient, "clone", "--quiet", "--depth", "1", imagenet_sample.ADDRESS, "clone")
+    return _from_sample(temporary, temporary / "clone/data")
 
 
 def _read_idx(path):

@@ -221,7 +221,7 @@ def _converted(path: Path) -> Path | str:
     for old in path.parent.glob("float32-transformers-*"):
         shutil.rmtree(old, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".convert-", dir=path.parent) as temporary:
-        with _quiet():
+        with quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
             model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
             _stock(model).float().save_pretrained(temporary)
@@ -246,7 +246,7 @@ def _from_folder(source: Path | str, name: str) -> tuple[Any, Any]:
     import transformers
 
     try:
-        with _quiet():
+        with quiet():
             found: Any = transformers.AutoModelForCausalLM.from_pretrained(source, output_loading_info=True)
             tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -270,7 +270,7 @@ def _from_folder(source: Path | str, name: str) -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hold back the progress bars and advice of transformers; errors come through."""
     from transformers.utils import logging
 

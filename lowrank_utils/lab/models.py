@@ -1,4 +1,4 @@
-"""Networks by name: multilayer perceptrons, LeNet-5, VGG and CIFAR ResNets, and torchvision's."""
+"""Networks by name: multilayer perceptrons, LeNet-5, VGG, CIFAR ResNets, EfficientNet-Lite0, and torchvision's."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lowrank_utils.checks import check_count
+from lowrank_utils.lab import efficientnet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -169,6 +170,7 @@ NETWORKS = {
     "vgg_small": _vgg_small,
     "vgg16": _vgg16,
     **{f"resnet{6 * n + 2}": partial(CifarResNet, blocks=n) for n in (3, 5, 7, 9, 18)},
+    efficientnet.NAME: efficientnet.build,
     **{f"torchvision/{name}": partial(_torchvision, name=name) for name in ("vgg16", "alexnet", "resnet18")},
 }
 NAMES = tuple(NETWORKS)
@@ -207,8 +209,9 @@ def build(name: str, input_shape: Sequence[int], classes: int, seed: int = 0) ->
     then 128 units: conv1, bn1, relu1 ... conv6, fc1, fc2. ``"vgg16"``: the 13 convolutions of configuration D
     (Simonyan & Zisserman 2015) with batch norm, and one dense layer. ``"resnet20"``, 32, 44, 56, 110: for CIFAR,
     shortcuts without weights (He et al. 2016, section 4.2, option A): conv1, layer1.0.conv1 ... linear.
+    ``"efficientnet-lite0"``: 49 convolutions, most of them 1 x 1 (Tan & Le 2019): conv1, stage1.0.depthwise ... fc.
     ``"torchvision/vgg16"``, alexnet, resnet18 and torchvision's other classifiers: with random weights here,
-    with published ones from `pretrained`.
+    with published ones from `pretrained`, as EfficientNet-Lite0.
 
     PyTorch's global random state is left as it was. Raises ValueError for an unknown name, a shape that is not of
     whole positive numbers or that the network cannot take, and fewer than 2 classes.
@@ -228,16 +231,20 @@ def build(name: str, input_shape: Sequence[int], classes: int, seed: int = 0) ->
 
 
 def pretrained(name: str, weights: str = "DEFAULT") -> tuple[nn.Module, dict[str, Any]]:
-    """Return (torchvision's network in eval mode with published weights, its metadata).
+    """Return (ImageNet network in eval mode with published weights, its metadata).
 
-    `name` as in `build`, e.g. ``"torchvision/resnet18"``; `weights` is one of torchvision's names, such as
-    ``"IMAGENET1K_V1"``. Metadata: network, input_shape, classes, weights, and the `mean` and `std` of the images that
+    `name` is ``"efficientnet-lite0"`` (`efficientnet.load`), or one of torchvision's as in `build`, e.g.
+    ``"torchvision/resnet18"``; `weights` is one of torchvision's names, such as ``"IMAGENET1K_V1"``. Metadata: network, input_shape, classes, weights, and the `mean` and `std` of the images that
     it knows; ``dataclasses.replace(data, mean=..., std=...)`` is a data set on that scale. Raises ValueError for an
     unknown name, OSError where the weights cannot be downloaded.
     """
     from torchvision.models import get_model, get_model_weights
 
     _builder(name)
+    if name == efficientnet.NAME:
+        if weights != "DEFAULT":
+            raise ValueError(f"{name} has no weights {weights!r}; known: DEFAULT")
+        return efficientnet.load()
     inner = name.partition("/")[2]
     if not inner:
         raise ValueError(f"{name} is no network of torchvision, whose names begin like torchvision/vgg16")

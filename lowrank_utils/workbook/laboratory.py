@@ -9,7 +9,7 @@ from torch import nn
 
 from lowrank_utils import checks
 from lowrank_utils.factors import replace
-from lowrank_utils.lab import models, score, training
+from lowrank_utils.lab import efficientnet, models, score, training
 from lowrank_utils.lab.data import Dataset
 from lowrank_utils.network.profile import Profile, profile
 
@@ -75,11 +75,11 @@ def trained_or_public(
 ) -> tuple[nn.Module, Dataset]:
     """Return (trained network on `device`, the data set as that network wants it).
 
-    With `checkpoint` "public", a network of torchvision comes with its published weights, and the images get the mean and
-    standard deviation that it was trained with. Every other network comes from `training.trained`, the data set unchanged.
+    With `checkpoint` "public", a network of torchvision or EfficientNet-Lite0 comes with its published weights, and the
+    images get the mean and standard deviation that it was trained with. Every other network comes from `training.trained`, the data set unchanged.
     Raises ValueError and OSError as `training.trained` and `models.pretrained` do.
     """
-    if not (network.startswith("torchvision/") and checkpoint == "public"):
+    if checkpoint != "public" or not network.startswith(("torchvision/", efficientnet.NAME)):
         return training.trained(images, network, seed, checkpoint=checkpoint, device=device)[0], images
     model, known = models.pretrained(network)
     scaled = dataclasses.replace(images, mean=tuple(known["mean"]), std=tuple(known["std"]))

@@ -14,7 +14,7 @@ from lowrank_utils import paths
 from lowrank_utils.lab.columns import COLUMNS, PROVENANCE_COLUMNS, RESULT_COLUMNS
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Mapping
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
     import pandas as pd
     from matplotlib.figure import Figure
@@ -70,6 +70,40 @@ def write(table: pd.DataFrame, path: str | Path) -> None:
         table.to_parquet(temporary, index=False)
     with paths.atomic_write(Path(f"{path}.csv")) as temporary:
         table.to_csv(temporary, index=False)
+
+
+def completed(
+    path: str | Path, asked: Sequence[Mapping[str, Any]], make: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+) -> pd.DataFrame:
+    """Return a table with one row for each of `asked`, in their order: those of the CSV `path`, and others made now.
+
+    A row of the file answers to one of `asked` where it has all of its values. What `make` returns of one of them is
+    written at once, so that a killed measurement goes on where it was; numbers have six digits. Rows that nobody asked
+    for stay in the file, below.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "rows.csv"
+    >>> completed(path, [{"kept": 0.5}], lambda asked: {**asked, "loss": 1 / 3})["loss"].tolist()
+    [0.333333]
+    >>> completed(path, [{"kept": 0.9}, {"kept": 0.5}], lambda asked: {**asked, "loss": 0.1})["loss"].tolist()
+    [0.1, 0.333333]
+    """
+    import pandas as pd
+
+    path, found = Path(path), []
+    held: list[dict] = pd.read_csv(path).to_dict("records") if path.is_file() else []
+    for one in asked:
+        mine = [row for row in held if all(row.get(name) == value for name, value in one.items())]
+        if not mine:
+            mine = [dict(make(one))]
+            held.append(mine[0])
+            with paths.atomic_write(path) as temporary:
+                pd.DataFrame(held).to_csv(temporary, index=False, float_format="%.6g")
+        found.append(mine[0])
+    rest = [row for row in held if not any(row is mine for mine in found)]
+    with paths.atomic_write(path) as temporary:
+        pd.DataFrame([*found, *rest]).to_csv(temporary, index=False, float_format="%.6g")
+    return pd.read_csv(path)[: len(found)]
 
 
 def job_rows(folder: str | Path) -> pd.DataFrame:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 from torch import nn
 
+from lowrank_utils.lab import efficientnet, models
+from lowrank_utils.lab.fetch import DataUnavailable
 from lowrank_utils.lab.score import peak_memory as peak_memory
 from lowrank_utils.network.profile import profile
 from lowrank_utils.ranks import enc, search
+
+SPARE = "torchvision/vgg16"
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,28 @@ class AtScale:
     found: dict[str, search.SearchResult]
 
 
-def at_scale(build: Callable[[], nn.Module], input_shape: Sequence[int] = (3, 224, 224), kept: float = 0.25) -> AtScale:
-    """Return `AtScale` of the network that `build` returns: built, read and searched at a share `kept` of its MACs.
+def network(name: str = efficientnet.NAME, weights: str = "") -> tuple[nn.Module, str]:
+    """Return (a large network in eval mode for images of 3 x 224 x 224, a sentence that says what its weights are).
+
+    EfficientNet-Lite0 comes with its published weights, fetched if need be; where they cannot be had, `SPARE` with random
+    weights stands in for it, and the sentence says why. A network of torchvision has the published `weights` that are
+    named, or random ones. Raises ValueError and OSError as `models.build` and `models.pretrained` do.
+    """
+    if name == efficientnet.NAME and not weights:
+        try:
+            return models.pretrained(name)[0], f"{name} has its published weights, trained on ImageNet."
+        except DataUnavailable as error:
+            missing = (
+                f"The weights of {name} are not at hand ({error}), so {SPARE} with random weights stands in for it."
+            )
+            return models.build(SPARE, (3, 224, 224), 1000).eval(), missing
+    if weights:
+        return models.pretrained(name, weights)[0], f"{name} has the published weights {weights}."
+    return models.build(name, (3, 224, 224), 1000).eval(), f"{name} has random weights."
+
+
+def at_scale(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224), kept: float = 0.25) -> AtScale:
+    """Return `AtScale` of a network: read, and searched at a share `kept` of its MACs.
 
     Only the weights are looked at, through the energy curves. Raises ValueError as `lowrank_utils.profile` and
     `search.exact_search` do.
@@ -43,8 +67,6 @@ def at_scale(build: Callable[[], nn.Module], input_shape: Sequence[int] = (3, 22
         answer = call()
         seconds[stage] = time.perf_counter() - began
         return answer
-
-    model = timed("build the network", build)
 
     def spectra():
         read = profile(model, input_shape=input_shape)
