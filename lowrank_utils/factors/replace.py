@@ -14,7 +14,7 @@ from lowrank_utils.factors.sequential import sweep
 from lowrank_utils.network import unfold
 from lowrank_utils.network.graph import owners
 from lowrank_utils.network.modules import fold_bias_into_norm, replaced
-from lowrank_utils.network.profile import Plan, Profile, check_resource
+from lowrank_utils.network.profile import Lazily, Plan, Profile, check_resource
 from lowrank_utils.network.unfold import parse_entry
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def apply_plan(
     if options:
         raise ValueError(f"factors={factors!r} take no option {', '.join(options)}; those of a sweep do")
     if isinstance(factors, str):
-        factors = decompose_layers(profile, {name: scheme for name, (scheme, _) in chosen.items()}, factors)
+        factors = _decomposed(profile, {name: scheme for name, (scheme, _) in chosen.items()}, factors)
     missing = [name for name in chosen if name not in factors]
     if missing:
         raise ValueError(f"no factors were given for the planned layers {', '.join(missing)}")
@@ -151,43 +151,48 @@ def decompose_layers(
     the moments of the profile; `LAYERWISE` its Fisher information too. See `svd.decompose_layer`, and `svd.scaled_layer`
     for `svd.SCALED`, which are of linear layers only.
     """
+    return dict(_decomposed(profile, names, method))
+
+
+def _decomposed(profile, names, method):
+    # {layer: its factors}, each computed when it is read: those of a language model, at all ranks, take gigabytes
     profile.check_unchanged()
-    if method in svd.SCALED and names:
-        return _scaled(profile, names, method)
-    moments, metrics = {}, {}
-    if method != "svd" and names:
-        if profile.calibration is None:
-            raise ValueError(f"factors={method!r} need calibration images; make the profile with calibration=")
-        if method == LAYERWISE:
-            metrics = profile.metric_of(list(names))
-            method = "data-aware"
-        if method in svd.METHODS:
-            moments = profile.moments_of(names)
-    found = {}
-    for name in names:
-        layer: Any = profile.model.get_submodule(name)
-        scheme = names[name] if isinstance(names, dict) else None
-        centred = profile.takes_mean(name) if method in svd.METHODS and method != "svd" else layer.bias is not None
+    if method not in KNOWN or method in SWEEPS:
+        raise ValueError(f"unknown factors {method!r}; known: {', '.join((*svd.METHODS, *svd.SCALED, LAYERWISE))}")
+    if method != "svd" and names and profile.calibration is None:
+        raise ValueError(f"factors={method!r} need calibration images; make the profile with calibration=")
+    make = _scaled if method in svd.SCALED else _layerwise
+    one = make(profile, list(names), method) if names else None
+
+    def function(name):
         try:
-            found[name] = svd.decompose_layer(layer, method, moments.get(name), scheme, centred, metrics.get(name))
+            return one(name, names[name] if isinstance(names, dict) else None)
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from error
-    if not names and method not in KNOWN:
-        raise ValueError(f"unknown factors {method!r}; known: {', '.join(KNOWN)}")
-    return found
+
+    return Lazily(names, function)
+
+
+def _layerwise(profile, names, method):
+    metrics = profile.metric_of(names) if method == LAYERWISE else {}
+    moments = profile.moments_of(names) if method != "svd" else {}
+    method = "data-aware" if method == LAYERWISE else method
+
+    def one(name, scheme):
+        layer: Any = profile.model.get_submodule(name)
+        centred = profile.takes_mean(name) if method != "svd" else layer.bias is not None
+        return svd.decompose_layer(layer, method, moments.get(name), scheme, centred, metrics.get(name))
+
+    return one
 
 
 def _scaled(profile, names, method):
-    profile.needed_calibration(f"factors={method!r} need")
-    found = {}
-    seen = profile.moments_of(names) if method == "asvd" else profile.rows_of(list(names))
-    for name in names:
-        try:
-            layer: Any = profile.model.get_submodule(name)
-            if method == "asvd":
-                found[name] = svd.scaled_layer(layer, columns=seen[name].mean_absolute ** svd.ALPHA)
-            else:
-                found[name] = svd.scaled_layer(layer, rows=seen[name].sqrt())
-        except ValueError as error:
-            raise ValueError(f"layer {name!r}: {error}") from error
-    return found
+    seen = profile.moments_of(names) if method == "asvd" else profile.rows_of(names)
+
+    def one(name, scheme):
+        layer: Any = profile.model.get_submodule(name)
+        if method == "asvd":
+            return svd.scaled_layer(layer, columns=seen[name].mean_absolute ** svd.ALPHA)
+        return svd.scaled_layer(layer, rows=seen[name].sqrt())
+
+    return one

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import fnmatch
 import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Literal, TypeAlias, overload
@@ -53,6 +53,29 @@ class _Lazy:
 
     def __set__(self, instance, value):
         vars(instance)[self.name] = value
+
+
+class Lazily(Mapping[str, Any]):
+    """``{name: function(name)}``, each computed when it is read and not kept: matrices of all layers would fill the memory.
+
+    >>> squares = Lazily(["2", "3"], lambda name: int(name) ** 2)
+    >>> squares["3"], list(squares), len(squares)
+    (9, ['2', '3'], 2)
+    """
+
+    def __init__(self, names: Collection[str], function: Callable[[str], Any]) -> None:
+        self.names, self.function = dict.fromkeys(names), function
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.function(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 @dataclass(frozen=True)
@@ -604,7 +627,7 @@ class Profile(Sequence[LayerProfile]):
             self._fisher |= {(name, count): value for name, value in found.items()}
         return {name: self._fisher[name, count] for name in names}
 
-    def metric_of(self, names: Collection[str], images: int | None = None) -> dict[str, torch.Tensor]:
+    def metric_of(self, names: Collection[str], images: int | None = None) -> Mapping[str, torch.Tensor]:
         """Return {layer: positive metric of its outputs, d_out x d_out}: the Fisher information F mixed with its mean.
 
         It is 0.7 F / f + 0.3 I with f the mean of F's diagonal. Of a language model it is (1 - a) F + a f I with a = 440 / (440 +
@@ -613,11 +636,11 @@ class Profile(Sequence[LayerProfile]):
         calibration = self.needed_calibration("the Fisher information needs")
         found = self.fisher_of(names, images)
         if inputs.is_plain(calibration):
-            return {name: _mixed(matrix, 0.3, relative=True) for name, matrix in found.items()}
+            return Lazily(found, lambda name: _mixed(found[name], 0.3, relative=True))
         some = calibration if images is None else calibration[:images]
         tokens = inputs.tokens_of(some)
         share = statistics.FISHER_PRIOR / (statistics.FISHER_PRIOR + tokens)
-        return {name: _mixed(matrix, share) for name, matrix in found.items()}
+        return Lazily(found, lambda name: _mixed(found[name], share))
 
     def rows_of(self, names: Collection[str]) -> dict[str, torch.Tensor]:
         """Return {layer: Fisher information of the weights of each row, d_out} of the named layers (`statistics.row_information`)."""

@@ -20,7 +20,7 @@ from lowrank_utils.lab import columns, perplexity, score
 from lowrank_utils.lab.language import SENTENCES, Language
 from lowrank_utils.lab.text import Windows, windows
 from lowrank_utils.network import modules
-from lowrank_utils.network.profile import Plan, Profile, plan_cost
+from lowrank_utils.network.profile import Lazily, Plan, Profile, plan_cost
 from lowrank_utils.ranks import components, enc, published, rules, search
 from lowrank_utils.workbook.plots import canvas
 from lowrank_utils.workbook.tables import markdown
@@ -158,7 +158,7 @@ class Bench:
         if factors not in FACTORS:
             raise ValueError(f"unknown factors {factors!r}; known: {', '.join(FACTORS)}")
         if factors == "svd":
-            plain = {name: svd.scaled_layer(cast(nn.Linear, self.profile.model.get_submodule(name))) for name in plan}
+            plain = Lazily(plan, lambda name: svd.scaled_layer(cast(nn.Linear, self.profile.model.get_submodule(name))))
             return replace.apply_plan(self.profile, plan, factors=plain, resource=None)
         self.collect()
         how: dict[str, Any] = {"factors": factors}
