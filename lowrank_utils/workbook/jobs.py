@@ -65,7 +65,8 @@ class Job:
         known = self.parameters
         dataset = str(known.get("dataset") or known.get("corpus", ""))
         if dataset.startswith(("folder:", "file:")):
-            dataset = f"{dataset.partition(':')[0]}_{Path(dataset).name}"
+            kind, _, place = dataset.partition(":")
+            dataset = f"{kind}_{Path(place).name}"
         seed = f"seed{known['seed']}" if "seed" in known else ""
         draw = f"draw{known['draw']}" if known.get("draw") else ""
         network = str(known.get("network") or known.get("language_model", ""))
