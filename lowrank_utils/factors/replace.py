@@ -162,7 +162,7 @@ def _decomposed(profile, names, method):
     if method != "svd" and names and profile.calibration is None:
         raise ValueError(f"factors={method!r} need calibration images; make the profile with calibration=")
     make = _scaled if method in svd.SCALED else _layerwise
-    one = make(profile, list(names), method) if names else None
+    one: Any = make(profile, list(names), method) if names else None
 
     def function(name):
         try:

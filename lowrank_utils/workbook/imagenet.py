@@ -22,7 +22,9 @@ from lowrank_utils.workbook import results, rivals
 
 NAME = "imagenet"  # of the rows and the picture in the gallery
 KEPT = (0.9, 0.75, 0.5)  # shares of the MACs
-METHODS = rivals.METHODS[:-1]  # refinement, 480 steps of 25 images of 224 x 224 pixels, was still under way after twenty minutes
+METHODS = rivals.METHODS[
+    :-1
+]  # refinement, 480 steps of 25 images of 224 x 224 pixels, was still under way after twenty minutes
 BATCH = 25  # images at once: activations of 96 x 112 x 112 numbers fill the memory
 DENSE = ("conv1", "fc")  # what `compress` leaves dense, for the others too
 SHOWN = {"accuracy": "accuracy", "agreement": "same class as the dense network"}
