@@ -57,7 +57,7 @@ def measure(
     that `within` names. Rows that stand in the file are not measured again. Columns: `about`, method, kept,
     parameters_kept (of the whole network), correlation, agreement, pairs, calibration_sentences, seconds of processor time.
     """
-    read = profile(dense.model, seen, samples=20_000, batch_size=50)
+    read = profile(dense.model, seen, samples=20_000)
     wanted = dense.similarities(pairs)
 
     def row(asked: Mapping[str, Any]) -> dict[str, Any]:
