@@ -13,6 +13,7 @@ from conftest import byte_tokenizer, small_llama
 from lowrank_utils import paths, profile
 from lowrank_utils.lab import encoder, score, sentences
 from lowrank_utils.lab.fetch import DataUnavailable
+from lowrank_utils.network import statistics
 from lowrank_utils.workbook import encoder as chapter
 from lowrank_utils.workbook import rivals, spectra
 
@@ -164,7 +165,8 @@ def test_figure_table_and_page(rows):
 # ---- what a matrix loses
 
 
-def test_what_a_matrix_loses_is_what_its_outputs_lose(small):
+def test_what_a_matrix_loses_is_what_its_outputs_lose(small, monkeypatch):
+    monkeypatch.setattr(statistics, "TOKEN_PRIOR", 0)  # so few tokens would mostly be prior
     seen = small.unpadded(some_pairs(30).sentences, 16)
     read = profile(small.model, seen)
     name = "transformer.encoder.layer.1.output.dense"

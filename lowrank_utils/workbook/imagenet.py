@@ -78,7 +78,7 @@ def measure(
     path: str | Path,
     *,
     kept: Sequence[float] = KEPT,
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] = rivals.METHODS,
     dense: Sequence[str] = DENSE,
     **about: Any,
 ) -> pd.DataFrame:
@@ -152,4 +152,4 @@ def renew(path: str | Path | None = None, kept: Sequence[float] = KEPT) -> pd.Da
     """
     model, _ = models.pretrained(efficientnet.NAME)
     path, about = path or paths.GALLERY / f"{NAME}.csv", {"dataset": imagenet_sample.NAME, "network": efficientnet.NAME}
-    return measure(model, *halves(), path, kept=kept, **about)
+    return measure(model, *halves(), path, kept=kept, methods=METHODS, **about)

@@ -284,6 +284,8 @@ def needed(jobs: Iterable[Job]) -> set[str]:
 
 def fetch(names: set[str]) -> None:
     """Bring the data sets and language models with these names onto the machine, where they are not there yet."""
+    if not names:
+        return
     from lowrank_utils.lab import data, language
 
     for name in sorted(names.intersection(language.NAMES)):

@@ -29,6 +29,9 @@ NOTEBOOK = "07_language_model"
 CAPTIONS = {  # of its tables
     "Rise of the loss of a language model": "Loss on test text less that of the dense network (nats a token), where a share of the parameters of the blocks stays; the perplexity is in brackets. Means over draws of the calibration windows.",
 }
+FIGURE_CAPTION = (
+    "Rise of the loss on test text over the dense network's, on a logarithmic axis; the embedding is not cut."
+)
 CHOOSERS = ("one share", "energy", "entropy", "components", "ENC-Map", "SVD-LLM V2", "ASVD search", "exact")
 FACTORS = ("svd", "asvd", "fwsvd", "data-aware", "own outputs", "sequential", "fisher-layerwise", "fisher-weighted")
 MAIN = (  # pairs of chooser and factors, and what the literature calls them
@@ -501,6 +504,16 @@ def _palette(count):
     import seaborn as sns
 
     return sns.color_palette("colorblind", count)
+
+
+ONE_EACH = True  # a figure for each text and network
+
+
+def usable(table: pd.DataFrame) -> pd.Series:
+    """Return which rows the figure can draw: of a network that was cut to a stated size, with its loss."""
+    if "rise" not in table:
+        return pd.Series(False, index=table.index)
+    return (table["chooser"] != "dense") & table["budget"].notna() & table["rise"].notna()
 
 
 def tables(rows: pd.DataFrame) -> dict[str, str]:
