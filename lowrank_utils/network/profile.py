@@ -71,6 +71,9 @@ class Lazily(Mapping[str, Any]):
             raise KeyError(name)
         return self.function(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 
