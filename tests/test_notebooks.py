@@ -163,7 +163,8 @@ def code_position(notebook, position):
 @each(NOTEBOOKS)
 def test_nbval_fails_on_a_wrong_number(path, tmp_path):
     notebook = read(path)
-    position = compared(notebook)[0]
+    exact = [place for place in compared(notebook) if "tolerance" not in notebook.cells[place].metadata]
+    position = exact[0]  # a wrong digit may be within a tolerance
     notebook.cells = notebook.cells[: position + 1]  # what comes before is enough, and quick
     copied = tmp_path / path.name
     nbformat.write(with_wrong_digit(notebook, position), copied)
