@@ -27,7 +27,9 @@ FISHER_IMAGES = 1000
 FEW = 50
 SWEEP_IMAGES = 1000
 MANY = 50  # layers
-ENOUGH_TOKENS = 8192  # from which a language model's factors are found in sequence; with fewer they fit the noise
+ENOUGH_TOKENS = (
+    8192  # from which a language model's factors are found in sequence: there it was measured to gain a little
+)
 SAMPLES = 20_000  # positions a layer
 HELD_OUT, MOST_HELD_OUT = 0.15, 250  # share and number of the inputs that refinement is judged by
 
@@ -115,7 +117,7 @@ def compress(
         "latency": the time that the dense network takes here and now, measured before the search (`latency.measure`).
     factors : one of `replace.KNOWN` (default: the Fisher-weighted sweep; relu-aware where the answers are no logits;
         Fisher-weighted layer by layer where torch.fx cannot trace the network and it has more than 50 layers, unless it reads
-        at least 8 192 tokens: fewer do not tell enough for factors in sequence).
+        at least 8 192 tokens, with which factors in sequence gain a little; fewer were not measured).
     dense : layers to leave as they are (default: the last one, and the first where it is a convolution).
     within : layers that share the budget, by name or pattern: ``within=["model.layers.*"]`` keeps a share `kept` of the blocks
         of a transformer, as the literature on language models counts. All other layers stay dense. Default: all.

@@ -92,10 +92,6 @@ def alternating_low_rank(
 
 def _closed_form(target, covariance, rank, metric):
     # the components of L^T T R that count most, with M = L L^T and C = R R^T, from an eigenproblem of its smaller side
-    if metric is None and len(target) <= target.shape[1]:
-        outputs = target @ covariance @ target.T
-        vectors = torch.linalg.eigh((outputs + outputs.T) / 2)[1].flip(1)[:, :rank]
-        return vectors, vectors.T @ target
     lower = None if metric is None else cholesky_root(metric.to(target))
     target = target if lower is None else lower.T @ target
     vectors = _leading(target, covariance, rank)
@@ -105,13 +101,17 @@ def _closed_form(target, covariance, rank, metric):
 
 def _leading(target, covariance, rank):
     # the leading eigenvectors of T C T^T, orthonormal
+    gram, seen = _smaller_gram(target, covariance)
+    vectors = torch.linalg.eigh(gram)[1].flip(1)[:, :rank]
+    return vectors if seen is None else torch.linalg.qr(seen @ vectors)[0]
+
+
+def _smaller_gram(target, covariance):
+    # (T C T^T, None), or with C = R R^T (R^T T^T T R, T R) where that is smaller: their eigenvalues above zero are the same
     rows, columns = target.shape
-    if rows <= columns:
-        outputs = target @ covariance @ target.T
-        return torch.linalg.eigh((outputs + outputs.T) / 2)[1].flip(1)[:, :rank]
-    seen = target @ cholesky_root(covariance)
-    inner = torch.linalg.eigh(seen.T @ seen)[1].flip(1)[:, :rank]
-    return torch.linalg.qr(seen @ inner)[0]
+    seen = None if rows <= columns else target @ cholesky_root(covariance)
+    gram = target @ covariance @ target.T if seen is None else seen.T @ seen
+    return (gram + gram.T) / 2, seen
 
 
 def cholesky_root(matrix: torch.Tensor) -> torch.Tensor:
@@ -152,12 +152,7 @@ def errors_by_rank(
     rows, size = len(target), target.shape[1] // offsets
     if offsets == 1:
         target = target if metric is None else cholesky_root(metric.to(target)).T @ target
-        if rows <= size:
-            outputs = target @ covariance @ target.T
-        else:
-            seen = target @ cholesky_root(covariance)
-            outputs = seen.T @ seen
-        kept = torch.linalg.eigvalsh((outputs + outputs.T) / 2).clamp(min=0).flip(0)
+        kept = torch.linalg.eigvalsh(_smaller_gram(target, covariance)[0]).clamp(min=0).flip(0)
         return torch.cat([kept.flip(0).cumsum(0).flip(0), kept.new_zeros(1)])
     whole = ((target @ covariance) * target).sum()
     blocks = covariance.reshape(offsets, size, offsets, size)
@@ -382,7 +377,7 @@ def decompose_layer(
 def scaled_layer(layer: nn.Linear, columns: torch.Tensor | None = None, rows: torch.Tensor | None = None) -> Factors:
     """Return the `Factors` of a linear layer from the truncated SVD of diag(rows) W diag(columns), scales taken back after.
 
-    Without scales these are the factors of the plain SVD, from an eigenproblem of the smaller side: ten times faster.
+    Without scales these are the factors of the plain SVD.
 
     ASVD (Yuan et al. 2023) takes ``columns`` = (mean |x_j|)^(1/2) (d_in), FWSVD (Hsu et al. 2022) ``rows`` = the square root of
     the Fisher information of a row's weights (d_out). None is ones. A scale of zero is raised to 1e-6 of the largest.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from lowrank_utils.network import inputs, unfold
 from lowrank_utils.network.graph import HiddenLayer, owners
 from lowrank_utils.network.hooks import hooked
 from lowrank_utils.network.inputs import Batch
-from lowrank_utils.network.modules import check_there, evaluating
+from lowrank_utils.network.modules import check_there, evaluating, requiring_grad
 
 
 def feed_forward_layers(model: nn.Module, example: Batch) -> list[HiddenLayer]:
@@ -45,7 +44,8 @@ def feed_forward_layers(model: nn.Module, example: Batch) -> list[HiddenLayer]:
     check_there(model)
     holders = owners(model)
     linear = {name: layer for name, layer in model.named_modules() if type(layer) is nn.Linear}
-    with _followed(model):
+    # every parameter counts as something that a number depends on, a frozen one too
+    with evaluating(model), torch.inference_mode(False), torch.enable_grad(), requiring_grad(model, True):
         read, written, answer = _pass(model, linear, example)
         once = {name for name, calls in read.items() if len(calls) == 1 and _own_weight(linear[name], holders)}
         whose = {id(written[name][0]): name for name in once}
@@ -62,20 +62,6 @@ def feed_forward_layers(model: nn.Module, example: Batch) -> list[HiddenLayer]:
                 first, *beside = sources
                 found.append(HiddenLayer(first, reader, x.shape[-1], beside=tuple(beside), folds=folds))
     return found
-
-
-@contextlib.contextmanager
-def _followed(model: nn.Module) -> Iterator[None]:
-    # every parameter counts as something that a number depends on, a frozen one too
-    flags = [(value, value.requires_grad) for value in model.parameters() if value.is_floating_point()]
-    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
-        try:
-            for value, _ in flags:
-                value.requires_grad_(True)
-            yield
-        finally:
-            for value, flag in flags:
-                value.requires_grad_(flag)
 
 
 def _pass(model, linear, example):

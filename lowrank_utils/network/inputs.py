@@ -139,8 +139,7 @@ def at_once(batch: Batch, size: int) -> int:
     >>> at_once(torch.zeros(8, 3), 50), at_once(torch.zeros(8, 512, dtype=torch.int64), 50)
     (50, 1)
     """
-    parts = (batch,) if torch.is_tensor(batch) else batch.tensors
-    tokens = max((part[0].numel() for part in parts if not part.is_floating_point() and len(part)), default=1)
+    tokens = max((part[0].numel() for part in _ids(batch) if len(part)), default=1)
     return max(1, min(size, TOKENS_AT_ONCE // max(tokens, 1)))
 
 
@@ -160,8 +159,16 @@ def tokens_of(batch: Batch) -> int:
     >>> tokens_of(torch.zeros(8, 512, dtype=torch.int64)), tokens_of(torch.zeros(8, 3))
     (4096, 0)
     """
-    parts = (batch,) if torch.is_tensor(batch) else batch.tensors
-    return max((part.numel() for part in parts if not part.is_floating_point()), default=0)
+    return max((part.numel() for part in _ids(batch)), default=0)
+
+
+def _ids(batch):
+    # the tensors of whole numbers
+    return [part for part in _tensors(batch) if not part.is_floating_point()]
+
+
+def _tensors(batch):
+    return (batch,) if torch.is_tensor(batch) else batch.tensors
 
 
 def fed(batch: Batch, like: torch.Tensor) -> Batch:
@@ -214,7 +221,7 @@ def check_some(batch: Any) -> Batch:
 
 def check_finite(batch: Batch) -> None:
     """Raise ValueError where `batch` holds NaN or infinite values."""
-    for part in (batch,) if torch.is_tensor(batch) else batch.tensors:
+    for part in _tensors(batch):
         if not torch.isfinite(part).all():
             raise ValueError("the calibration images hold NaN or infinite values")
 

@@ -46,8 +46,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
 
 
-@contextlib.contextmanager
-def frozen(model: nn.Module) -> Iterator[nn.Module]:
+def frozen(model: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
     """Hold the parameters of `model` as constants, so that autograd keeps nothing for their sake, then put each back.
 
     >>> layer = nn.Linear(2, 2)
@@ -57,10 +56,16 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     >>> layer(torch.zeros(1, 2)).requires_grad
     True
     """
-    flags = [(value, value.requires_grad) for value in model.parameters()]
+    return requiring_grad(model, False)
+
+
+@contextlib.contextmanager
+def requiring_grad(model: nn.Module, wanted: bool) -> Iterator[nn.Module]:
+    """Hold ``requires_grad`` of all floating-point parameters of `model` at `wanted`, then put each back."""
+    flags = [(value, value.requires_grad) for value in model.parameters() if value.is_floating_point()]
     try:
         for value, _ in flags:
-            value.requires_grad_(False)
+            value.requires_grad_(wanted)
         yield model
     finally:
         for value, flag in flags:

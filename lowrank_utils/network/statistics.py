@@ -311,9 +311,12 @@ class _Passes:
         check_count(draws=self.draws)
         self.generator = torch.Generator().manual_seed(self.seed)
 
-    def count(self, logits):
+    def rounds(self, logits):
+        # (end, its slope, how much the slopes of each input count, whether another round comes), one round after the other
         few = self.estimator == "exact" and logits.ndim == 2 and logits.shape[1] <= self.draws
-        return logits.shape[1] if few else self.draws
+        count = logits.shape[1] if few else self.draws
+        found = self.of(logits.log_softmax(-1)) if logits.ndim == 2 else self.slopes(logits)
+        return ((*one, left > 0) for left, one in zip(range(count - 1, -1, -1), found))
 
     def of(self, logs):
         # (sum to follow, its slope, how much the slopes of each input count) for logs, N x classes
@@ -372,9 +375,8 @@ def _fisher(model, names, images, passes, batch_size, also):
             follow.begin()
             logits = _answered(model, inputs.fed(batch, first))
             follow.check_once()
-            rounds = passes.of(logits.log_softmax(-1)) if logits.ndim == 2 else passes.slopes(logits)
-            for left, (end, slope, share) in zip(range(passes.count(logits) - 1, -1, -1), rounds):
-                follow.back(end, slope, share, retain=left > 0)
+            for end, slope, share, more in passes.rounds(logits):
+                follow.back(end, slope, share, retain=more)
     return {name: value.div_(len(images)) for name, value in follow.products().items()}
 
 
@@ -406,11 +408,11 @@ class _Follow:
     def _add(self, name):
         def arrived(slope):
             rows = output_rows(self.modules[name], slope)[0]
-            weighted = rows
-            if self.share is not None:
-                weighted = self.share.repeat_interleave(len(rows) // len(self.share)).to(rows)[:, None] * rows
-            # of tokens in float32: wide matrices by the hundred, and the estimate is no better than that
-            product = outer(rows) if self.share is None else (rows.T @ weighted).double()
+            if self.share is None:  # of tokens, in float32: wide matrices by the hundred, and the estimate is no better
+                product = outer(rows)
+            else:
+                weight = self.share.repeat_interleave(len(rows) // len(self.share)).to(rows)
+                product = (rows.T @ (weight[:, None] * rows)).double()
             self.found[name] = self.found[name].add_(product) if name in self.found else product
 
         return arrived
@@ -479,11 +481,10 @@ def row_information(
             weight.requires_grad_(True)
         for batch in track(images.split(batch_size), "information of the rows"):
             logits = _answered(model, inputs.fed(batch, first))
-            rounds = passes.of(logits.log_softmax(-1)) if logits.ndim == 2 else passes.slopes(logits)
-            for left, (end, slope, share) in zip(range(passes.count(logits) - 1, -1, -1), rounds):
+            for end, slope, share, more in passes.rounds(logits):
                 scale = 1.0 if share is None else float(share.mean())
                 slopes = torch.autograd.grad(
-                    end, list(weights.values()), slope, retain_graph=left > 0, allow_unused=True, materialize_grads=True
+                    end, list(weights.values()), slope, retain_graph=more, allow_unused=True, materialize_grads=True
                 )
                 for name, each in zip(weights, slopes):
                     found[name] += scale * each.flatten(1).square().sum(1).double().cpu()

@@ -243,10 +243,7 @@ def output_error(
     for own in options:
         layer: Any = profile.model.get_submodule(own.name)
         centred = profile.takes_mean(own.name)
-        count = unfold.groups(layer)
-        spread = (moments[own.name].covariance if centred else moments[own.name].second_moment).to(layer.weight.device)
-        spread = spread.reshape(count, *spread.shape[-2:])
-        weight = layer.weight.detach().double().reshape(count, -1, spread.shape[-1])
+        weight, spread = _weight_and_spread(profile, own.name, moments[own.name])
         own_metric = None if metric is None else metric[own.name].to(weight)
         whole = _output_energy(weight, spread) if own_metric is None else 1.0
         if points is None:
@@ -257,7 +254,7 @@ def output_error(
             base = svd.decompose_layer(layer, factors, moments[own.name], scheme, centred)
             for rank in ranks:
                 left, right, _ = base.truncate(rank)
-                thin = (left @ right).reshape(count, left.shape[-2], right.shape[-1])
+                thin = (left @ right).reshape(len(weight), left.shape[-2], right.shape[-1])
                 lost = weight - unfold.from_matrix(layer, scheme, thin)
                 numbers[scheme, rank] = _output_energy(lost, spread, own_metric) / whole if whole else 0.0
         found[own.name] = np.append(np.maximum(_between(own, numbers), 0.0), 0.0)
@@ -271,13 +268,17 @@ def output_energies(profile: Profile, names: Sequence[str]) -> dict[str, float]:
     """
     found = {}
     for name, moments in profile.moments_of(names).items():
-        layer: Any = profile.model.get_submodule(name)
-        spread = moments.covariance if profile.takes_mean(name) else moments.second_moment
-        count = unfold.groups(layer)
-        spread = spread.to(layer.weight.device).reshape(count, *spread.shape[-2:])
-        weight = layer.weight.detach().double().reshape(count, -1, spread.shape[-1])
+        weight, spread = _weight_and_spread(profile, name, moments)
         found[name] = _output_energy(weight, spread) * moments.count
     return found
+
+
+def _weight_and_spread(profile, name, moments):
+    # (weights, groups x rows x columns; covariance or second moment of the inputs, groups x columns x columns)
+    layer: Any = profile.model.get_submodule(name)
+    spread = (moments.covariance if profile.takes_mean(name) else moments.second_moment).to(layer.weight.device)
+    spread = spread.reshape(unfold.groups(layer), *spread.shape[-2:])
+    return layer.weight.detach().double().reshape(len(spread), -1, spread.shape[-1]), spread
 
 
 def _every_rank(own, layer, weight, spread, metric):

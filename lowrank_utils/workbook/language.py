@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 
 from lowrank_utils import paths
 from lowrank_utils.lab import language, text
-from lowrank_utils.workbook import results
+from lowrank_utils.workbook import results, rivals
 from lowrank_utils.workbook.chapters import language_model as chapter
 
 NAME = "language"  # of the rows and the picture in the gallery
@@ -36,10 +37,7 @@ CAPTION = (
 )
 
 
-def published(folder: str | Path | None = None) -> pd.DataFrame | None:
-    """Return the rows of the gallery in `folder` (default: outputs/gallery); None where it has none."""
-    path = Path(folder or paths.GALLERY) / f"{NAME}.csv"
-    return pd.read_csv(path) if path.is_file() else None
+published = partial(rivals.published, NAME)
 
 
 def figure(rows: pd.DataFrame) -> Figure:

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from torch import nn
 
-from lowrank_utils.factors import replace, svd
+from lowrank_utils.factors import replace
 from lowrank_utils.lab import columns, perplexity, score
 from lowrank_utils.lab.language import SENTENCES, Language
 from lowrank_utils.lab.text import Windows, windows
 from lowrank_utils.network import modules
-from lowrank_utils.network.profile import Lazily, Plan, Profile, plan_cost
+from lowrank_utils.network.profile import Plan, Profile, plan_cost
 from lowrank_utils.ranks import components, enc, published, rules, search
 from lowrank_utils.workbook.plots import canvas
 from lowrank_utils.workbook.tables import markdown
@@ -160,10 +160,8 @@ class Bench:
         """Return the network under `plan`; raises ValueError for unknown factors."""
         if factors not in FACTORS:
             raise ValueError(f"unknown factors {factors!r}; known: {', '.join(FACTORS)}")
-        if factors == "svd":
-            plain = Lazily(plan, lambda name: svd.scaled_layer(cast(nn.Linear, self.profile.model.get_submodule(name))))
-            return replace.apply_plan(self.profile, plan, factors=plain, resource=None)
-        self.collect()
+        if factors != "svd":
+            self.collect()
         how: dict[str, Any] = {"factors": factors}
         if factors in replace.SWEEPS or factors == "own outputs":
             how = {"factors": factors.replace("own outputs", "sequential"), "refit_dense": False}
