@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import lowrank_utils
+from lowrank_utils import compression
 from lowrank_utils.factors import refine, replace
 from lowrank_utils.lab import columns, data, export, score, training
 from lowrank_utils.network.profile import plan_cost
@@ -94,6 +95,25 @@ def test_refined_rows_say_so_and_have_the_same_inputs_steps_and_seed(rows, image
     rival = refine.refine(one.model, before, seen, held_out=unseen, steps=20, seed=0)
     measured = [training.evaluate(net, *test).accuracy for net in (before, rival.model)]
     assert refined[["untuned_accuracy", "accuracy"]].iloc[2].tolist() == measured
+
+
+def test_units_then_ranks_are_not_refined(one, monkeypatch):
+    def refined(*_, **__):
+        raise AssertionError("a network of the training-free table was refined")
+
+    monkeypatch.setattr(compression.refinement, "refine", refined)
+    net, _ = benchmark.units_then_ranks(one, 0.4)
+    assert score.macs(net, (1, 8, 8)) <= 0.4 * score.macs(one.model, (1, 8, 8))
+
+
+def test_a_plan_is_timed_once(one, images, monkeypatch):
+    clocked = []
+    monkeypatch.setattr(benchmark, "clock", lambda net, *_: clocked.append(net) or TIMES)
+    bench, plan = benchmark.Bench(images, 1), {"1": 5, "3": 4}
+    plans = {0.4: dict.fromkeys(benchmark.NEEDS, benchmark.TimedPlan(plan, 0.0, 0))}
+    benchmark.low_rank_rows(bench, one, plans, ("svd", "data-aware"))
+    assert len(bench.entries) == 1 + 2 * len(benchmark.NEEDS) and len(clocked) == 2  # the dense network, and the plan
+    assert all(row["faster_64"] == TIMES["faster_64"] for row, _ in bench.entries)
 
 
 def test_refinement_is_asked_for_at_every_share_or_not_at_all(images, model, monkeypatch):

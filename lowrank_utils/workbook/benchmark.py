@@ -183,6 +183,13 @@ class Bench:
             f"the table has no {chooser!r} of {network!r} in {factors} factors at {budget} in {runtime}, {bits} bit"
         )
 
+    def times(self, network: str, plan: str) -> dict[str, float] | None:
+        """Return the milliseconds and ratios that were measured in torch for a plan (as JSON); None where none were."""
+        for row, net in self.entries:
+            if (row["network"], row.get("plan")) == (network, plan) and not isinstance(net, export.Session):
+                return {name: row[name] for name in row if name.startswith(("latency", "faster"))}
+        return None
+
     def table(self) -> pd.DataFrame:
         """Return the rows so far."""
         return columns.table([row for row, _ in self.entries])
@@ -212,7 +219,7 @@ def low_rank_rows(
     dense: dict[str, Any] = {"scope": "none", "budget_kind": "dense", "stored_as": "dense", "needs": "nothing"}
     bench.enter(one, one.model, chooser="dense", seconds_to_find=0.0, **dense)
     for share, chooser in itertools.product(plans, NEEDS):
-        found, times = plans[share][chooser], None
+        found = plans[share][chooser]
         about = {"scope": one.scope, "budget_kind": "macs", "budget": share, "stored_as": "low rank"}
         about |= {"plan": json.dumps(found.plan), "evaluations": found.evaluations}
         for method in factorisers:
@@ -220,10 +227,8 @@ def low_rank_rows(
             seconds += found.seconds + one.values.seconds["moments"] * (method == "data-aware")
             told = NEEDS[chooser] == "labels" or method == "svd"
             needs = NEEDS[chooser] if told else "images"
-            new = bench.enter(
-                one, net, times, chooser=chooser, factors=method, needs=needs, seconds_to_find=seconds, **about
-            )
-            times = {name: new[name] for name in new if name.startswith(("latency", "faster"))}
+            times = bench.times(one.name, about["plan"])
+            bench.enter(one, net, times, chooser=chooser, factors=method, needs=needs, seconds_to_find=seconds, **about)
 
 
 def fewer_units(one: Subject, share: float) -> tuple[nn.Module, dict[str, float]]:
@@ -249,7 +254,7 @@ def units_then_ranks(one: Subject, share: float) -> tuple[nn.Module, dict[str, f
     calibration = one.profile.needed_calibration("the ranks of what is left need")
     shape = calibration.shape[1:]
     rest = share * score.macs(one.model, shape) / score.macs(half, shape)
-    return compress(half, calibration, kept=rest).model, left
+    return compress(half, calibration, kept=rest, refine=False).model, left
 
 
 def zeroed(one: Subject, share: float) -> nn.Module:
@@ -373,7 +378,8 @@ def _enter_refined(bench, one, share, net, before, chooser, factors, plan, secon
     about: dict[str, Any] = {"scope": one.scope, "budget_kind": "macs", "budget": share, "stored_as": "low rank"}
     about |= {"tuned": REFINED, "needs": "images", "evaluations": 0, "plan": json.dumps(plan)}
     about["untuned_accuracy"] = training.evaluate(before, *bench.images.tensors("test")).accuracy
-    bench.enter(one, net, chooser=chooser, factors=factors, seconds_to_find=seconds, **about)
+    times = bench.times(one.name, json.dumps(plan))
+    bench.enter(one, net, times, chooser=chooser, factors=factors, seconds_to_find=seconds, **about)
 
 
 def onnx_rows(bench: Bench, one: Subject, share: float, factors: str, folder: Path) -> list[float]:
