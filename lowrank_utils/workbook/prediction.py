@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from lowrank_utils import compression, paths
 from lowrank_utils.lab import data, training
 from lowrank_utils.network.profile import profile
 from lowrank_utils.ranks import prediction
-from lowrank_utils.workbook import plots
+from lowrank_utils.workbook import plots, rivals
 
 NAME = "prediction"  # of the rows and the picture in the gallery
 KEPT = (0.9, 0.75, 0.5, 0.35, 0.25, 0.15)
@@ -84,10 +84,7 @@ def divergences(dense: nn.Module, small: nn.Module, images: torch.Tensor) -> tor
     return torch.cat(found)
 
 
-def published(folder: str | Path | None = None) -> pd.DataFrame | None:
-    """Return the measured rows of a gallery (default: outputs/gallery), or None where there are none."""
-    place = Path(folder or paths.GALLERY) / f"{NAME}.csv"
-    return pd.read_csv(place) if place.is_file() else None
+published = partial(rivals.published, NAME)
 
 
 def figure(rows: pd.DataFrame) -> Figure:

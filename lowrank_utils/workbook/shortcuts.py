@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -13,10 +13,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from lowrank_utils import paths
 from lowrank_utils.compression import compress
 from lowrank_utils.lab import training
 from lowrank_utils.lab.data import Dataset
+from lowrank_utils.workbook import rivals
 from lowrank_utils.workbook.plots import canvas
 from lowrank_utils.workbook.prediction import divergences
 
@@ -38,10 +38,7 @@ CAPTION = (
 )
 
 
-def published(folder: str | Path | None = None) -> pd.DataFrame | None:
-    """Return the rows of the gallery in `folder` (default: outputs/gallery); None where it has none."""
-    path = Path(folder or paths.GALLERY) / f"{NAME}.csv"
-    return pd.read_csv(path) if path.is_file() else None
+published = partial(rivals.published, NAME)
 
 
 def section(rows: pd.DataFrame) -> str:
