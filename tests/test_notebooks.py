@@ -225,13 +225,20 @@ def test_papermill_explains_every_parameter(path, tmp_path, monkeypatch):
 
 
 # What a notebook takes minutes for at its defaults, which nbval runs.
-LESS = {"epochs": 2, "networks": ["lenet300"], "evaluations": 2, "measure_images": 100, "big": "torchvision/alexnet"}
+LESS = {
+    "dataset": "digits",
+    "epochs": 2,
+    "networks": ["lenet300"],
+    "evaluations": 2,
+    "measure_images": 100,
+    "big": "torchvision/alexnet",
+}
 
 
 @pytest.mark.slow
 @each(NOTEBOOKS)
 def test_papermill_runs_it_from_another_folder(path, tmp_path):
-    words = ["-p", "dataset", "digits", "-p", "output_folder", tmp_path / "out", "--no-progress-bar"]
+    words = ["-p", "output_folder", tmp_path / "out", "--no-progress-bar"]
     for name in LESS.keys() & jobs.inspect(path):
         words += ["-y", yaml.safe_dump({name: LESS[name]})]
     done = papermill(path, "out.ipynb", *words, folder=tmp_path)

