@@ -15,15 +15,35 @@ from lowrank_utils.lab import language, text
 from lowrank_utils.workbook import results, rivals
 from lowrank_utils.workbook.chapters import language_model as chapter
 
+Part = tuple[Sequence[float], Sequence[tuple[str, str]], Sequence[int]]  # of the grid of rows
+
 NAME = "language"  # of the rows and the picture in the gallery
 CORPUS = "wikitext-2"
-KEPT = (0.9, 0.8, 0.7, 0.6)  # shares of the parameters of the blocks
-WINDOW, CALIBRATION, TEST = 512, 16, 8  # tokens a window, windows of the validation text, windows of the test text
+WINDOW, CALIBRATION, TEST = 512, 16, 40  # tokens a window, windows of the validation text, windows of the test text
 TEST_SEED = 1000
-PAIRS = (
-    *chapter.MAIN,
-    ("ENC-Map", "fisher-layerwise"),
-    ("components", "fisher-layerwise"),
+SIX = (  # the pairs that are followed over all sizes
+    ("one share", "svd"),
+    ("one share", "asvd"),
+    ("one share", "data-aware"),
+    ("one share", "fisher-layerwise"),
+    ("exact", "data-aware"),
+    ("exact", "fisher-layerwise"),
+)
+CHOOSERS = ("one share", "energy", "entropy", "components", "ENC-Map", "SVD-LLM V2", "exact")
+PAIRS = (  # every chooser with whitening and with our factors; the other factors with one share and with exact ranks
+    *dict.fromkeys(
+        [
+            *SIX,
+            *((chooser, "data-aware") for chooser in CHOOSERS),
+            *((chooser, "fisher-layerwise") for chooser in CHOOSERS),
+            *((chooser, factors) for factors in ("svd", "asvd", "fwsvd") for chooser in ("one share", "exact")),
+        ]
+    ),
+)
+GRID = (  # (shares of the parameters of the blocks, pairs of chooser and factors, draws of the calibration windows)
+    ((0.9, 0.8), PAIRS, (0,)),
+    ((0.7, 0.6, 0.95), SIX, (0,)),
+    ((0.9, 0.8), SIX, (1, 2)),
 )
 COLUMNS = (
     *("chooser", "factors", "budget", "draw", "blocks_kept", "parameters_kept", "loss", "rise", "perplexity"),
@@ -61,29 +81,25 @@ def section(rows: pd.DataFrame) -> str:
 """
 
 
-def asked(kept: Sequence[float], pairs: Sequence[tuple[str, str]], draws: Sequence[int]) -> list[dict[str, Any]]:
+def asked(grid: Sequence[Part] = GRID) -> list[dict[str, Any]]:
     """Return what each row is about: the dense network first, then every pair at every size, for each draw of calibration windows.
 
-    >>> asked((0.9,), [("exact", "svd")], (0,))[1]
+    >>> asked([((0.9,), [("exact", "svd")], (0,))])[1]
     {'chooser': 'exact', 'factors': 'svd', 'budget': 0.9, 'draw': 0}
     """
     found = [{"chooser": "dense", "factors": "none", "budget": 1.0, "draw": 0}]
-    for draw in draws:
+    for kept, pairs, draws in grid:
         found += [
             {"chooser": chooser, "factors": factors, "budget": share, "draw": draw}
+            for draw in draws
             for share in kept
             for chooser, factors in pairs
         ]
     return found
 
 
-def renew(
-    path: str | Path | None = None,
-    kept: Sequence[float] = KEPT,
-    pairs: Sequence[tuple[str, str]] = PAIRS,
-    draws: Sequence[int] = (0,),
-) -> pd.DataFrame:
-    """Return the rows of the gallery; those that its file lacks are measured now, half a minute each on an idle core.
+def renew(path: str | Path | None = None, grid: Sequence[Part] = GRID) -> pd.DataFrame:
+    """Return the rows of the gallery; those that its file lacks are measured now, a minute each on an idle core.
 
     Delete the file to measure all of them anew. Raises OSError where the model or the text cannot be had.
     """
@@ -102,4 +118,4 @@ def renew(
         found = bench.dense_row() if dense else bench.measured(one["chooser"], one["factors"], one["budget"])
         return {name: found.get(name) for name in COLUMNS} | dict(one)
 
-    return results.completed(path or paths.GALLERY / f"{NAME}.csv", asked(kept, pairs, draws), row)
+    return results.completed(path or paths.GALLERY / f"{NAME}.csv", asked(grid), row)
