@@ -28,6 +28,7 @@ check: $(STAMP)  ## look at a change in a minute and a half: style, floors, type
 test: $(STAMP)  ## check everything: units, docstrings, every notebook against its stored outputs, pages in a browser
 	@$(BIN)/python -m lowrank_utils data fashion-mnist
 	@$(BIN)/python -m lowrank_utils data smollm2-135m
+	@$(BIN)/python -m lowrank_utils data efficientnet-lite0
 	@$(BIN)/python -m pytest $(ARGS)
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab

@@ -210,6 +210,32 @@ def test_sequences_are_refined_by_their_relative_error():
     assert as_classes.after < as_classes.before != found.before
 
 
+@pytest.mark.parametrize(
+    "model, x, once",
+    [
+        (mlp((12, 30, 5)), inputs(2, 12), True),
+        (nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), inputs(2, *IMAGE), True),
+        (pixels(), inputs(2, *IMAGE), False),
+        (nn.Linear(4, 3), inputs(2, 7, 4), False),  # sequences
+        (nn.ReLU(), inputs(2, 4), False),
+    ],
+)
+def test_layers_that_see_one_position_an_input_are_told_from_others(model, x, once):
+    assert module._one_position(model, x) is once
+
+
+def test_only_networks_with_many_positions_get_a_curvature(pair, monkeypatch):
+    def refused(*args):
+        raise AssertionError("the curvature was measured")
+
+    monkeypatch.setattr(module, "_Preconditioner", refused)
+    assert refine(*pair, inputs(100, 12), steps=2).steps == 2
+    model = pixels()
+    small = replace.apply_plan(Profile(model, input_shape=IMAGE), {"3": 8}, factors="svd", resource=None)
+    with pytest.raises(AssertionError, match="the curvature was measured"):
+        refine(model, small, inputs(100, *IMAGE), steps=2)
+
+
 def test_cut_and_paste_takes_pixels_from_one_other_image():
     images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 2, 8, 10)
     mixed = cut_and_paste(images, torch.Generator().manual_seed(0))

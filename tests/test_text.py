@@ -133,10 +133,19 @@ def test_a_split_that_is_not_there_is_named_when_it_is_asked_for(published):
     ):
         _ = found.train
     assert set(found.absent) == {"train", "valid"}
+    with pytest.raises(DataUnavailable, match="no valid text on this machine"):
+        _ = found.calibration
     with pytest.raises(ValueError, match="unknown split 'all': choose train, valid or test"):
         found.split("all")
     (published / "train.txt").write_text(TOKENS)
     assert load(published).train and load(published).fingerprint != found.fingerprint
+    assert load(published).calibration == load(published).train
+
+
+def test_validation_text_stands_in_for_a_training_split_that_is_not_there(published):
+    (published / "wiki.test.raw").write_text(RAW)
+    (published / "wiki.valid.raw").write_text(RAW)
+    assert load(published).calibration == load(published).valid
 
 
 def test_a_file_that_is_no_text_is_refused(published):

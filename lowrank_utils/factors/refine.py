@@ -27,8 +27,9 @@ from lowrank_utils.progress import track
 
 Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 LOSSES = ("divergence", "error")
-STEPS, TOKEN_STEPS = 480, 40  # the budget where none is given
-BATCH = 25  # inputs
+STEPS, TOKEN_STEPS, POINT_STEPS = 480, 40, 1000  # the budget where none is given; the last of fully connected networks
+BATCH, POINT_BATCH = 25, 100  # inputs
+POINT_RATE = 0.004
 LOOKS = 10  # at the held-out inputs, evenly over the budget
 PATIENCE = 10  # looks without a better state after which it stops: the first steps lose what the last ones win back
 MOST_HELD_OUT = 250  # inputs
@@ -72,7 +73,7 @@ def refine(
     augment: Augment | None = None,
     paste: bool = True,
     loss: str = "error",
-    rate: float = 0.01,
+    rate: float | None = None,
     batch_size: int | None = None,
     held_out: float | Batch = 0.15,
     seed: int = 0,
@@ -82,8 +83,11 @@ def refine(
     Nothing that is given is changed. Batch norms keep their statistics, and their scales and shifts are tuned with all
     other parameters. A share `held_out` of the inputs (at most 250) is never learnt from: the loss on these decides when
     to stop, and which state is kept, so the result is never worse there than `small` (better on other inputs is likely,
-    not certain), neither in the loss nor in the divergence of the answers. These inputs are looked at as they are. The optimiser is ``torch.optim.SGD`` with Nesterov momentum on gradients preconditioned by the
-    curvature (`_Preconditioner`), with a short warm-up and half a cosine over the budget.
+    not certain), neither in the loss nor in the divergence of the answers. These inputs are looked at as they are. The
+    optimiser is ``torch.optim.SGD`` with Nesterov momentum on gradients preconditioned by the curvature
+    (`_Preconditioner`). In a network whose layers see one position an input, as fully connected ones do, a few hundred
+    inputs tell too little of the curvature: there it is ``torch.optim.Adam``. Both have a short warm-up and half a cosine over
+    the budget.
 
     Parameters
     ----------
@@ -92,14 +96,14 @@ def refine(
     calibration : inputs, N first, a tensor or `inputs.Inputs`; hundreds at least, and more are better. Floating-point ones
         are cast to the type of `model`.
     seconds, steps : budget, in seconds of processor time of this process (all threads) from the call on, or in steps; the
-        first to end counts. A step or a look at the held-out inputs is finished once begun. Default: 480 steps, 40 for token ids. With
-        `seconds` the number of steps, so the result, depends on the machine.
+        first to end counts. A step or a look at the held-out inputs is finished once begun. Default: 480 steps, 40 for token ids,
+        1 000 for fully connected networks. With `seconds` the number of steps, so the result, depends on the machine.
     augment : function of (inputs, generator) that returns changed inputs, as `lab.training.crop_flip`; default none.
     paste : whether images (N x C x H x W, floating point) have rectangles of one another pasted in (`cut_and_paste`).
     loss : "error" (the default), the mean squared error relative to the variance of the dense answers, or "divergence",
         the Kullback-Leibler divergence of the answers as logits over the last axis.
-    rate : largest learning rate.
-    batch_size : inputs in a step (None: 25, and of token ids about 512 tokens).
+    rate : largest learning rate (None: 0.01, and 0.004 of fully connected networks).
+    batch_size : inputs in a step (None: 25, 100 of fully connected networks, and of token ids about 512 tokens).
     held_out : share of `calibration` that is not learnt from, in (0, 1), or other inputs for that end: best are some that
         `small` was not made with either, since it looks better than it is on those that it was made with.
     seed : of splits, batches and pasted images.
@@ -136,13 +140,17 @@ def refine(
     """
     began = time.process_time()
     _check(model, small, calibration, augment, loss)
-    checks.check_number(lambda value: value > 0, "a number above 0", rate=rate)
+    if rate is not None:
+        checks.check_number(lambda value: value > 0, "a number above 0", rate=rate)
     if isinstance(held_out, (torch.Tensor, Inputs)):
         check_some(held_out)
     else:
         checks.check_number(lambda value: 0 < value < 1, "a number between 0 and 1", held_out=held_out)
-    tokens = not is_plain(calibration)
-    batch_size = at_once(calibration, BATCH) if batch_size is None else batch_size
+    points = is_plain(calibration) and _one_position(
+        small, fed(calibration[:2], next(small.parameters(), torch.empty(0)))
+    )
+    if batch_size is None:
+        batch_size = POINT_BATCH if points else at_once(calibration, BATCH)
     checks.check_count(batch_size=batch_size)
     if seconds is not None:
         checks.check_number(lambda value: value > 0, "a number above 0", seconds=seconds)
@@ -153,14 +161,14 @@ def refine(
         return _unchanged(new, began, "Nothing was refined: one input leaves none to hold out.")
     if not any(value.is_floating_point() for value in new.parameters()):
         return _unchanged(new, began, "Nothing was refined: the compressed network has no parameters.")
-    usual = TOKEN_STEPS if tokens else STEPS
+    usual = POINT_STEPS if points else STEPS if is_plain(calibration) else TOKEN_STEPS
     budget = _Budget(began, seconds, usual if steps is None and seconds is None else steps)
     task = _Task(model, calibration, augment, paste, loss, batch_size, held_out, seed)
     if task.constant():
         return _unchanged(
             new, began, "Nothing was refined: the dense network gives all calibration inputs the same answer."
         )
-    return _tune(new, task, budget, rate)
+    return _tune(new, task, budget, rate or (POINT_RATE if points else 0.01), points)
 
 
 def cut_and_paste(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -307,16 +315,29 @@ class _Task:
         return sum(losses) / count, sum(divergences) / count
 
 
-def _tune(new, task, budget, rate):
+def _one_position(model, inputs):
+    # whether each layer is applied once to an input, as those of fully connected networks are
+    rows = []
+
+    def hook(layer, args, kwargs, out):
+        rows.append(len(output_rows(layer, out)[0]))
+
+    layers = {name: layer for name, layer in model.named_modules() if schemes_of(layer)}
+    with hooked(model, dict.fromkeys(layers, hook)), evaluating(model):
+        call(model, inputs)
+    return bool(rows) and max(rows) <= len(inputs)
+
+
+def _tune(new, task, budget, rate, points):
     flags = [(value, value.requires_grad) for value in new.parameters()]
     tuned = [value.requires_grad_(True) for value in new.parameters() if value.is_floating_point()]
-    optimiser = torch.optim.SGD(tuned, lr=rate, momentum=0.9, nesterov=True)
+    optimiser: Any = torch.optim.Adam(tuned, rate) if points else torch.optim.SGD(tuned, rate, 0.9, nesterov=True)
     look = _Looks(new, task, budget)
     look(0)
     note = "" if math.isfinite(look.best) else "Nothing was refined: the compressed network's answers are not finite."
     step = 0
     with torch.enable_grad():
-        curvature: Any = None if note else _Preconditioner(new, task)
+        curvature = None if note or points else _Preconditioner(new, task)
         for step, spent in () if note else budget.running():
             for group in optimiser.param_groups:
                 group["lr"] = rate * _schedule(spent)
@@ -324,7 +345,8 @@ def _tune(new, task, budget, rate):
             value = task.distance(_tensor(call(new, inputs)), wanted)
             optimiser.zero_grad()
             value.backward()
-            curvature.apply()
+            if curvature is not None:
+                curvature.apply()
             optimiser.step()
             step += 1
             due = budget.spent(step) * LOOKS >= len(look.history)

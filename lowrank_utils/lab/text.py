@@ -83,6 +83,11 @@ class Text:
         return self.split("valid")
 
     @property
+    def calibration(self) -> str:
+        """The training split, or the validation split where the training split is not on this machine."""
+        return self.valid if "train" in self.absent else self.train
+
+    @property
     def test(self) -> str:
         """The split for the score, looked at last."""
         return self.split("test")
