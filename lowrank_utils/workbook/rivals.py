@@ -99,7 +99,7 @@ def table(rows: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def in_markdown(table: pd.DataFrame) -> str:
-    """Return a table of `table` as Markdown, with one decimal."""
+def in_markdown(table: pd.DataFrame, rows: str = "method") -> str:
+    """Return `table` as Markdown, with one decimal; `rows` heads the column of row names."""
     lines = [[method, *(f"{value:.1f}" for value in table.loc[method])] for method in table.index]
-    return markdown(["method", *table.columns], lines)
+    return markdown([rows, *table.columns], lines)

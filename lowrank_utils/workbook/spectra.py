@@ -132,3 +132,18 @@ def figure(rows: pd.DataFrame) -> Figure:
 def medians(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the medians over all matrices of each network, in percent: a row a network, a column a measure."""
     return 100 * rows.groupby("network", sort=False)[list(PANELS)].median()
+
+
+def section(rows: pd.DataFrame) -> str:
+    """Return the part of the gallery's page that shows the picture and its medians."""
+    shown = medians(rows).rename(columns=PANELS).T.round(1)
+    return f"""## Spectra of two transformers
+
+![Effective rank and energy lost at half of the parameters, matrix by matrix, of an encoder and of a language model](spectra.png)
+
+All {len(rows)} matrices in the layers of the sentence encoder and of the language model, each at half of its parameters alone. A point is a matrix, a bar the median. Medians in percent:
+
+{rivals.in_markdown(shown, "measure")}
+
+The rows are `spectra.csv`.
+"""
