@@ -180,8 +180,10 @@ def test_a_small_batch_size_gives_the_same_answer(ids):
     assert lowrank_utils.profile(model, ids, batch_size=7).batch_size == 7
 
 
-def test_a_network_of_words_is_refined_too(ids):
+def test_a_network_of_words_is_refined_where_that_is_asked_for(ids):
     model = Words().eval()
+    assert compression.compress(model, {"input_ids": ids}, kept=0.9).refined is None
+    assert compression.compress(model, {"input_ids": ids}, kept=0.9, refine=True, refine_steps=1).refined.steps == 1
     found = compression.compress(model, {"input_ids": ids}, kept=0.9, refine_steps=30)
     assert found.refined.after <= found.refined.before
     assert divergence(found.model, model, ids) < 0.01
