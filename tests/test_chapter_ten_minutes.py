@@ -151,9 +151,11 @@ def test_sentences_follow_the_numbers():
     steep, flat = spectrum(*(2.0**-i for i in range(20))), torch.ones(20)
     slope, noise = torch.linspace(-1, 1, 64), torch.randn(64, generator=torch.Generator().manual_seed(0))
     shape = chapter.about_components(steep, torch.stack([slope, noise]), flat, GREY)
-    assert "first is a shape" in shape and "has gathered" in shape and "Before training they held 50.0%" in shape
+    assert (
+        "first pattern is a shape" in shape and "has gathered" in shape and "Before training they held 50.0%" in shape
+    )
     other = chapter.about_components(flat, torch.stack([noise, slope]), steep, GREY)
-    assert "no smoother" in other and "hardly" in other
+    assert "hardly smoother" in other and "hardly" in other
     assert (
         chapter.about_strip(spectrum(3, 2, 1)) == "Half of the energy is back at rank 1, and 90% of it at rank 2 of 3."
     )
@@ -163,7 +165,9 @@ def test_sentences_follow_the_numbers():
     assert "So the places" in chapter.about_shuffled(steep, flat, 10)
 
 
-@pytest.mark.parametrize(("aware", "said"), [(0.8, "30.0 points ahead"), (0.4, "10.0 points behind"), (0.5, "level")])
+@pytest.mark.parametrize(
+    ("aware", "said"), [(0.8, "30.0 points ahead"), (0.4, "10.0 points behind"), (0.5, "level"), (0.50049, "level")]
+)
 def test_the_better_directions_are_named_as_measured(aware, said):
     table = pd.DataFrame({"factors": ["svd", "data-aware"], "rank": 5, "lost": [0.4, 0.1], "accuracy": [0.5, aware]})
     told = chapter.about_curves(table, 5)
@@ -182,8 +186,14 @@ def test_the_call_is_told_as_measured(after, said):
     assert said in told and "25.0% of the parameters" in told and "standard error of 0.3 points" in told
 
 
+def test_a_difference_is_that_of_the_numbers_beside_it():
+    table = pd.DataFrame({"factors": ["svd", "data-aware"], "rank": 5, "lost": 0.5, "accuracy": [0.5194, 0.8016]})
+    told = chapter.about_curves(table, 5)
+    assert "51.9%" in told and "80.2%" in told and "28.3 points" in told  # not 28.2, as the unrounded numbers have it
+
+
 def test_the_layer_is_told_as_it_is(trained):
-    assert "turns 64 pixels into 40 outputs" in chapter.about_layer(trained, "1")
+    assert "turns the 64 numbers of an image into 40 outputs" in chapter.about_layer(trained, "1")
     assert "2,560 weights, which are 71% of the 3,630" in chapter.about_layer(trained, "1")
 
 

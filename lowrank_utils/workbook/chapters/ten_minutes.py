@@ -470,7 +470,7 @@ def about_layer(model: nn.Module, name: str) -> str:
     d_out, d_in = layer.weight.shape
     whole = score.parameters(model)
     return (
-        f"The layer `{name}` turns {d_in:,} pixels into {d_out:,} outputs. Its matrix holds {d_out * d_in:,} weights, which are "
+        f"The layer `{name}` turns the {d_in:,} numbers of an image into {d_out:,} outputs. Its matrix holds {d_out * d_in:,} weights, which are "
         f"{d_out * d_in / whole:.0%} of the {whole:,} parameters of the network."
     )
 
@@ -483,9 +483,9 @@ def about_components(singular_values: torch.Tensor, vt: torch.Tensor, start: tor
     count, few = len(singular_values), min(10, len(singular_values))
     first, last = smoothness(vt[0], shape), smoothness(vt[-1], shape)
     shapes = (
-        "So the first is a shape, and the last is closer to noise."
+        "So the first pattern is a shape, and the last is close to noise."
         if first > last + 0.2
-        else "So the first is no smoother than the last."
+        else "So the first pattern is hardly smoother than the last."
     )
     held, before = energy(singular_values, few), energy(start, few)
     learned = (
@@ -494,7 +494,8 @@ def about_components(singular_values: torch.Tensor, vt: torch.Tensor, start: tor
         else "Training has hardly gathered it."
     )
     return (
-        f"Neighbouring pixels of component 1 correlate by {first:.2f}, those of component {count} by {last:.2f}. {shapes} "
+        f"In the input pattern of component 1, neighbouring pixels correlate by {first:.2f}. In that of component {count}, they "
+        f"correlate by {last:.2f}. {shapes} "
         f"The first {few} of {count} components hold {held:.1%} of the energy. Before training they held {before:.1%}. {learned}"
     )
 
@@ -526,21 +527,26 @@ def about_curves(table: pd.DataFrame, rank: int) -> str:
     if not {"svd", "data-aware"} <= set(at.index):
         raise ValueError(f"rank={rank} was not measured: choose one of {sorted(set(table['rank']))}")
     plain, aware = at.loc["svd"], at.loc["data-aware"]
-    ahead = 100 * (aware["accuracy"] - plain["accuracy"])
+    ahead = _points(aware["accuracy"], plain["accuracy"])
     verdict = f"Data-aware directions are {abs(ahead):.1f} points {'ahead' if ahead > 0 else 'behind'}."
     return (
         f"At rank {rank}, plain directions lose {plain['lost']:.0%} of the energy of the outputs, and the network is right on "
         f"{plain['accuracy']:.1%} of the validation images. Data-aware directions lose {aware['lost']:.0%}, and it is right on "
-        f"{aware['accuracy']:.1%}. {verdict if round(ahead, 1) else 'They are level.'}"
+        f"{aware['accuracy']:.1%}. {verdict if ahead else 'They are level.'}"
     )
+
+
+def _points(accuracy: float, other: float) -> float:
+    """Return by how many points one accuracy is above another, as the two are printed: with one decimal."""
+    return round(round(100 * accuracy, 1) - round(100 * other, 1), 1)
 
 
 def about_call(rows: pd.DataFrame, images: int) -> str:
     """Return in sentences what `compress` kept and lost; `rows` are those of `experiment`, `images` how many were tested."""
     before = rows[rows["chooser"] == "dense"].iloc[0]
     after = rows[rows["chooser"] != "dense"].iloc[0]
-    change = 100 * (after["accuracy"] - before["accuracy"])
-    way = "no change" if not round(change, 1) else f"{abs(change):.1f} points {'more' if change > 0 else 'less'}"
+    change = _points(after["accuracy"], before["accuracy"])
+    way = "no change" if not change else f"{abs(change):.1f} points {'more' if change > 0 else 'less'}"
     error = 100 * math.sqrt(before["accuracy"] * (1 - before["accuracy"]) / images)
     return (
         f"**Before:** {before['parameters']:,} parameters, {before['accuracy']:.1%} of the test images right. "
