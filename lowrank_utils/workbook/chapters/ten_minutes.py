@@ -363,7 +363,15 @@ def curves(table: pd.DataFrame, card: LayerProfile, dense: float) -> Figure:
     right.annotate("dense network", (0.95, dense), (0, 3), textcoords="offset points", fontsize=9)
     right.set(ylim=(0, 1.12 * max(dense, 0.9)), ylabel="accuracy", title=f"the network with only {card.name} cut")
     right.annotate(
-        "saves nothing", (end, 0), (-3, 6), textcoords="offset points", fontsize=9, rotation=90, ha="right", va="bottom"
+        "saves nothing",
+        (end, 0),
+        (-3, 6),
+        textcoords="offset points",
+        fontsize=9,
+        rotation=90,
+        ha="right",
+        va="bottom",
+        bbox={"facecolor": "0.9", "edgecolor": "none", "pad": 1},
     )
     right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return figure
@@ -519,19 +527,19 @@ def about_break_even(card: LayerProfile, rank: int) -> str:
 
 
 def about_curves(table: pd.DataFrame, rank: int) -> str:
-    """Return in sentences what plain and data-aware directions lose at `rank`; `table` is that of `by_rank`.
+    """Return in sentences what plain and data-aware factors lose at `rank`; `table` is that of `by_rank`.
 
     Raises ValueError for a rank that was not measured.
     """
-    at = table[table["rank"] == rank].set_index("factors")
-    if not {"svd", "data-aware"} <= set(at.index):
+    at = {row["factors"]: row for row in table[table["rank"] == rank].to_dict("records")}
+    if not {"svd", "data-aware"} <= at.keys():
         raise ValueError(f"rank={rank} was not measured: choose one of {sorted(set(table['rank']))}")
-    plain, aware = at.loc["svd"], at.loc["data-aware"]
+    plain, aware = at["svd"], at["data-aware"]
     ahead = _points(aware["accuracy"], plain["accuracy"])
-    verdict = f"Data-aware directions are {abs(ahead):.1f} points {'ahead' if ahead > 0 else 'behind'}."
+    verdict = f"Data-aware factors are {abs(ahead):.1f} points {'ahead' if ahead > 0 else 'behind'}."
     return (
-        f"At rank {rank}, plain directions lose {plain['lost']:.0%} of the energy of the outputs, and the network is right on "
-        f"{plain['accuracy']:.1%} of the validation images. Data-aware directions lose {aware['lost']:.0%}, and it is right on "
+        f"At rank {rank}, plain factors lose {plain['lost']:.0%} of the energy of the outputs, and the network is right on "
+        f"{plain['accuracy']:.1%} of the validation images. Data-aware factors lose {aware['lost']:.0%}, and it is right on "
         f"{aware['accuracy']:.1%}. {verdict if ahead else 'They are level.'}"
     )
 
@@ -543,8 +551,8 @@ def _points(accuracy: float, other: float) -> float:
 
 def about_call(rows: pd.DataFrame, images: int) -> str:
     """Return in sentences what `compress` kept and lost; `rows` are those of `experiment`, `images` how many were tested."""
-    before = rows[rows["chooser"] == "dense"].iloc[0]
-    after = rows[rows["chooser"] != "dense"].iloc[0]
+    (before,) = rows[rows["chooser"] == "dense"].to_dict("records")
+    (after,) = rows[rows["chooser"] != "dense"].to_dict("records")
     change = _points(after["accuracy"], before["accuracy"])
     way = "no change" if not change else f"{abs(change):.1f} points {'more' if change > 0 else 'less'}"
     error = 100 * math.sqrt(before["accuracy"] * (1 - before["accuracy"]) / images)
