@@ -39,6 +39,7 @@ site: $(STAMP)  ## build the pages of notebooks and gallery, to be read without 
 
 notebooks: $(STAMP)  ## execute the notebooks and solutions in place, at their defaults
 	@$(BIN)/python -m lowrank_utils refresh $(ARGS)
+	@$(BIN)/python -m lowrank_utils twins
 
 clean:  ## remove what make made; data and outputs/gallery stay
 	rm -rf $(VENV) outputs/runs outputs/sweeps outputs/site outputs/.site-build build *.egg-info .pytest_cache .hypothesis .benchmarks .ruff_cache .import_linter_cache

@@ -157,6 +157,20 @@ def refresh(
 
 
 @app.command()
+def twins(
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; say which are out of step.")] = False,
+) -> None:
+    """Write each notebook once more as Markdown in notebooks/text, without outputs, for reviews of prose."""
+    from lowrank_utils.workbook import twins as texts
+
+    for path in texts.stale() if check else texts.write():
+        typer.echo(f"{'out of step' if check else 'written' if path.exists() else 'removed'}: {_short(path)}")
+    if check and texts.stale():
+        typer.echo("error: text twins differ from their notebooks; run python -m lowrank_utils twins", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
 def data(
     name: Annotated[
         str,

@@ -23,7 +23,9 @@ def test_help_answers_within_a_second(toy):
         shown = toy.call("--help")
         seconds.append(sum(os.times()[2:4]) - start)
     assert shown.code == 0 and min(seconds) < 1
-    assert all(word in shown.out for word in ("run", "sweep", "data", "report", "parameters", "publish-checkpoint"))
+    assert all(
+        word in shown.out for word in ("run", "sweep", "data", "report", "parameters", "twins", "publish-checkpoint")
+    )
 
 
 @pytest.mark.parametrize(

@@ -377,7 +377,7 @@ def test_reader_finds_the_way(browser, site):
         chapters = page.evaluate(STATE)["chapters"]
         wanted = [f"notebooks/{p.stem}.html" for p in sorted(paths.NOTEBOOKS.glob("*.ipynb"))]
         assert [c for c in chapters if re.fullmatch(r"notebooks/\w+\.html", c)] == wanted
-        page.click(f"article a[href='{wanted[1]}']")
+        page.click(f"article a[href='{wanted[2]}']")
         page.wait_for_load_state("networkidle")
         assert "ARSVD" in page.title()
         page.click(".related-pages .next-page")

@@ -178,7 +178,7 @@ def test_hooks_are_local():
     config = yaml.safe_load((paths.ROOT / ".pre-commit-config.yaml").read_text())
     assert [repo["repo"] for repo in config["repos"]] == ["local"]
     hooks = {hook["id"]: hook for hook in config["repos"][0]["hooks"]}
-    assert set(hooks) == {"ruff", "ruff-format", "import-linter", "notebooks"}
+    assert set(hooks) == {"ruff", "ruff-format", "import-linter", "notebooks", "text-twins"}
     assert all(hook["language"] == "system" for hook in hooks.values())
 
 

@@ -51,6 +51,14 @@ def test_a_notebook_is_named_by_number_or_name(project, word):
     assert [job.notebook for job in jobs.list_jobs(only=[word])] == ["02_second"]
 
 
+def test_notebook_zero_has_a_number_too(project):
+    write_notebook(project.root / "notebooks" / "00_zero.ipynb", "1")
+    for word in ("00", "0", "00_zero"):
+        assert list(jobs.select([word])) == ["00_zero"]
+    with pytest.raises(ValueError, match="unknown notebook ''"):
+        jobs.select([""])
+
+
 @pytest.mark.parametrize(
     ("request_", "says"),
     [

@@ -28,6 +28,7 @@ GIVEN = "output_folder"  # the one parameter that the executor gives; a place, s
 _SHARE = (lambda v: 0 < v <= 1, "a share in (0, 1]")
 _POSITIVE = (lambda v: v > 0, "more than 0")
 LIMITS = {
+    "rank": _POSITIVE,
     "threshold": _SHARE,
     "kept": _SHARE,
     "drop": (lambda v: 0 <= v < 1, "a share, at least 0 and below 1"),
@@ -96,7 +97,7 @@ def select(only: Collection[str], folder: str | Path | None = None) -> dict[str,
     chosen = set()
     for word in only:
         stem = Path(word).name.removesuffix(".ipynb")
-        hits = [name for name in known if stem == name or stem.lstrip("0") == name.split("_")[0].lstrip("0")]
+        hits = [name for name in known if stem == name or (stem and stem.lstrip("0") == name.split("_")[0].lstrip("0"))]
         if not hits:
             raise ValueError(f"unknown notebook {word!r}; known: {', '.join(known)}{_closest(stem, known)}")
         chosen.update(hits)

@@ -18,7 +18,7 @@ def every() -> dict[str, ModuleType]:
     """Return {notebook: chapter} of all chapters, in the order of their notebooks.
 
     >>> list(every())[:2]
-    ['01_training', '02_arsvd']
+    ['00_low_rank_in_ten_minutes', '01_training']
     """
     found = (importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__))
     found = [chapter for chapter in found if hasattr(chapter, "NOTEBOOK")]  # a file of helpers has none
