@@ -129,8 +129,11 @@ def refine(
     All with flips, shifts and pasted rectangles: the divergence falls fastest where it is the loss, but mostly by
     answers that are less sure of themselves.
     As `compress` calls it (480 steps of 25 images, without flips and shifts, judged by 150 inputs that the sweep did not see), test
-    accuracy goes from 83.4 to 84.8 % (means of three draws of 1 000 images; `compress` takes 35 s in all). Fully connected networks (LeNet-300-100) gain nothing:
-    they are too sure of their training inputs, and the note then says that the state it began with is kept.
+    accuracy goes from 83.4 to 84.8 % (means of three draws of 1 000 images; `compress` takes 35 s in all).
+
+    Fully connected, LeNet-300-100, 5 000 inputs, means of three networks: at a twentieth of the parameters MNIST's test accuracy
+    goes from 90.6 to 93.1 %, at a tenth from 97.3 to 97.5 %; Fashion-MNIST's stays within 0.3 points. Language model,
+    SmolLM2-135M, 16 windows of 512 tokens: no state was better on two held-out windows than the one it began with.
 
     >>> dense = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     >>> small = nn.Sequential(nn.Sequential(nn.Linear(6, 2, bias=False), nn.Linear(2, 8)), nn.ReLU(), nn.Linear(8, 3))
