@@ -110,6 +110,18 @@ def test_two_drops_have_a_verdict_each_and_settings_without_rows_are_named():
     assert (none.said, none.holds, none.counted, none.settings) == ("not measured: never run", "-", 0, 2)
 
 
+def test_a_curve_that_ends_too_early_settles_nothing():
+    rows = curve([(0.4, 0.85, 0.85), (0.3, 0.8, 0.8)])
+    found = verdicts.size_verdict(rows, DENSE)
+    assert found.holds == "-" and found.counted == 0 and found.said.startswith("not measured: its curve ends at 40%")
+    both = pd.concat([rows, CURVE.assign(seed=1)])
+    found = verdicts.size_verdict(both, pd.concat([DENSE, DENSE.assign(seed=1)]))
+    assert found.counts.startswith("1 of 2; left out: mnist, lenet300, seed 0 (its curve ends at 40%")
+    # the curve goes on to half of the network and more, so that it has its answer
+    large = pd.concat([rows, curve([(0.5, 0.85, 0.85)])])
+    assert verdicts.size_verdict(large, DENSE, points=[1]).said == "1 point: no size, holds in 0 of 1"
+
+
 # ---- ahead at equal size ---------------------------------------------------------------------------------------------
 
 
@@ -224,7 +236,12 @@ def test_one_seed_or_seeds_that_do_not_differ_say_nothing_without_images(ours, t
     assert (row["paired_by"], row["verdict"]) == ("nothing", "not measured") and math.isnan(row["p_holm"])
     found = verdicts.ahead_verdict(plain(*ours), plain(*theirs))
     assert found.holds == "-" and found.counted == 0
-    assert found.said.startswith("not measured: one pair, or pairs that do not differ")
+    assert found.said.startswith("not measured: one pair, or one difference in all pairs")
+
+
+def test_the_same_accuracies_in_several_seeds_are_level():
+    (row,) = verdicts.ahead_at_equal_size(plain(0.9, 0.8), plain(0.9, 0.8)).to_dict("records")
+    assert (row["p_holm"], row["verdict"], row["paired_by"]) == (1.0, "not settled", "seeds")
 
 
 def test_one_row_without_its_images_leaves_the_seeds():

@@ -12,6 +12,7 @@ from lowrank_utils import paths
 from lowrank_utils.lab.columns import KEY, RUN
 from lowrank_utils.workbook import chapters, results, runs
 from lowrank_utils.workbook.tables import markdown
+from lowrank_utils.workbook.verdicts import RULES, Claim, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -188,10 +189,16 @@ def _slug(text):
     return re.sub(r"[^\w.=-]+", "-", str(text)).strip("-")[-80:]
 
 
-_CLAIMS_CAPTION = "Computed from the rows of the gallery. *Yes*, *no* and *in part* count the settings in which the claim held by more than two standard errors of an accuracy on 10 000 images (0.3 points at 98 %, 0.6 at 89 %, 1.0 at 50 %); *consistently* holds in all of them or not at all. Spans run over data sets and seeds (ARSVD), data sets and sizes, means over seeds (DDLR), or networks and sizes, means over draws (ENC)."
+_CLAIMS_CAPTION = (
+    "Computed from the rows of the gallery. *Holds* counts the settings in which the rule is met: *yes* in all, *no* in none, *in part*; *consistently* asks for all. "
+    "*Counted* names every setting that was run and is left out, with the reason. Two verdicts stand for one and two points lost. The rules: "
+    + "; ".join(f"*{name}*: {text}" for name, text in RULES.items())
+    + "."
+)
 
 
-def _claims():
+def every_claim() -> list[Claim]:
+    """Return the claims of all chapters, in their order."""
     return [claim for chapter in chapters.every().values() for claim in getattr(chapter, "CLAIMS", ())]
 
 
@@ -254,30 +261,43 @@ def published_tables(folder: str | Path | None = None) -> dict[str, str]:
         if len(rows):
             tables |= chapter.tables(rows)
     stated = claims(folder)
-    if (stated["ours"] != "not measured").any():
+    if (stated["holds"] != "-").any():
         tables = {"What the papers claim": markdown([*map(str, stated)], stated.to_numpy().tolist())} | tables
     return tables
 
 
-def claims(folder: str | Path | None = None) -> pd.DataFrame:
-    """Return a DataFrame with one row a claim of the three abstracts: paper, claim, setting, theirs, ours, holds, rerun.
+def judged(folder: str | Path | None = None) -> list[tuple[Claim, Verdict]]:
+    """Return every claim with what the published rows say of it."""
+    from lowrank_utils.workbook.verdicts import not_measured
 
-    *Ours* and *holds* are computed from the published rows; a claim for which they hold nothing is "not measured". `theirs`
-    is the number that the abstract gives, where it gives one. `rerun` makes the rows again.
+    table = published_rows(folder=folder)
+    needed = [*RUN, *KEY, "accuracy", "parameters_kept", "macs_kept", "valid_accuracy", "loss"]
+    table = table.reindex(columns=list(dict.fromkeys([*table.columns, *needed])))  # other notebooks write other columns
+    return [(claim, claim.measure(table) or not_measured("no row")) for claim in every_claim()]
+
+
+def claims(folder: str | Path | None = None) -> pd.DataFrame:
+    """Return a DataFrame with one row a claim of the three papers: paper, claim, setting, rule, theirs, ours, counted, holds, rerun.
+
+    *Ours*, *counted* (settings, and those left out with the reason) and *holds* are computed from the published rows; what they say nothing of is
+    "not measured". `theirs` is the number that the paper gives, where it gives one; `rule` is one of `verdicts.RULES`. `rerun` makes the rows again.
     """
     import pandas as pd
 
-    table = published_rows(folder=folder)
-    needed = [*RUN, *KEY, "accuracy", "parameters_kept", "macs_kept"]
-    table = table.reindex(columns=list(dict.fromkeys([*table.columns, *needed])))  # other notebooks write other columns
-    table = table.assign(accuracy=100 * table["accuracy"])
-    rows = [
-        {"paper": paper, "claim": claim, "setting": setting, "theirs": theirs}
-        | dict(zip(("ours", "holds"), measure(table) or ("not measured", "-")))
-        | {"rerun": f"`{rerun}`"}
-        for paper, claim, setting, theirs, measure, rerun in _claims()
-    ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        {
+            "paper": claim.paper,
+            "claim": claim.claim,
+            "setting": claim.setting,
+            "rule": claim.rule,
+            "theirs": claim.theirs,
+            "ours": found.said,
+            "counted": found.counts,
+            "holds": found.holds,
+            "rerun": f"`{claim.rerun}`",
+        }
+        for claim, found in judged(folder)
+    )
 
 
 def errors(notebook: NotebookNode) -> list[int]:

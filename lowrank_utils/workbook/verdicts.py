@@ -11,7 +11,7 @@ Accuracies of rows are shares in [0, 1], as everywhere; what these functions ret
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,18 +28,15 @@ LEVEL = 0.05  # of every test, after Holm's correction
 TEST_IMAGES = 10_000  # of MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100
 RUN_OF = ("dataset", "network", "seed")
 
-SIZE_RULE = (
-    "smallest size at no more than 1 and 2 points lost, chosen on validation images, reported on test; holds: under half of the "
-    "parameters, and on test no more lost than allowed and two standard errors"
-)
-TEST_CURVE_RULE = (
-    "smallest size at no more than {points} points lost, read off the test curve for all methods alike, since the public networks were trained "
-    "on their validation images; holds: under half of the MACs"
-)
-AHEAD_RULE = (
-    "ahead at equal size: mean paired difference, at 5 % after Holm's correction over the settings; paired by test images "
-    "(McNemar within a seed, bootstrap over images and seeds) where rows record them, by seeds alone (Student's t) where not"
-)
+RULES = {  # what the claim table calls them, and what they ask
+    "size": "the smallest network that loses at most 1 (then 2) points on validation images, reported on test. It holds where less than half of the "
+    "parameters stay and the points lost on test are no more than allowed, two standard errors of the dense accuracy aside",
+    "size, test curve": "the same in MACs, read off the test curve for all methods alike, because the public networks were trained on their validation images",
+    "ahead": "the mean paired difference at equal size, at 5 % after Holm's correction over the settings of the row. Pairs are test images (McNemar within a "
+    "seed, a bootstrap over images and seeds or draws) where the rows record which are right, else seeds alone (Student's t)",
+    "no loss": "no settled loss against the dense network, by the pairs of *ahead*",
+    "as in the paper": "the paper's own measure at the paper's own setting, theirs beside ours",
+}
 
 
 # ---- claims and verdicts ---------------------------------------------------------------------------------------------
@@ -55,12 +52,14 @@ class Verdict:
     holds : yes, no or in part, or "-" where nothing was measured.
     counted : how many settings the verdict counts.
     left_out : {setting: the reason why it does not count}.
+    paired_by : the pairs of each setting counted, such as images or seeds; empty where nothing was paired.
     """
 
     said: str
     holds: str = "-"
     counted: int = 0
     left_out: Mapping[str, str] = field(default_factory=dict)
+    paired_by: tuple[str, ...] = ()
 
     @property
     def settings(self) -> int:
@@ -69,16 +68,24 @@ class Verdict:
 
     @property
     def counts(self) -> str:
-        """The settings counted and left out, in words.
+        """The settings counted and left out, in words; those that differ in their last number alone are put together.
 
-        >>> Verdict("", "yes", 2, {"a": "too small", "b": "too small"}).counts
-        '2 of 4; left out: a, b (too small)'
+        >>> Verdict("", "yes", 2, {"mnist, seed 0": "too small", "mnist, seed 1": "too small"}).counts
+        '2 of 4; left out: mnist, seed 0, 1 (too small)'
         """
         reasons: dict[str, list[str]] = {}
         for setting, reason in self.left_out.items():
             reasons.setdefault(reason, []).append(setting)
-        told = [f"{', '.join(settings)} ({reason})" for reason, settings in reasons.items()]
+        told = [f"{'; '.join(_together(settings))} ({reason})" for reason, settings in reasons.items()]
         return f"{self.counted} of {self.settings}" + ("; left out: " + "; ".join(told) if told else "")
+
+
+def _together(settings: Sequence[str]) -> list[str]:
+    groups: dict[str, list[str]] = {}
+    for setting in settings:
+        start, _, end = setting.rpartition(" ")
+        groups.setdefault(start, []).append(end)
+    return [f"{start} {', '.join(ends)}".strip() for start, ends in groups.items()]
 
 
 @dataclass(frozen=True)
@@ -88,11 +95,12 @@ class Claim:
     Attributes
     ----------
     paper, claim, setting : whose claim, in the paper's words or "the same", and where it is judged.
-    rule : the rule that gives the verdict, in words.
+    rule : the rule that gives the verdict, one of `RULES`.
     theirs : the number that the paper gives, or "-".
     measure : function of the published rows that returns a `Verdict`, or None where no row is about the claim.
     rerun : the command that makes the rows again.
-    unmet : {number of a rule of fair comparison: why this claim does not keep it}; `audit` asks for it.
+    posed : whether the method is judged as its authors pose it.
+    unmet : {number of a rule of fair comparison: why this claim does not keep it}, beside those of its chapter; `audit` asks for them.
     """
 
     paper: str
@@ -102,6 +110,7 @@ class Claim:
     theirs: str
     measure: Callable[[pd.DataFrame], Verdict | None]
     rerun: str
+    posed: bool = False
     unmet: Mapping[int, str] = field(default_factory=dict)
 
 
@@ -126,6 +135,13 @@ def _named(keys: Sequence[str], values: object) -> str:
     each = values if isinstance(values, tuple) else (values,)
     words = [value if isinstance(value, str) else f"{key} {value:g}" for key, value in zip(keys, each, strict=True)]
     return ", ".join(words)
+
+
+def _left_out(
+    keys: Sequence[str], settings: Sequence[tuple], have: set[tuple], absent: Mapping[tuple, str] | str
+) -> dict[str, str]:
+    reasons = absent if isinstance(absent, Mapping) else dict.fromkeys(settings, absent)
+    return {_named(keys, values): reasons.get(values, "no row") for values in settings if values not in have}
 
 
 def _check_columns(rows: pd.DataFrame, needed: Sequence[str], rule: str) -> None:
@@ -230,33 +246,67 @@ def size_verdict(
     *,
     points: Sequence[float] = POINTS,
     settings: Sequence[tuple] = (),
-    absent: str = "no row",
+    absent: Mapping[tuple, str] | str = "no row",
     unit: str = "parameters",
     **how,
 ) -> Verdict:
     """Return the verdict of `smallest_size` at each of `points` lost: does less than half stay, within what may be lost on test?
 
     Parameters: `rows` and `dense` as there, and `how`, its options; `settings`, all that the claim is about, of which those without a row
-    are left out for the reason `absent`; `unit`, what the share counts.
+    are left out for the reason `absent` (one for all, or {setting: reason}); `unit`, what the share counts.
     """
-    on = how.get("on", RUN_OF)
-    have = set(rows[[*on]].itertuples(index=False, name=None))
-    left_out = {_named(on, values): absent for values in settings if values not in have}
+    on, chosen_on = how.get("on", RUN_OF), how.get("chosen_on", "valid_accuracy")
+    short = _incomplete(rows, dense, on, chosen_on)
+    rows = rows[~_among(rows, on, short)]
+    dense = dense[~_among(dense, on, short) & dense[chosen_on].notna()]
+    each = {most: smallest_size(rows, dense, most, **how) for most in points} if len(rows) else {}
+    short |= _too_short(rows, each.values(), on, how.get("size", "parameters_kept"))
+    have = set(rows[[*on]].itertuples(index=False, name=None)) - set(short)
+    left_out = _left_out(on, settings, have, absent) | {_named(on, values): reason for values, reason in short.items()}
     if not have:
-        return not_measured(absent, list(left_out))
+        return Verdict(f"not measured: {next(iter(left_out.values()), 'no row')}", "-", 0, left_out)
     told, verdicts, counted = [], [], len(have)
-    for most in points:
-        found = smallest_size(rows, dense, most, **how)
+    for most, found in each.items():
+        found = found[_among(found, on, have)]
         small, reached = found[found["kept"].notna()], int(found["kept"].notna().sum())
         good = (found["kept"] < HALF) & (found["lost"] <= found["allowed"])
         words = f"{_range(100 * small['kept'])} % of the {unit}" if reached else "no size"
-        if reached and how.get("chosen_on", "valid_accuracy") != "accuracy":
+        if reached and chosen_on != "accuracy":
             words += f", {_range(small['lost'], 1)} points lost on test"
         words += f", out of reach in {counted - reached}" * (0 < reached < counted)
         told.append(f"{most:g} point{'s' * (most != 1)}: {words}, holds in {good.sum()} of {counted}")
         verdicts.append(verdict_of(good.mean()))
     holds = verdicts[0] if len(set(verdicts)) == 1 else " / ".join(verdicts)
     return Verdict("; ".join(told), holds, counted, left_out)
+
+
+def _among(table: pd.DataFrame, on: Sequence[str], settings: Container[tuple]) -> np.ndarray:
+    """Return which rows (booleans) belong to one of the settings."""
+    return np.array([values in settings for values in table[[*on]].itertuples(index=False, name=None)], bool)
+
+
+def _incomplete(rows: pd.DataFrame, dense: pd.DataFrame, on: Sequence[str], chosen_on: str) -> dict[tuple, str]:
+    """Return {setting: reason} of curves that cannot be judged: one of their networks, or the dense one, has no such accuracy."""
+
+    def settings(table: pd.DataFrame) -> set[tuple]:
+        return set(table[[*on]].itertuples(index=False, name=None))
+
+    have = settings(rows)
+    found = dict.fromkeys(sorted(have - settings(dense), key=str), "no row of its dense network")
+    found |= dict.fromkeys(settings(dense[dense[chosen_on].isna()]) & have, f"its dense network has no {chosen_on}")
+    return found | dict.fromkeys(settings(rows[rows[chosen_on].isna()]), f"a row has no {chosen_on}")
+
+
+def _too_short(rows: pd.DataFrame, found: Iterable[pd.DataFrame], on: Sequence[str], size: str) -> dict[tuple, str]:
+    """Return {setting: reason} of curves that end below half of the network before they lose so little: they settle nothing."""
+    lost = {
+        values
+        for table in found
+        for values in table.loc[table["kept"].isna(), [*on]].itertuples(index=False, name=None)
+    }
+    ends = {values: curve[size].max() for values, curve in rows.groupby([*on]) if values in lost}
+    reason = "its curve ends at {:.0%} and still loses more; larger networks were not made"
+    return {values: reason.format(end) for values, end in ends.items() if end < HALF}
 
 
 def _range(values: pd.Series, digits: int = 0) -> str:
@@ -331,7 +381,7 @@ def paired_bootstrap(
 def _by_seeds(gains: np.ndarray, level: float) -> tuple[float, float, float]:
     """Return (low, high, p) of the mean of paired differences by Student's t; NaN where they say nothing of their spread."""
     if len(gains) < 2 or np.ptp(gains) == 0:
-        return math.nan, math.nan, math.nan
+        return (0.0, 0.0, 1.0) if len(gains) > 1 and not gains.any() else (math.nan, math.nan, math.nan)
     mean, error, student = gains.mean(), stats.sem(gains), stats.t(len(gains) - 1)
     half = student.ppf(1 - level / 2) * error
     return float(mean - half), float(mean + half), float(2 * student.sf(abs(mean) / error))
@@ -361,8 +411,8 @@ def ahead_at_equal_size(
     how sure the difference is for other seeds on the same test images. One seed alone then says nothing.
 
     Returns columns `on`; pairs, the number of seeds; gain, low, high, in points; p, and p_holm after `holm` over all
-    settings; mcnemar, the p-values within each seed (an empty tuple without images); paired_by: images, images and seeds, seeds, or
-    nothing; verdict: ahead, behind, not settled, or not measured.
+    settings; mcnemar, the p-values within each seed (an empty tuple without images); paired_by: images, images and seeds, seeds (or
+    what `over` names), or nothing; verdict: ahead, behind, not settled, or not measured.
     Raises ValueError, naming it, for a column that is missing, two rows that claim one setting, and seeds that differ in
     their test images.
 
@@ -385,12 +435,12 @@ def ahead_at_equal_size(
         tests: tuple[float, ...] = ()
         if images is None:
             low, high, p = _by_seeds(gains, level)
-            by = "nothing" if math.isnan(p) else "seeds"
+            by = "nothing" if math.isnan(p) else f"{over}s"
         else:
             tests = tuple(mcnemar(row > 0, row < 0) for row in images)
             _, low, high, p = paired_bootstrap(images, resamples=resamples, level=level, seed=seed)
             low, high = 100 * low, 100 * high
-            by = "images and seeds" if len(images) > 1 else "images"
+            by = f"images and {over}s" if len(images) > 1 else "images"
             p = p if len(images) > 1 else tests[0]
         found.append(line | {"gain": gains.mean(), "low": low, "high": high, "p": p, "mcnemar": tests, "paired_by": by})
     names = [*on, "pairs", "gain", "low", "high", "p", "mcnemar", "paired_by"]
@@ -417,7 +467,7 @@ def _differences(part: pd.DataFrame, setting: str) -> np.ndarray | None:
     return np.array(each[0], float) - np.array(each[1], float)
 
 
-SILENT = "one pair, or pairs that do not differ, and rows that do not record which test images are right"
+SILENT = "one pair, or one difference in all pairs, and rows that do not record which test images are right"
 
 
 def ahead_verdict(
@@ -438,25 +488,21 @@ def ahead_verdict(
     on: Sequence[str] = how.get("on", ("dataset", "network", "budget"))
     found = ahead_at_equal_size(ours, theirs, **how)
     have = set(found[[*on]].itertuples(index=False, name=None))
-    reasons = absent if isinstance(absent, Mapping) else dict.fromkeys(settings, absent)
-    left_out = {_named(on, v): reasons.get(v, "no row") for v in settings if v not in have}
+    left_out = _left_out(on, settings, have, absent)
     silent = found[found["verdict"] == "not measured"]
-    gaps = {
-        _named(on, tuple(values)): f"{gain:+.1f} points, but {SILENT}"
-        for *values, gain in silent[[*on, "gain"]].to_numpy(object)
-    }
+    gaps = dict.fromkeys([_named(on, tuple(values)) for values in silent[[*on]].to_numpy(object)], SILENT)
     found = found[found["verdict"] != "not measured"]
     if not len(found):
         reason = SILENT if len(silent) else next(iter(left_out.values()), "no row")
         said = f"not measured: {reason}"
         if len(silent):
             said += f" ({span(silent['gain'])} points over {len(silent)} settings)"
-        return Verdict(said, "-", 0, left_out | dict.fromkeys(gaps, "not tested"))
+        return Verdict(said, "-", 0, left_out | gaps)
     ahead, behind = ((found["verdict"] == word).sum() for word in ("ahead", "behind"))
     by = ", ".join(f"{way} in {count}" for way, count in found["paired_by"].value_counts(sort=False).items())
     said = f"{span(found['gain'])} points{f' against {than}' if than else ''}; ahead in {ahead} of {len(found)}, behind in {behind}; paired by {by}"
     holds = verdict_of(float(ahead == len(found)) if consistently else ahead / len(found))
-    return Verdict(said, holds, len(found), left_out | gaps)
+    return Verdict(said, holds, len(found), left_out | gaps, tuple(found["paired_by"]))
 
 
 # ---- the dense network of a run --------------------------------------------------------------------------------------
