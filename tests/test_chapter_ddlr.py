@@ -89,7 +89,9 @@ def test_a_refit_helps_the_answer_that_it_refits(rows):
 def test_names_in_words_are_those_of_tables_and_figure(rows):
     shown = ddlr.named(rows)
     assert set(shown["method"]) <= set(ddlr.METHODS) and "dense" not in set(shown["chooser"])
-    assert len(shown) == len(rows) - 17  # the dense network, the steps, and nine programs as posed that figures do not show
+    assert (
+        len(shown) == len(rows) - 17
+    )  # the dense network, the steps, and nine programs as posed that figures do not show
     assert ddlr.usable(rows).sum() == len(shown)
     table = ddlr.accuracy_at(rows, (0.3,))
     assert list(table) == ["kept 0.30"] and "%" in table.loc["ARSVD", "kept 0.30"]

@@ -72,7 +72,7 @@ def recorded(
 ) -> tuple[pd.DataFrame, int]:
     """Return (rows, how many of the wanted ones are left) with the column correct filled in for `wanted`, a boolean Series.
 
-    Rows of equal plans of one network share an answer. It stops, after the row in hand, once `seconds` of processor time
+    Rows of equal plans of one network share an answer. It stops, after at least one network, once `seconds` of processor time
     are spent; `tell` hears of each network that was built. A network whose accuracy is not that of its row records nothing.
     """
     rows = rows.assign(correct=rows["correct"] if "correct" in rows else pd.Series(pd.NA, rows.index, dtype="string"))
@@ -80,11 +80,11 @@ def recorded(
     began, left = time.process_time(), len(lacking)
     same = ["dataset", "network", "seed", "scope", "plan", "accuracy"]
     for _, part in lacking.groupby(same, sort=False, dropna=False):
-        if time.process_time() - began > seconds:
-            break
         one = part.iloc[0].to_dict()
         found = answers(one)
         tell(f"{one['network']} {one['chooser']} {one['budget']}: {'agrees' if found else 'differs'}")
         rows.loc[part.index, "correct"] = pd.NA if found is None else found
         left -= len(part)
+        if time.process_time() - began > seconds:
+            break
     return rows, left

@@ -92,14 +92,15 @@ def renew(folder: str | Path | None = None) -> list[Path]:
 
     Where `folder` is outputs/gallery, its default, the tables of the README are renewed too.
     """
-    from lowrank_utils.workbook import encoder, imagenet, language, prediction, shortcuts
+    from lowrank_utils.workbook import audit, encoder, imagenet, language, prediction, shortcuts
 
     folder = Path(folder or paths.GALLERY)
     told, written = published_tables(folder), [folder / "README.md"]
     measured = {each: each.published(folder) for each in (prediction, shortcuts, imagenet, language, encoder)}
     measured = {each: rows for each, rows in measured.items() if rows is not None}
     with paths.atomic_write(written[0]) as temporary:
-        temporary.write_text(_page(told, "\n".join(each.section(rows) for each, rows in measured.items())))
+        pages = [each.section(rows) for each, rows in measured.items()]
+        temporary.write_text(_page(told, "\n".join([*pages, audit.section(folder)])))
     for notebook, chapter in chapters.every().items():
         rows = published_rows(notebook=notebook, folder=folder)
         drawn = chapter.pictures(rows) if hasattr(chapter, "pictures") and len(rows) else {}
