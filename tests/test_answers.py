@@ -49,3 +49,18 @@ def test_it_stops_once_the_seconds_are_spent(rows):
 def test_a_network_with_another_accuracy_records_nothing(rows):
     found, left = answers.recorded(rows.assign(accuracy=0.5), rows["chooser"].eq("dense"), 100)
     assert left == 0 and found["correct"].isna().all()
+
+
+def test_answers_are_kept_beside_the_rows_and_belong_to_one_network(rows, tmp_path):
+    found, _ = answers.recorded(rows, rows["chooser"].eq("dense"), 100)
+    assert answers.known(rows, tmp_path) is rows
+    answers.keep(found, tmp_path)
+    again = answers.known(rows, tmp_path)
+    assert (
+        again["correct"].fillna("").tolist() == found["correct"].fillna("").tolist()
+        and again["correct"].notna().sum() == 1
+    )
+    for change in ({"accuracy": 0.5}, {"seed": 1}, {"notebook": "03_entropy_pruning"}):
+        assert answers.known(rows.assign(**change), tmp_path)["correct"].isna().all()
+    fresh = rows.assign(correct="8:fresh")  # what the row itself says stays
+    assert set(answers.known(fresh, tmp_path)["correct"]) == {"8:fresh"}

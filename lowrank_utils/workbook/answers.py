@@ -1,7 +1,8 @@
 """Which test images the network of an older result row gets right: the network is built again from the plan of the row.
 
 Rows that were measured before the column correct existed have a plan of ranks, and plain factors follow from the plan and the
-trained network alone. What is measured anew counts only where it has the accuracy of the row to the last image.
+trained network alone. What is measured anew counts only where it has the accuracy of the row to the last image. It is kept
+beside the rows, in answers.parquet of the gallery, so that the rows stay as they were measured.
 """
 
 from __future__ import annotations
@@ -10,17 +11,45 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from torch import nn
 
+from lowrank_utils import paths
 from lowrank_utils.factors import replace
 from lowrank_utils.lab import data, training
+from lowrank_utils.lab.columns import KEY, RUN
 from lowrank_utils.lab.data import Dataset
 from lowrank_utils.lab.score import packed
 from lowrank_utils.network.profile import profile
 from lowrank_utils.workbook.laboratory import trained_or_public
+
+FILE = "answers.parquet"
+_KEYS = [*RUN, *KEY, "accuracy"]  # a row with another accuracy is another network
+
+
+def known(rows: pd.DataFrame, folder: str | Path | None = None) -> pd.DataFrame:
+    """Return the rows with the column correct filled in from the answers that a gallery keeps (default: outputs/gallery)."""
+    path = Path(folder or paths.GALLERY) / FILE
+    if not path.is_file() or not len(rows):
+        return rows
+    missing = [name for name in _KEYS if name not in rows]
+    kept = pd.read_parquet(path)
+    asked = rows.assign(**dict.fromkeys(missing, None))[_KEYS].astype(kept[_KEYS].dtypes.to_dict())
+    found = asked.merge(kept, on=_KEYS, how="left", validate="many_to_one")["correct"].to_numpy()
+    correct = pd.Series(found, index=rows.index, dtype="string")
+    return rows.assign(correct=rows["correct"].fillna(correct) if "correct" in rows else correct)
+
+
+def keep(rows: pd.DataFrame, folder: str | Path | None = None) -> Path:
+    """Write the answers of `rows` to the file that `known` reads, in place of those that it had; return its path."""
+    path = Path(folder or paths.GALLERY) / FILE
+    answered = rows.loc[rows["correct"].notna(), [*_KEYS, "correct"]].drop_duplicates(_KEYS)
+    with paths.atomic_write(path) as temporary:
+        answered.to_parquet(temporary, index=False)
+    return path
 
 
 @lru_cache(maxsize=1)

@@ -47,9 +47,11 @@ def published_rows(
 ) -> pd.DataFrame:
     """Return the published rows as a DataFrame, of one data set, notebook or network if asked for.
 
-    Where nothing is published the table is empty and has its columns. `folder` defaults to outputs/gallery.
+    Older rows have the column correct from `answers`, where their networks were built again. Where nothing is published the table is empty and has its columns. `folder` defaults to outputs/gallery.
     """
-    table = _published(folder or paths.GALLERY)
+    from lowrank_utils.workbook import answers
+
+    table = answers.known(_published(folder or paths.GALLERY), folder)
     for column, wanted in (("dataset", dataset), ("notebook", notebook), ("network", network)):
         if wanted is not None:
             table = table[table[column] == wanted]
@@ -198,13 +200,21 @@ _CLAIMS_CAPTION = (
 )
 
 
+def _claims_caption() -> str:
+    commands: dict[str, list[str]] = {}
+    for claim in every_claim():
+        commands.setdefault(claim.rerun, []).append(claim.paper)
+    told = "\n".join(f"- {', '.join(dict.fromkeys(papers))}: `{command}`" for command, papers in commands.items())
+    return f"{_CLAIMS_CAPTION}\n\nThe rows are made again by\n\n{told}"
+
+
 def every_claim() -> list[Claim]:
     """Return the claims of all chapters, in their order."""
     return [claim for chapter in chapters.every().values() for claim in getattr(chapter, "CLAIMS", ())]
 
 
 def _page(tables, predicted):
-    captions = {"What the papers claim": _CLAIMS_CAPTION}
+    captions = {"What the papers claim": _claims_caption()}
     for chapter in chapters.every().values():
         captions |= chapter.CAPTIONS
     shown = "\n\n".join("\n\n".join(filter(None, (f"## {h}", captions.get(h), t))) for h, t in tables.items())
@@ -263,7 +273,8 @@ def published_tables(folder: str | Path | None = None) -> dict[str, str]:
             tables |= chapter.tables(rows)
     stated = claims(folder)
     if (stated["holds"] != "-").any():
-        tables = {"What the papers claim": markdown([*map(str, stated)], stated.to_numpy().tolist())} | tables
+        told = stated.drop(columns="rerun")
+        tables = {"What the papers claim": markdown([*map(str, told)], told.to_numpy().tolist())} | tables
     return tables
 
 
