@@ -15,10 +15,8 @@ from lowrank_utils.workbook.verdicts import RULES
 def judged(folder, rows, paper, claim="", setting=""):
     """Return (ours, holds, counted) of the claims of one paper whose words hold those asked for."""
     columns.table(rows).to_parquet(folder / "results.parquet", index=False)
-    found = claims(folder)
-    found = found[(found["paper"] == paper) & found["claim"].str.contains(claim, regex=False)]
-    found = found[found["setting"].str.contains(setting, regex=False)]
-    return [(row["ours"], row["holds"], row["counted"]) for _, row in found.iterrows()]
+    asked = [c for c in published.every_claim() if c.paper == paper and claim in c.claim and setting in c.setting]
+    return [(found.said, found.holds, found.counts) for _, found in published.judged(folder, asked)]
 
 
 def right(share, images=1000):

@@ -15,7 +15,7 @@ from lowrank_utils.workbook.tables import markdown
 from lowrank_utils.workbook.verdicts import RULES, Claim, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import pandas as pd
     from matplotlib.figure import Figure
@@ -278,14 +278,14 @@ def published_tables(folder: str | Path | None = None) -> dict[str, str]:
     return tables
 
 
-def judged(folder: str | Path | None = None) -> list[tuple[Claim, Verdict]]:
-    """Return every claim with what the published rows say of it."""
+def judged(folder: str | Path | None = None, asked: Sequence[Claim] | None = None) -> list[tuple[Claim, Verdict]]:
+    """Return every claim (or those `asked`) with what the published rows say of it."""
     from lowrank_utils.workbook.verdicts import not_measured
 
     table = published_rows(folder=folder)
     needed = [*RUN, *KEY, "accuracy", "parameters_kept", "macs_kept", "valid_accuracy", "loss"]
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, *needed])))  # other notebooks write other columns
-    return [(claim, claim.measure(table) or not_measured("no row")) for claim in every_claim()]
+    return [(claim, claim.measure(table) or not_measured("no row")) for claim in asked or every_claim()]
 
 
 def claims(folder: str | Path | None = None) -> pd.DataFrame:
