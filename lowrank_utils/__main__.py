@@ -243,6 +243,21 @@ def report(
 
 
 @app.command()
+def audit() -> None:
+    """Judge every published table and claim by seven rules of fair comparison; exit code 1 where one is broken without a reason."""
+    from lowrank_utils.workbook import audit as rules
+
+    found = rules.findings()
+    typer.echo(f"{rules.card(found)}\n\n{rules.summary(found)}")
+    broken = [one for one in found if one.broken]
+    for one in broken:
+        typer.echo(f"{one.subject}: breaks rule {one.rule}, {rules.RULES[one.rule]}: {one.problem}", err=True)
+    if broken:
+        typer.echo("error: keep these rules, or write the reason into UNMET of the chapter", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
 def publish_checkpoint(dataset: str, network: str, seed: Annotated[int, typer.Option(min=0)] = 0) -> None:
     """Train a network by the published recipe and write its checkpoint to data/checkpoints.
 

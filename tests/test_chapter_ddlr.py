@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lowrank_utils.factors import ddlr_network
-from lowrank_utils.lab import columns, data
+from lowrank_utils.lab import columns, data, score
 from lowrank_utils.workbook.chapters import ddlr
 
 ABOUT = {"dataset": "digits", "network": "toy", "seed": 0}
@@ -54,17 +54,34 @@ def test_sizes_are_met_and_the_rest_is_said(rows):
     assert {"energy", "component output", "DDLR"} <= set(sized["chooser"])
     sparse = sized[sized["chooser"] == "Net-Trim"]
     assert (sparse["parameters_kept"] == sparse["stored"]).all() and len(sparse)
-    steps = rows[(rows["budget_kind"] == "epsilon") & (rows["scope"] == "hidden layers")]
+    posed = rows[(rows["budget_kind"] == "epsilon") & (rows["chooser"] == "DDLR")]
+    steps = posed[(posed["scope"] == "hidden layers") & (posed["budget"] == 0.3)]
     assert len(steps) == 7 and set(steps["program"]) == {"as posed", "cascade", "reweighted"}
     assert steps.loc[steps["cut"] == "fixed", "cut_below"].tolist() == [0.05] * 4
-    whole = rows[(rows["budget_kind"] == "epsilon") & (rows["scope"] == "every layer")]
-    assert whole["budget"].tolist() == [0.3, 0.5]
+    assert posed.loc[posed["scope"] == "every layer", "budget"].tolist() == [0.3, 0.5]
+
+
+def test_both_programs_have_a_curve_of_their_own(rows):
+    for chooser in ("DDLR", "Net-Trim"):
+        for scope in ("every layer", "hidden layers"):
+            curve = ddlr.as_posed(rows, chooser, scope)
+            curve = curve[curve["budget_kind"] == "epsilon"].set_index("budget")
+            assert sorted(curve.index) == [0.3, 0.5]
+            assert curve.loc[0.5, "parameters_kept"] < curve.loc[0.3, "parameters_kept"]
+    trimmed = rows[(rows["chooser"] == "Net-Trim") & (rows["budget_kind"] == "epsilon")]
+    by = trimmed.pivot_table("parameters_kept", ["scope", "budget"], "stored_as")
+    assert (by["non-zeros"] < by["sparse"]).all()  # indices are stored beside the weights
+
+
+def test_every_row_says_which_test_images_are_right(rows, images):
+    right = [score.unpacked(text) for text in rows["correct"]]
+    assert {len(one) for one in right} == {len(images.test)}
+    assert [one.mean() for one in right] == pytest.approx(rows["accuracy"].tolist())
 
 
 def test_a_refit_helps_the_answer_that_it_refits(rows):
-    steps = rows[
-        (rows["scope"] == "hidden layers") & (rows["budget_kind"] == "epsilon") & (rows["program"] == "as posed")
-    ]
+    steps = rows[(rows["scope"] == "hidden layers") & (rows["budget_kind"] == "epsilon") & (rows["chooser"] == "DDLR")]
+    steps = steps[(steps["budget"] == 0.3) & (steps["program"] == "as posed")]
     by = steps.set_index("refit")
     assert by.loc["least squares", "valid_accuracy"] >= by.loc[by["cut"] == "fixed"].loc["none", "valid_accuracy"]
 
@@ -72,7 +89,9 @@ def test_a_refit_helps_the_answer_that_it_refits(rows):
 def test_names_in_words_are_those_of_tables_and_figure(rows):
     shown = ddlr.named(rows)
     assert set(shown["method"]) <= set(ddlr.METHODS) and "dense" not in set(shown["chooser"])
-    assert len(shown) == len(rows) - 8  # the dense network and the steps
+    assert (
+        len(shown) == len(rows) - 17
+    )  # the dense network, the steps, and nine programs as posed that figures do not show
     assert ddlr.usable(rows).sum() == len(shown)
     table = ddlr.accuracy_at(rows, (0.3,))
     assert list(table) == ["kept 0.30"] and "%" in table.loc["ARSVD", "kept 0.30"]

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -173,6 +174,32 @@ def test_row_refuses_weights_that_are_no_numbers(case):
         thin[1].weight[0, 0] = float("nan")
     with pytest.raises(ValueError, match="1.weight holds NaN or infinite values"):
         score.row(thin, dense, test)
+
+
+def test_a_row_tells_which_images_are_right_only_where_it_is_asked(case):
+    dense, thin, test = case
+    row = score.row(thin, dense, test, keep_correct=True)
+    right = (thin(test[0]).argmax(1) == test[1]).numpy()
+    assert score.unpacked(row["correct"]).tolist() == right.tolist()
+    assert row["accuracy"] == right.mean()
+    assert "correct" not in score.row(thin, dense, test)
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 10_000])
+def test_which_images_are_right_survives_packing(count):
+    right = np.random.default_rng(count).random(count) < 0.9
+    text = score.packed(right)
+    assert (score.unpacked(text) == right).all() and len(text) < 30 + count / 6 + 20
+
+
+def test_packing_refuses_what_is_not_one_answer_an_image():
+    for wrong in ([0, 1], np.ones((2, 2), bool), [0.5]):
+        with pytest.raises(ValueError, match="a row of booleans"):
+            score.packed(wrong)
+    good = score.packed([True] * 9)
+    for wrong in ("", "nonsense", "9:####", "9:" + good[5:], "x" + good, "-1" + good[1:]):
+        with pytest.raises(ValueError, match="does not say which test images are right"):
+            score.unpacked(wrong)
 
 
 def test_the_smallest_good_size_was_measured():

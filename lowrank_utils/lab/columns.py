@@ -85,6 +85,7 @@ COLUMNS = {
     "perplexity": Column("float64", "exp(loss) of a language model"),
     "bits_per_byte": Column("float64", "bits that a language model needs for one byte of the text"),
     "valid_accuracy": Column("float64", "accuracy on validation images"),
+    "correct": Column("string", "which test images are right, as score.packed writes it; rows that no verdict compares in pairs have none"),
     "tuned_accuracy": Column("float64", "accuracy once this network was fine-tuned, in a row that tells of it before (06)"),
     "tuned_f1": Column("float64", "macro F1 then"),
     "tuned_seconds": Column("float64", "seconds of that fine-tuning"),

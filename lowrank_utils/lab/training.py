@@ -112,22 +112,33 @@ class Scores:
     loss: float
 
 
-def evaluate(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch_size: int = 50) -> Scores:
-    """Return the `Scores` of `model` on `images` (float32, N first) and `labels` (int64, N).
+def outputs(model: nn.Module, images: torch.Tensor, batch_size: int = 50) -> torch.Tensor:
+    """Return the outputs of `model` for `images` (float32, N first) on the CPU: float32, N x classes.
 
-    The model runs where its parameters are, in eval mode, and is put back as it was. Macro F1 is
-    scikit-learn's. Raises ValueError where the outputs are not finite or there are no images.
+    The model runs where its parameters are, in eval mode, and is put back as it was. Raises ValueError where the outputs
+    are not finite.
     """
-    if len(labels) == 0 or len(images) != len(labels):
-        raise ValueError(f"{len(images)} images and {len(labels)} labels cannot be evaluated")
     device = next(model.parameters(), images).device  # a network in onnxruntime has no parameters
     # small batches stay in the caches; oneDNN's convolutions are fastest with the channels last
     memory = torch.channels_last if images.dim() == 4 else torch.contiguous_format
     batches = (batch.to(device).contiguous(memory_format=memory) for batch in images.split(batch_size))
     with modules.evaluating(model):
-        outputs = torch.cat([model(batch).float().cpu() for batch in batches])
-    if not torch.isfinite(outputs).all():
+        found = torch.cat([model(batch).float().cpu() for batch in batches])
+    if not torch.isfinite(found).all():
         raise ValueError("the network's outputs are NaN or infinite; check its weights and the images")
+    return found
+
+
+def scores_of(outputs: torch.Tensor, labels: torch.Tensor) -> Scores:
+    """Return the `Scores` of `outputs` (N x classes) for `labels` (int64, N). Macro F1 is scikit-learn's.
+
+    Raises ValueError where there are no images, or not one label an image.
+
+    >>> scores_of(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), torch.tensor([1, 0])).accuracy
+    0.5
+    """
+    if len(labels) == 0 or len(outputs) != len(labels):
+        raise ValueError(f"{len(outputs)} images and {len(labels)} labels cannot be evaluated")
     predicted = outputs.argmax(1)
     return Scores(
         accuracy=float((predicted == labels).double().mean()),
@@ -137,6 +148,14 @@ def evaluate(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch
         ),
         loss=float(F.cross_entropy(outputs.double(), labels)),
     )
+
+
+def evaluate(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch_size: int = 50) -> Scores:
+    """Return the `Scores` of `model` on `images` (float32, N first) and `labels` (int64, N).
+
+    It runs as in `outputs`. Raises ValueError where the outputs are not finite or there are no images.
+    """
+    return scores_of(outputs(model, images, batch_size), labels)
 
 
 def crop_flip(

@@ -12,9 +12,10 @@ from lowrank_utils import paths
 from lowrank_utils.lab.columns import KEY, RUN
 from lowrank_utils.workbook import chapters, results, runs
 from lowrank_utils.workbook.tables import markdown
+from lowrank_utils.workbook.verdicts import RULES, Claim, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import pandas as pd
     from matplotlib.figure import Figure
@@ -46,9 +47,11 @@ def published_rows(
 ) -> pd.DataFrame:
     """Return the published rows as a DataFrame, of one data set, notebook or network if asked for.
 
-    Where nothing is published the table is empty and has its columns. `folder` defaults to outputs/gallery.
+    Older rows have the column correct from `answers`, where their networks were built again. Where nothing is published the table is empty and has its columns. `folder` defaults to outputs/gallery.
     """
-    table = _published(folder or paths.GALLERY)
+    from lowrank_utils.workbook import answers
+
+    table = answers.known(_published(folder or paths.GALLERY), folder)
     for column, wanted in (("dataset", dataset), ("notebook", notebook), ("network", network)):
         if wanted is not None:
             table = table[table[column] == wanted]
@@ -91,14 +94,15 @@ def renew(folder: str | Path | None = None) -> list[Path]:
 
     Where `folder` is outputs/gallery, its default, the tables of the README are renewed too.
     """
-    from lowrank_utils.workbook import encoder, imagenet, language, prediction, shortcuts, spectra
+    from lowrank_utils.workbook import audit, encoder, imagenet, language, prediction, shortcuts, spectra
 
     folder = Path(folder or paths.GALLERY)
     told, written = published_tables(folder), [folder / "README.md"]
     measured = {each: each.published(folder) for each in (prediction, shortcuts, imagenet, language, encoder, spectra)}
     measured = {each: rows for each, rows in measured.items() if rows is not None}
     with paths.atomic_write(written[0]) as temporary:
-        temporary.write_text(_page(told, "\n".join(each.section(rows) for each, rows in measured.items())))
+        pages = [each.section(rows) for each, rows in measured.items()]
+        temporary.write_text(_page(told, "\n".join([*pages, audit.section(folder)])))
     for notebook, chapter in chapters.every().items():
         rows = published_rows(notebook=notebook, folder=folder)
         drawn = chapter.pictures(rows) if hasattr(chapter, "pictures") and len(rows) else {}
@@ -188,15 +192,29 @@ def _slug(text):
     return re.sub(r"[^\w.=-]+", "-", str(text)).strip("-")[-80:]
 
 
-_CLAIMS_CAPTION = "Computed from the rows of the gallery. *Yes*, *no* and *in part* count the settings in which the claim held by more than two standard errors of an accuracy on 10 000 images (0.3 points at 98 %, 0.6 at 89 %, 1.0 at 50 %); *consistently* holds in all of them or not at all. Spans run over data sets and seeds (ARSVD), data sets and sizes, means over seeds (DDLR), or networks and sizes, means over draws (ENC)."
+_CLAIMS_CAPTION = (
+    "Computed from the rows of the gallery. *Holds* counts the settings in which the rule is met: *yes* in all, *no* in none, *in part*; *consistently* asks for all. "
+    "*Counted* names every setting that was run and is left out, with the reason. Two verdicts stand for one and two points lost. The rules: "
+    + "; ".join(f"*{name}*: {text}" for name, text in RULES.items())
+    + "."
+)
 
 
-def _claims():
+def _claims_caption() -> str:
+    commands: dict[str, list[str]] = {}
+    for claim in every_claim():
+        commands.setdefault(claim.rerun, []).append(claim.paper)
+    told = "\n".join(f"- {', '.join(dict.fromkeys(papers))}: `{command}`" for command, papers in commands.items())
+    return f"{_CLAIMS_CAPTION}\n\nThe rows are made again by\n\n{told}"
+
+
+def every_claim() -> list[Claim]:
+    """Return the claims of all chapters, in their order."""
     return [claim for chapter in chapters.every().values() for claim in getattr(chapter, "CLAIMS", ())]
 
 
 def _page(tables, predicted):
-    captions = {"What the papers claim": _CLAIMS_CAPTION}
+    captions = {"What the papers claim": _claims_caption()}
     for chapter in chapters.every().values():
         captions |= chapter.CAPTIONS
     shown = "\n\n".join("\n\n".join(filter(None, (f"## {h}", captions.get(h), t))) for h, t in tables.items())
@@ -254,30 +272,44 @@ def published_tables(folder: str | Path | None = None) -> dict[str, str]:
         if len(rows):
             tables |= chapter.tables(rows)
     stated = claims(folder)
-    if (stated["ours"] != "not measured").any():
-        tables = {"What the papers claim": markdown([*map(str, stated)], stated.to_numpy().tolist())} | tables
+    if (stated["holds"] != "-").any():
+        told = stated.drop(columns="rerun")
+        tables = {"What the papers claim": markdown([*map(str, told)], told.to_numpy().tolist())} | tables
     return tables
 
 
-def claims(folder: str | Path | None = None) -> pd.DataFrame:
-    """Return a DataFrame with one row a claim of the three abstracts: paper, claim, setting, theirs, ours, holds, rerun.
+def judged(folder: str | Path | None = None, asked: Sequence[Claim] | None = None) -> list[tuple[Claim, Verdict]]:
+    """Return every claim (or those `asked`) with what the published rows say of it."""
+    from lowrank_utils.workbook.verdicts import not_measured
 
-    *Ours* and *holds* are computed from the published rows; a claim for which they hold nothing is "not measured". `theirs`
-    is the number that the abstract gives, where it gives one. `rerun` makes the rows again.
+    table = published_rows(folder=folder)
+    needed = [*RUN, *KEY, "accuracy", "parameters_kept", "macs_kept", "valid_accuracy", "loss"]
+    table = table.reindex(columns=list(dict.fromkeys([*table.columns, *needed])))  # other notebooks write other columns
+    return [(claim, claim.measure(table) or not_measured("no row")) for claim in asked or every_claim()]
+
+
+def claims(folder: str | Path | None = None) -> pd.DataFrame:
+    """Return a DataFrame with one row a claim of the three papers: paper, claim, setting, rule, theirs, ours, counted, holds, rerun.
+
+    *Ours*, *counted* (settings, and those left out with the reason) and *holds* are computed from the published rows; what they say nothing of is
+    "not measured". `theirs` is the number that the paper gives, where it gives one; `rule` is one of `verdicts.RULES`. `rerun` makes the rows again.
     """
     import pandas as pd
 
-    table = published_rows(folder=folder)
-    needed = [*RUN, *KEY, "accuracy", "parameters_kept", "macs_kept"]
-    table = table.reindex(columns=list(dict.fromkeys([*table.columns, *needed])))  # other notebooks write other columns
-    table = table.assign(accuracy=100 * table["accuracy"])
-    rows = [
-        {"paper": paper, "claim": claim, "setting": setting, "theirs": theirs}
-        | dict(zip(("ours", "holds"), measure(table) or ("not measured", "-")))
-        | {"rerun": f"`{rerun}`"}
-        for paper, claim, setting, theirs, measure, rerun in _claims()
-    ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        {
+            "paper": claim.paper,
+            "claim": claim.claim,
+            "setting": claim.setting,
+            "rule": claim.rule,
+            "theirs": claim.theirs,
+            "ours": found.said,
+            "counted": found.counts,
+            "holds": found.holds,
+            "rerun": f"`{claim.rerun}`",
+        }
+        for claim, found in judged(folder)
+    )
 
 
 def errors(notebook: NotebookNode) -> list[int]:

@@ -4,7 +4,8 @@ A chapter is found by its name ``NOTEBOOK``; ``tables`` and ``CAPTIONS`` it must
 
 - ``experiment(...)``: the notebook's result rows;
 - ``tables(rows)``: {heading: Markdown table}, and ``CAPTIONS`` {heading: text}: the gallery;
-- ``CLAIMS``: (paper, claim, setting, theirs, measure, rerun): the claim table;
+- ``CLAIMS``, each a `verdicts.Claim`: the claim table;
+- ``UNMET``, {heading of a table, or "*" for all of them and the claims: {rule of fair comparison: why it is not kept}}: `audit`;
 - ``usable(rows)``, ``figure(rows, title)``, ``FIGURE_CAPTION``, ``ONE_EACH``, all four or none: the pages of a run and of the gallery;
 - ``pictures(rows)``: {name: figure} that the README shows.
 """

@@ -19,24 +19,25 @@ from lowrank_utils.lab import columns
 from lowrank_utils.lab.data import Dataset
 from lowrank_utils.network.profile import Profile
 from lowrank_utils.ranks import rules as rank_rules
-from lowrank_utils.workbook import laboratory
+from lowrank_utils.workbook import laboratory, verdicts
 from lowrank_utils.workbook.plots import COLOURS, canvas, frontier
-from lowrank_utils.workbook.tables import (
-    RUN,
-    clearly_ahead,
-    dense_accuracy,
-    in_points,
-    markdown,
-    mean_and_spread,
-    span,
-    verdict_of,
-)
+from lowrank_utils.workbook.tables import RUN, in_points, markdown, mean_and_spread
+from lowrank_utils.workbook.verdicts import Claim, Verdict
 
 NOTEBOOK = "02_arsvd"
 CAPTIONS = {  # of its tables
     "Parameters kept at no more than one point lost": "Percent. The threshold was chosen on valid images so that at most one point is lost there; in brackets, what then happened on test images (points). EVBMF has no threshold: its size is its own.",
     "Accuracy at equal size, energy / entropy / fixed": "Sizes agree within half a percent of the network (digits: one component). In brackets, energy minus fixed: the lowest and the highest seed, in points.",
     "Accuracy at equal size, with spread": "The table above, mean ± standard deviation over seeds.",
+}
+UNMET = {  # rules of fair comparison that tables and claims do not keep, and why; see `audit`
+    "*": {
+        3: "Not run yet: the small network trained from scratch, random ranks, fine-tuning. Nothing is trained after the cut, so rank rules alone are compared.",
+        4: "The published rows are older than the record of test images, so seeds are paired by Student's t. Rows of a new run record the images.",
+        5: "Not measured yet on corrupted images. Time and memory belong to *Side by side*.",
+        6: "Each seed has a split of its own, so the three seeds are three draws of the calibration images; plain factors see none. Five draws are not run yet.",
+        7: "The figures show every size, and the claims count every size.",
+    },
 }
 SHARES = (0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.6)  # sizes at which the rules are compared
 EQUAL = (0.1, 0.2, 0.3)  # those of the tables
@@ -65,6 +66,14 @@ class Laboratory(laboratory.Laboratory):
     def small(self, plan: dict, factors: str) -> nn.Module:
         """Return the network under a plan, with the named factors."""
         return replace.apply_plan(self.profile, plan, factors=self.bases[factors], resource="parameters")
+
+    def row(self, net: nn.Module, **columns) -> dict:
+        """Return the result row of a network, which says which test images are right."""
+        return super().row(net, **{"keep_correct": True} | columns)
+
+    def dense_row(self, **columns) -> dict:
+        """Return the row of the dense network, with its times and its accuracy on validation images."""
+        return super().dense_row(**{"valid_accuracy": self.valid(self.model)} | columns)
 
     def measured(self, plan: dict, factors: str, **columns) -> dict:
         """Return the row of the network under a plan, with its accuracy on validation images."""
@@ -238,40 +247,65 @@ def rules(table: pd.DataFrame, title: str = "test images") -> Figure:
     return frontier(drawn, "accuracy", baseline, title, panels="panel", columns=drawn["scope"].nunique())
 
 
-def adaptive_ahead(scope: str) -> Callable[[pd.DataFrame], tuple[str, str] | None]:
-    def measure(table: pd.DataFrame):
-        mine = table[(table["notebook"] == "02_arsvd") & (table["factors"] == "svd") & (table["scope"] == scope)]
-        mine = mine[mine["dataset"].isin(PAPER) & (mine["budget_kind"] == "kept") & (mine["budget"] == 0.2)]
-        by = mine.pivot_table("accuracy", ["dataset", "seed"], "chooser")
-        rules = [rule for rule in ("energy", "entropy") if {rule, "fixed"} <= set(by)]
-        if not rules:
+def _cut(table: pd.DataFrame, scope: str, factors: str, rule: str) -> pd.DataFrame:
+    """Return the rows of one rank rule: those of this notebook, and of notebook 04 for LeNet-5, which has no others."""
+    mine = (table["notebook"] == NOTEBOOK) | ((table["notebook"] == "04_ddlr") & (table["network"] == "lenet5"))
+    return table[mine & (table["scope"] == scope) & (table["factors"] == factors) & (table["chooser"] == rule)]
+
+
+def _settings(table: pd.DataFrame, *more: str) -> tuple[list[tuple], dict[tuple, str]]:
+    """Return (every run, or run and size, that stands in the rows, {those that the paper does not ask for: why})."""
+    asked = [*verdicts.RUN_OF[:2], *(more or ("seed",))]
+    every = (table["notebook"] == NOTEBOOK) | ((table["notebook"] == "04_ddlr") & (table["network"] == "lenet5"))
+    if "budget" in more:
+        every &= (table["chooser"] == "energy") & (table["budget_kind"] == "kept")
+    found = sorted(table.loc[every, asked].drop_duplicates().itertuples(index=False, name=None))
+    return found, {setting: "not a data set of the paper" for setting in found if not _asked(*setting[:2])}
+
+
+def _asked(dataset: str, network: str) -> bool:
+    return dataset in PAPER or network == "lenet5"
+
+
+def _of_the_paper(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["dataset"].isin(PAPER) | (table["network"] == "lenet5")]
+
+
+def adaptive_ahead(scope: str, rule: str) -> Callable[[pd.DataFrame], Verdict | None]:
+    """Return the function of result rows that judges whether a rank rule is ahead of one fixed share at equal size."""
+
+    def measure(table: pd.DataFrame) -> Verdict | None:
+        ours, fixed = (_of_the_paper(_cut(table, scope, "svd", name)) for name in (rule, "fixed"))
+        ours, fixed = (rows[rows["budget_kind"] == "kept"] for rows in (ours, fixed))
+        settings, reasons = _settings(table, "budget")
+        if not settings:
             return None
-        gains = {rule: by[rule] - by["fixed"] for rule in rules}
-        said = ", ".join(f"{rule} {span(gain)}" for rule, gain in gains.items())
-        ahead = pd.concat([clearly_ahead(gain, by["fixed"]) for gain in gains.values()])
-        return f"points ahead of the fixed rank: {said}", verdict_of(ahead.mean())
+        lenet = "no row of one fixed share" if scope == "hidden layers" else "no row with every layer cut"
+        reasons |= {setting: lenet for setting in settings if setting[1] == "lenet5"}
+        return verdicts.ahead_verdict(ours, fixed, settings=settings, absent=reasons, than="one fixed share")
 
     return measure
 
 
-def small_without_loss(scope: str) -> Callable[[pd.DataFrame], tuple[str, str] | None]:
-    def measure(table: pd.DataFrame):
-        ours = table[(table["notebook"] == "02_arsvd") & table["dataset"].isin(PAPER)]
-        cut = ours[(ours["chooser"] == "energy") & (ours["budget_kind"] == "drop") & (ours["budget"] == 0.01)]
-        cut = cut[(cut["factors"] == "svd") & (cut["scope"] == scope)]
-        if not len(cut):
+def small_without_loss(
+    scope: str, rule: str = "energy", factors: str = "svd"
+) -> Callable[[pd.DataFrame], Verdict | None]:
+    """Return the function of result rows that judges the smallest size of a rank rule at one and two points lost."""
+
+    def measure(table: pd.DataFrame) -> Verdict | None:
+        dense = pd.concat([verdicts.dense_rows(table, name) for name in (NOTEBOOK, "04_ddlr")])
+        dense = dense[(dense["notebook"] == NOTEBOOK) | (dense["network"] == "lenet5")]
+        cut = _of_the_paper(_cut(table, scope, factors, rule))
+        settings, reasons = _settings(table)
+        if not settings:
             return None
-        keys = ["dataset", "network", "seed"]
-        dense = dense_accuracy(ours, keys)
-        lost = dense.reindex(cut.set_index(keys).index).to_numpy() - cut["accuracy"].to_numpy()
-        kept = 100 * cut["parameters_kept"]
-        said = f"{kept.min():.0f} to {kept.max():.0f} % of the parameters stay, {lost.min():.1f} to {lost.max():.1f} points lost on test"
-        return said, verdict_of(((kept < 50) & (lost < 2)).mean())
+        lacks = f"no row of {rule} with " + {"hidden layers": "the classifier dense"}.get(scope, "every layer cut")
+        reasons |= {each: lacks for each in settings if each not in reasons}
+        return verdicts.size_verdict(cut, dense, settings=settings, absent=reasons)
 
     return measure
 
 
-MLPS = "MLPs on MNIST, CIFAR-10, CIFAR-100, three seeds"
 RERUN = f"for p in mnist cifar10 cifar100; do {RUN} $p --seeds 0,1,2 --only 02; done"
 
 
@@ -338,9 +372,22 @@ def pictures(table: pd.DataFrame) -> dict[str, Figure]:
     return {"arsvd": rules(plain, f"{shown['seed'].nunique()} seeds")}
 
 
-CLAIMS = (  # paper, claim, setting, theirs, measure, rerun
-    ("ARSVD", "adaptive ranks (energy; spectral entropy) beat a fixed rank", f"{MLPS}, 20 % of the parameters, every layer cut, as published", "-", adaptive_ahead("every layer"), RERUN),
-    ("ARSVD", "the same", f"{MLPS}, 20 % of the parameters, classifier dense", "-", adaptive_ahead("hidden layers"), RERUN),
-    ("ARSVD", "substantial compression without losing accuracy", "every layer cut, ranks by energy, plain factors; holds: under half of the parameters, under 2 points lost, one allowed on valid", "-", small_without_loss("every layer"), RERUN),
-    ("ARSVD", "the same", "the same, classifier dense", "-", small_without_loss("hidden layers"), RERUN),
-)  # fmt: skip
+MLPS = "MLPs on MNIST, CIFAR-10, CIFAR-100"
+SIZES_OF = "the smallest of all its networks: eight sizes, and the search for one point"
+
+
+def _claims() -> tuple[Claim, ...]:
+    ways = {"every layer": "every layer cut, as published", "hidden layers": "classifier dense"}
+    ahead = [
+        Claim("ARSVD", f"adaptive ranks ({words}) beat a fixed rank", f"{MLPS}, 3 to 60 % of the parameters, {ways[scope]}", "ahead", "-", adaptive_ahead(scope, rule), RERUN, posed=scope == "every layer")
+        for scope in ways for rule, words in (("energy", "energy"), ("entropy", "spectral entropy"))
+    ]  # fmt: skip
+    small = [
+        Claim("ARSVD", "substantial compression without losing accuracy", f"{MLPS}{', LeNet-5' * (scope == 'hidden layers' and rule == 'energy')}, {ways[scope]}, ranks by {words}, plain factors; {SIZES_OF}", "size", "-", small_without_loss(scope, rule), RERUN, posed=scope == "every layer")
+        for scope in ways for rule, words in (("energy", "energy"), ("entropy", "spectral entropy"))
+    ]  # fmt: skip
+    better = Claim("ARSVD", "the same, improved: data-aware factors", f"{MLPS}, classifier dense, ranks by energy; {SIZES_OF}", "size", "-", small_without_loss("hidden layers", factors="data-aware"), RERUN)  # fmt: skip
+    return (*ahead, *small, better)
+
+
+CLAIMS = _claims()

@@ -32,6 +32,15 @@ NOTEBOOK = "02b_convolutions"
 CAPTIONS = {  # of its tables
     "Convolutions: accuracy with 75 / 50 / 35 / 25 % of the MACs": "Spatial scheme, first and last layer dense, one run each. The public ResNets were trained on all training images, calibration images among them.",
 }
+UNMET = {  # rules of fair comparison that tables do not keep, and why; see `audit`
+    "*": {
+        2: "Here ranks by energy are a way to compare factors at one size. Energy at its own threshold is judged in notebook 02.",
+        3: "Not run yet: training from scratch (a ResNet-20 takes hours on two cores), random ranks, batch norm recalibrated, fine-tuning.",
+        4: "One run of each network: the ResNets are public weights, of which there is one training.",
+        5: "Not measured yet: corrupted images, memory. Times stand in *Side by side*.",
+        6: "One draw; notebook 05 has three draws of the same networks.",
+    },
+}
 FIGURE_CAPTION = "First and last layer dense. Whole lines: ranks by energy; dashed: one fixed share."
 CHOOSERS = ("fixed", "energy")
 KINDS = (*svd.METHODS, *replace.SWEEPS)

@@ -24,22 +24,26 @@ from lowrank_utils.network.profile import Profile, plan_cost
 from lowrank_utils.network.statistics import collect_activations
 from lowrank_utils.ranks import components, rules, units
 from lowrank_utils.workbook import laboratory as laboratories
+from lowrank_utils.workbook import verdicts
 from lowrank_utils.workbook.plots import COLOURS, canvas, frontier
-from lowrank_utils.workbook.tables import (
-    RUN,
-    clearly_ahead,
-    dense_accuracy,
-    in_points,
-    markdown,
-    mean_and_spread,
-    span,
-    verdict_of,
-)
+from lowrank_utils.workbook.tables import RUN, in_points, markdown, mean_and_spread
+from lowrank_utils.workbook.verdicts import Claim, Verdict
 
 NOTEBOOK = "04_ddlr"
 CAPTIONS = {  # of its tables
     "DDLR and Net-Trim: accuracy with 5 / 10 / 20 % kept": 'DDLR and Net-Trim are cut to each size, epsilon chosen on valid images, "-" where no epsilon of the preset reaches it; *DDLR* is as posed, at 20 % by a search over epsilon. All others have the classifier left dense. Both refits see the same images.',
     "DDLR and Net-Trim: accuracy, with spread": "Every method, mean ± standard deviation over seeds.",
+}
+UNMET = {  # rules of fair comparison that tables and claims do not keep, and why; see `audit`
+    "*": {
+        1: "The convex programs take most of the time of a run, and it grows with the samples. Refits and data-aware factors see more images; a second table in which all see as few is not made yet.",
+        2: "The published rows are older than the curves of Net-Trim, and of both programs with the classifier dense; a new run writes them. Energy at its own threshold is judged in notebook 02.",
+        3: "Not run yet: the small network trained from scratch, a random choice, fine-tuning. The claim is about compression without retraining.",
+        4: "The published rows are older than the record of test images, so seeds are paired by Student's t. The CIFAR-10 MLP has one seed. Rows of a new run record the images.",
+        5: "Not measured yet on corrupted images. Times of one layer stand in the notebook.",
+        6: "Each seed has a split of its own, so the three seeds are three draws of the samples. Five draws are not run yet.",
+        7: "The figures show every size, and the claims count every size.",
+    },
 }
 FIGURE_CAPTION = "What loses more than 15 points is cut off; sizes that some seeds did not reach are left out."
 
@@ -70,7 +74,7 @@ class Laboratory(laboratories.Laboratory):
 
     def row(self, net: nn.Module, **columns) -> dict:
         """Return a result row of a network, on test images, with its accuracy on validation images beside it."""
-        return super().row(net, **{"valid_accuracy": self.valid(net)} | columns)
+        return super().row(net, **{"valid_accuracy": self.valid(net), "keep_correct": True} | columns)
 
     def hidden(self, solutions: dict[str, Solution]) -> dict:
         """Return the solutions without the classifier's, which then stays dense."""
@@ -177,13 +181,31 @@ def solve_all(lab: Laboratory, epsilons: Sequence[float], answers: dict, trimmed
             trimmed[epsilon] = ddlr_network.solve_network(lab.samples, epsilon, penalty="l1", **lab.options)
 
 
-def at_epsilons(lab: Laboratory, answers: dict) -> list[dict]:
-    """Return the rows of DDLR as posed, every layer under it, at each epsilon of `answers`."""
+def at_epsilons(
+    lab: Laboratory, answers: dict, trimmed: dict | None = None, besides: Sequence[float] = ()
+) -> list[dict]:
+    """Return the rows of the programs as posed at each epsilon: DDLR with every layer under it, of `answers`.
+
+    With `trimmed`, {epsilon: solutions of Net-Trim}, also Net-Trim's, its non-zeros counted with and without indices, and both
+    programs with the classifier dense; `besides`, epsilons of which `steps` has written that row of DDLR.
+    """
     rows = []
     for epsilon, solutions in answers.items():
+        about = {"program": "as posed", "budget_kind": "epsilon", "budget": epsilon, "epsilon": epsilon}
         net, _ = ddlr_network.low_rank(lab.profile, solutions)
-        about = _ddlr(scope="every layer", program="as posed", budget_kind="epsilon", budget=epsilon, epsilon=epsilon)
-        rows.append(lab.row(net, **about))
+        rows.append(lab.row(net, **_ddlr(scope="every layer", **about)))
+        if trimmed is None:
+            continue
+        if epsilon not in besides:
+            net, _ = ddlr_network.low_rank(lab.profile, lab.hidden(solutions))
+            rows.append(lab.row(net, **_ddlr(**about)))
+        for scope, found in (("every layer", trimmed[epsilon]), ("hidden layers", lab.hidden(trimmed[epsilon]))):
+            net = ddlr_network.sparse(lab.profile, found)
+            counts = ddlr_network.stored(net)
+            for stored_as, kind in (("non-zeros", "non-zeros"), ("sparse", "with indices")):
+                size = dict.fromkeys(("stored", "parameters_kept"), counts[kind] / lab.size)
+                more = {"chooser": "Net-Trim", "factors": "none", "scope": scope, "stored_as": stored_as}
+                rows.append(lab.row(net, **about, **more, **size))
     return rows
 
 
@@ -338,7 +360,7 @@ def experiment(
     trimmed = {epsilon: ddlr_network.solve_network(lab.samples, epsilon, penalty="l1", **lab.options)}
     rows = [lab.dense_row(), *steps(lab, answers[epsilon], epsilon)[0], *at_budget(lab, 0.2, epsilon)[0]]
     solve_all(lab, epsilons, answers, trimmed)
-    rows += at_epsilons(lab, answers) + at_sizes(lab, answers, trimmed, shares)
+    rows += at_epsilons(lab, answers, trimmed, besides=[epsilon]) + at_sizes(lab, answers, trimmed, shares)
     return columns.table(rows)
 
 
@@ -418,9 +440,11 @@ METHODS += ("ARSVD", "data-aware", "ReLU-aware", "Fisher-weighted", "units first
 def named(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows that figures and tables show, with a column ``method`` of their names in words.
 
-    Left out are the rows of `steps`.
+    Left out are the rows of `steps`, and of `at_epsilons` those of Net-Trim and those with the classifier dense.
     """
-    step = (table["chooser"] == "DDLR") & (table["budget_kind"] == "epsilon") & (table["scope"] == "hidden layers")
+    step = (table["budget_kind"] == "epsilon") & (
+        (table["scope"] == "hidden layers") | (table["chooser"] == "Net-Trim")
+    )
     shown = table[~step & (table["chooser"] != "dense")]
     return shown.assign(method=[_method(row) for row in shown.itertuples()])
 
@@ -534,45 +558,81 @@ def gap(history: pd.DataFrame, title: str = "") -> Figure:
     return figure
 
 
-RERUN = f"for p in ddlr-mnist ddlr-fashion-mnist; do {RUN} $p --seeds 0,1,2 --only 04; done"
-CLAIMED = (0.05, 0.1, 0.2, 0.3)
+RERUN = f"for p in ddlr-mnist ddlr-fashion-mnist ddlr-lenet5; do {RUN} $p --seeds 0,1,2 --only 04; done"
+IN_TABLES = (0.05, 0.1, 0.2)
 
 
-def _lenets(table):
-    mine = table[(table["notebook"] == NOTEBOOK) & (table["network"] == "lenet300")]
-    shown = named(mine)
-    return mine, shown[shown["budget_kind"] == "kept"]
+def as_posed(table: pd.DataFrame, chooser: str, scope: str) -> pd.DataFrame:
+    """Return the rows of a convex program as its authors pose it, at every epsilon: no cut, no refit, nothing reweighted.
+
+    Parameters: `chooser`, "DDLR" or "Net-Trim" (with its indices counted); `scope`, "every layer" or "hidden layers" (the classifier dense).
+    """
+    mine = (table["notebook"] == NOTEBOOK) & (table["chooser"] == chooser) & (table["scope"] == scope)
+    mine &= (table["program"] == "as posed") & (table["cut"] == "none") & (table["refit"] == "none")
+    return table[mine & (table["stored_as"] != "non-zeros")]
 
 
-def ddlr_small(table: pd.DataFrame) -> tuple[str, str] | None:
-    """Return (what was measured, verdict) of DDLR's first claim, or None where nothing was; accuracy in percent."""
-    mine, shown = _lenets(table)
-    keys = ["dataset", "seed"]
-    dense = dense_accuracy(mine, keys)
-    lost = {}
-    for name in ("DDLR", "DDLR, cut, refit"):
-        cut = shown[(shown["method"] == name) & (shown["budget"] == 0.2)].set_index(keys)["accuracy"]
-        lost[name] = (dense.reindex(cut.index) - cut).mean()
-    if not len(dense) or any(value != value for value in lost.values()):
-        return None
-    said = f"at 20 %: {lost['DDLR']:.1f} points lost as posed, {lost['DDLR, cut, refit']:.1f} with the classifier dense, cut and refit"
-    return said, verdict_of(sum(value < 2 for value in lost.values()) / 2)
+def _runs(table: pd.DataFrame) -> list[tuple]:
+    mine = table[table["notebook"] == NOTEBOOK]
+    return sorted(mine[[*verdicts.RUN_OF]].drop_duplicates().itertuples(index=False, name=None))
 
 
-def ddlr_ahead(ours: str, theirs: str) -> Callable[[pd.DataFrame], tuple[str, str] | None]:
-    """Return the function of result rows that measures whether method `ours` is ahead of `theirs` at equal size."""
+def _at_given_sizes(table: pd.DataFrame, method: str) -> pd.DataFrame:
+    shown = named(table[table["notebook"] == NOTEBOOK])
+    return shown[(shown["method"] == method) & (shown["budget_kind"] == "kept")]
 
-    def measure(table: pd.DataFrame):
-        shown = _lenets(table)[1]
-        by = shown[shown["budget"].isin(CLAIMED)].pivot_table("accuracy", ["dataset", "budget"], "method")
-        if not {ours, theirs} <= set(by):
+
+def small_as_posed(chooser: str, scope: str) -> Callable[[pd.DataFrame], Verdict | None]:
+    """Return the function of result rows that judges the smallest size of a program on its own curve over epsilon."""
+
+    def measure(table: pd.DataFrame) -> Verdict | None:
+        runs, curve = _runs(table), as_posed(table, chooser, scope)
+        if not runs:
             return None
-        gain = (by[ours] - by[theirs]).dropna()
-        ahead = clearly_ahead(gain, by[theirs].reindex(gain.index))
-        return (
-            f"points ahead of Net-Trim: {span(gain)}; ahead in {ahead.sum()} of {len(gain)}",
-            "yes" if ahead.all() else "no",
+        if not len(curve):
+            absent = f"no row of {chooser} as posed with {_WHERE[scope]}, only cut to a size"
+            return verdicts.size_verdict(curve, curve, settings=runs, absent=absent)
+        points = curve.groupby([*verdicts.RUN_OF])["budget"].transform("nunique")
+        alone = "one epsilon alone, no curve"
+        return verdicts.size_verdict(
+            curve[points > 1], verdicts.dense_rows(table, NOTEBOOK), settings=runs, absent=alone
         )
+
+    return measure
+
+
+def small_at_given_sizes(method: str) -> Callable[[pd.DataFrame], Verdict | None]:
+    """Return the function of result rows that judges the smallest size of a method of `METHODS` that takes its size as given."""
+
+    def measure(table: pd.DataFrame) -> Verdict | None:
+        runs = _runs(table)
+        if not runs:
+            return None
+        dense = verdicts.dense_rows(table, NOTEBOOK)
+        return verdicts.size_verdict(_at_given_sizes(table, method), dense, settings=runs, absent="no row")
+
+    return measure
+
+
+def ddlr_ahead(ours: str, theirs: str) -> Callable[[pd.DataFrame], Verdict | None]:
+    """Return the function of result rows that judges whether method `ours` is ahead of `theirs` at equal size, in all settings."""
+
+    def measure(table: pd.DataFrame) -> Verdict | None:
+        keys = ["dataset", "network", "budget"]
+        runs, sides = _runs(table), {method: _at_given_sizes(table, method) for method in (ours, theirs)}
+        if not runs or not all(map(len, sides.values())):
+            return None
+        have = {method: set(rows[keys].itertuples(index=False, name=None)) for method, rows in sides.items()}
+        sizes = sorted({size for rows in sides.values() for size in rows["budget"]})
+        settings = [(*run, size) for run in dict.fromkeys(run[:2] for run in runs) for size in sizes]
+        absent = {
+            setting: "no answer is cut to that size: "
+            + "; ".join(method for method in have if setting not in have[method])
+            for setting in settings
+        }
+        return verdicts.ahead_verdict(
+            *sides.values(), settings=settings, absent=absent, consistently=True, than=theirs
+        )  # fmt: skip
 
     return measure
 
@@ -586,7 +646,7 @@ def tables(table: pd.DataFrame) -> dict[str, str]:
         for name in METHODS:
             mine = shown[shown["method"] == name]
             # a method that reached the size on some seeds only would be compared on other networks
-            sizes = [mine.loc[mine["budget"] == kept, "accuracy"] for kept in CLAIMED[:3]]
+            sizes = [mine.loc[mine["budget"] == kept, "accuracy"] for kept in IN_TABLES]
             cells.append(" / ".join(f"{v.mean():.1f}" if len(v) == whole else "-" for v in sizes))
             spread.append([*key, name, *(mean_and_spread(v) if len(v) == whole else "-" for v in sizes)])
         equal.append([*key, *cells])
@@ -610,8 +670,38 @@ def usable(table: pd.DataFrame) -> pd.Series:
 figure = programs
 
 
-CLAIMS = (  # paper, claim, setting, theirs, measure, rerun
-    ("DDLR", "far fewer parameters, little accuracy lost, no retraining", "LeNet-300-100, mean of MNIST and Fashion-MNIST; holds: under 2 points lost", "-", ddlr_small, RERUN),
-    ("DDLR", "consistently ahead of Net-Trim", "the same at 5, 10, 20 and 30 %, classifier dense, indices counted, both cut, no refit", "-", ddlr_ahead("DDLR, cut", "Net-Trim, with indices"), RERUN),
-    ("DDLR", "the same", "the same, both cut and refitted", "-", ddlr_ahead("DDLR, cut, refit", "Net-Trim, cut, refit, with indices"), RERUN),
-)  # fmt: skip
+_WHERE = {"every layer": "every layer under it", "hidden layers": "the classifier dense"}
+ALL = "LeNet-300-100, LeNet-5 and the CIFAR-10 MLP"
+
+
+def _claims() -> tuple[Claim, ...]:
+    small, posed = "far fewer parameters, little accuracy lost, no retraining", "as posed, its own curve over epsilon"
+    first = [
+        Claim(paper, small, f"{ALL}; {posed}, {_WHERE[scope]}", "size", "-", small_as_posed(paper, scope), RERUN, posed=True)
+        for paper in ("DDLR", "Net-Trim") for scope in _WHERE
+    ]  # fmt: skip
+    given = "classifier dense, seven sizes, epsilon by validation images"
+    second = [
+        Claim(paper, f"the same, improved: {words}", f"{ALL}; {given}", "size", "-", small_at_given_sizes(method), RERUN)
+        for paper, words, method in (
+            ("DDLR", "cut to a size", "DDLR, cut"),
+            ("DDLR", "cut and refitted", "DDLR, cut, refit"),
+            ("DDLR", "our factors for its problem at a given rank, no program", "ReLU-aware"),
+            ("Net-Trim", "cut to a size, indices counted", "Net-Trim, with indices"),
+            ("Net-Trim", "cut and refitted, indices counted", "Net-Trim, cut, refit, with indices"),
+            ("Net-Trim", "cut and refitted, non-zeros counted alone, as its authors do", "Net-Trim, cut, refit, non-zeros"),
+        )
+    ]  # fmt: skip
+    third = [
+        Claim("DDLR", "consistently ahead of Net-Trim", f"{ALL}; {given}; {words}", "ahead", "-", ddlr_ahead(ours, theirs), RERUN)
+        for words, ours, theirs in (
+            ("both cut, non-zeros counted alone", "DDLR, cut", "Net-Trim, non-zeros"),
+            ("both cut, indices counted", "DDLR, cut", "Net-Trim, with indices"),
+            ("both cut and refitted, non-zeros counted alone", "DDLR, cut, refit", "Net-Trim, cut, refit, non-zeros"),
+            ("both cut and refitted, indices counted", "DDLR, cut, refit", "Net-Trim, cut, refit, with indices"),
+        )
+    ]  # fmt: skip
+    return (*first, *second, *third)
+
+
+CLAIMS = _claims()

@@ -1,0 +1,299 @@
+"""The comparison card: every published table and claim, judged by seven rules of fair comparison.
+
+The rules are what reviewers of pruning papers ask for (Blalock et al. 2020; Liu et al. 2019, *Rethinking the value of network
+pruning*; Gale et al. 2019, *The state of sparsity*). What the rows show decides whether a rule is kept. A rule that is not kept
+needs a reason, in the chapter's ``UNMET``, {heading of a table, or "*" for all: {number of the rule: reason}}, or in `Claim.unmet`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+
+from lowrank_utils.workbook import chapters, gallery
+from lowrank_utils.workbook.tables import markdown
+from lowrank_utils.workbook.verdicts import Claim, Verdict
+
+RULES = {
+    1: "one rule for all: size, drop, calibration images, fine-tuning",
+    2: "every method also as its authors pose it",
+    3: "controls: trained from scratch, random choice, batch norm recalibrated, fine-tuned",
+    4: "compared in pairs: by test images within a run, over several runs",
+    5: "more than test accuracy: corrupted images, memory, time",
+    6: "the order of the methods over five draws of calibration images",
+    7: "every setting that was run is shown or named",
+}
+CLAIMS = "What the papers claim"
+DRAWS = 5  # of calibration images, that rule 6 asks for
+WITH_BATCH_NORM = ("resnet20", "resnet56", "vgg_small")
+PAGES = {  # tables that are not made of result rows, and why the rules say nothing of them
+    "prediction": "It compares what is predicted with what is measured for the same networks, not methods with each other.",
+    "shortcuts": "It compares settings of one method, by the divergence from the dense answers and by processor time.",
+    "imagenet": "One network on images of which no labels are at hand; its page says what it is compared with.",
+    "language": "Perplexity of one language model; its page says what each row may see, and its draws.",
+    "encoder": "One sentence encoder; its page says what it is compared with.",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one rule says of one table or claim: the `problem`, "" where the rule is kept, and the `reason` that stands beside it."""
+
+    subject: str
+    rule: int
+    problem: str
+    reason: str
+
+    @property
+    def broken(self) -> bool:
+        """Whether the rule is not kept and no reason says why."""
+        return bool(self.problem) and not self.reason.strip()
+
+
+# ---- what the rows show ----------------------------------------------------------------------------------------------
+
+
+def _parameters(rows: pd.DataFrame) -> list[dict]:
+    texts = rows["run_parameters"].dropna().unique() if "run_parameters" in rows else []
+    return [json.loads(text) for text in texts]
+
+
+def _cut(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["chooser"] != "dense"]
+
+
+def _has(rows: pd.DataFrame, column: str) -> pd.Series:
+    return rows[column].notna() if column in rows else pd.Series(False, index=rows.index)
+
+
+def one_rule(rows: pd.DataFrame) -> str:
+    """Return how the methods of some rows are not treated alike; "" where they are."""
+    told = []
+    seen = {
+        (p["samples"], p["calibration_images"])
+        for p in _parameters(rows)
+        if {"samples", "calibration_images"} <= set(p)
+    }
+    if apart := sorted(pair for pair in seen if pair[0] != pair[1]):
+        told.append(
+            "the convex programs see fewer images than the others: " + ", ".join(f"{a} of {b}" for a, b in apart)
+        )
+    if "calibration_images" in rows:
+        counts = _cut(rows).groupby(["dataset", "network"])["calibration_images"].nunique()
+        told += [
+            f"{network} on {dataset} has several counts of calibration images"
+            for dataset, network in counts[counts > 1].index
+        ]
+    sized = set(_cut(rows)["budget_kind"]) & {"kept", "macs"}
+    if len(sized) > 1:
+        told.append("sizes count parameters in some rows and MACs in others")
+    if "finetuned_epochs" in rows and rows["finetuned_epochs"].nunique() > 1:
+        told.append("fine-tuning takes different numbers of epochs")
+    return "; ".join(told)
+
+
+def as_posed(rows: pd.DataFrame) -> str:
+    """Return which of the papers' methods no row has as its authors pose it; "" where all have."""
+    cut, lacking = _cut(rows), []
+    own = {"energy": ("threshold", "drop"), "entropy": ("threshold", "drop")}
+    for chooser, kinds in own.items():
+        mine = cut[cut["chooser"] == chooser]
+        if len(mine) and not (mine["budget_kind"].isin(kinds) & (mine["factors"] == "svd")).any():
+            lacking.append(f"{chooser} at its own threshold")
+    for chooser in ("DDLR", "Net-Trim"):
+        mine = cut[cut["chooser"] == chooser]
+        curve = mine[(mine["budget_kind"] == "epsilon") & (mine["cut"] == "none") & (mine["scope"] == "every layer")]
+        if len(mine) and curve["budget"].nunique() < 2:
+            lacking.append(f"{chooser} on its own curve over epsilon")
+    for chooser in ("ENC-Map", "ENC-Model", "ENC-Inf"):
+        mine = cut[cut["chooser"] == chooser]
+        if len(mine) and not (mine["factors"] == "svd").any():
+            lacking.append(f"{chooser} in plain factors")
+    return "no row has " + ", ".join(lacking) if lacking else ""
+
+
+def controls(rows: pd.DataFrame) -> str:
+    """Return which controls no row is; "" where all are there."""
+    names = [name for name in ("chooser", "refit", "tuned") if name in rows]
+    words = {str(word) for name in names for word in rows[name].dropna().unique()}
+    asked = ["from scratch", "random"]
+    asked += ["recalibrated"] if rows["network"].isin(WITH_BATCH_NORM).any() else []
+    lacking = [control for control in asked if not any(control in word for word in words)]
+    lacking = ["batch norm recalibrated" if control == "recalibrated" else control for control in lacking]
+    if not ((rows["tuned"] == "fine-tuned").any() or _has(rows, "tuned_accuracy").any()):
+        lacking.append("fine-tuned")
+    return "no row is a control: " + ", ".join(lacking) if lacking else ""
+
+
+def in_pairs(rows: pd.DataFrame) -> str:
+    """Return why rows cannot be compared in pairs, by test images and over several runs; "" where they can."""
+    told = []
+    silent = (~_has(_cut(rows), "correct")).sum()
+    if silent:
+        told.append(f"{silent} of {len(_cut(rows))} rows do not record which test images are right")
+    runs = rows.assign(draw=rows.get("draw")).groupby(["dataset", "network"])[["seed", "draw"]]
+    few = [f"{network} on {dataset}" for (dataset, network), part in runs if len(part.drop_duplicates()) < 2]
+    if few:
+        told.append("one run alone: " + ", ".join(few))
+    return "; ".join(told)
+
+
+def more_than_accuracy(rows: pd.DataFrame) -> str:
+    """Return what was not measured beside test accuracy; "" where all of it was."""
+    cut = _cut(rows)
+    lacking = [] if any("corrupt" in str(name) for name in rows) else ["corrupted test images"]
+    lacking += [
+        word for name, word in (("peak_memory", "memory"), ("latency_ms_1", "time")) if not _has(cut, name).all()
+    ]
+    return f"not measured in every row: {', '.join(lacking)}" if lacking else ""
+
+
+def stable_order(rows: pd.DataFrame) -> str:
+    """Return how many draws of calibration images there are, where they are fewer than rule 6 asks for; else ""."""
+    draws = int(rows["draw"].nunique()) if "draw" in rows and rows["draw"].notna().any() else 1
+    return f"{draws} draw{'s' * (draws > 1)} of calibration images, not {DRAWS}" if draws < DRAWS else ""
+
+
+def shown(rows: pd.DataFrame, text: str) -> str:
+    """Return which sizes of the rows do not stand in the `text` of a table (heading, caption and cells); "" where all do."""
+    sized = _cut(rows)
+    sized = sized[sized["budget_kind"].isin(["kept", "macs"])]
+    said = set(re.findall(r"\d+(?:\.\d+)?", text))
+    sizes = sorted(
+        size for size in sized["budget"].dropna().unique() if f"{100 * size:g}" not in said and f"{size:g}" not in said
+    )
+    return (
+        "sizes of the rows that it does not show: " + ", ".join(f"{100 * size:g} %" for size in sizes) if sizes else ""
+    )
+
+
+BY_ROWS: dict[int, Callable[[pd.DataFrame], str]] = {
+    1: one_rule,
+    2: as_posed,
+    3: controls,
+    4: in_pairs,
+    5: more_than_accuracy,
+    6: stable_order,
+}
+
+
+def by_rows(rows: pd.DataFrame) -> dict[int, str]:
+    """Return {rule: problem} of rules 1 to 6, as far as rows show it; no problem where no network was cut."""
+    compared = bool(len(rows)) and bool(len(_cut(rows)))
+    return {rule: check(rows) if compared else "" for rule, check in BY_ROWS.items()}
+
+
+# ---- tables and claims -----------------------------------------------------------------------------------------------
+
+
+def _reason(chapter: ModuleType, heading: str, rule: int) -> str:
+    unmet: Mapping[str, Mapping[int, str]] = getattr(chapter, "UNMET", {})
+    return unmet.get(heading, {}).get(rule) or unmet.get("*", {}).get(rule, "")
+
+
+def judge_table(
+    chapter: ModuleType, rows: pd.DataFrame, heading: str, table: str, problems: Mapping[int, str]
+) -> list[Finding]:
+    """Return what the seven rules say of one table (Markdown) of a chapter, drawn from the chapter's `rows`; `problems` of `by_rows`."""
+    header, *lines = table.splitlines()
+    cells = [
+        cell
+        for line in lines
+        for cell in line.split("|")
+        if re.fullmatch(r"\s*[\d.]+ %\s*|.*(?:macs|kept) [\d.]+\s*", cell)
+    ]
+    problems = {**problems, 7: shown(rows, " ".join((heading, chapter.CAPTIONS.get(heading, ""), header, *cells)))}
+    return [Finding(heading, rule, problem, _reason(chapter, heading, rule)) for rule, problem in problems.items()]
+
+
+def judge_claim(chapter: ModuleType, claim: Claim, found: Verdict, problems: Mapping[int, str]) -> list[Finding]:
+    """Return what the seven rules say of a claim of a chapter, given its verdict and the `problems` of the chapter's rows."""
+    problems = dict(problems)
+    if claim.rule == "as in the paper":
+        problems[1] = "; ".join(filter(None, ("the rule is the paper's own, not that of the others", problems[1])))
+    problems[2] = found.said if claim.posed and found.holds == "-" else ""
+    apart = sorted({way for way in found.paired_by if not way.startswith("images")})
+    problems[4] = f"paired by {', '.join(apart)}, not by test images" if apart else ""
+    unnamed = [setting for setting, reason in found.left_out.items() if not reason.strip()]
+    problems[7] = f"left out without a reason: {', '.join(unnamed)}" if unnamed else ""
+    if not found.settings:
+        problems[7] = "no setting is counted or named"
+    subject = f"{claim.paper}: {claim.claim} ({claim.setting}; {claim.rule})"
+    return [
+        Finding(subject, rule, problem, claim.unmet.get(rule, "") or _reason(chapter, CLAIMS, rule))
+        for rule, problem in problems.items()
+    ]
+
+
+def findings(folder: str | Path | None = None) -> list[Finding]:
+    """Return what the seven rules say of every published table and claim. `folder` defaults to outputs/gallery."""
+    everything, found = gallery.published_rows(folder=folder), []
+    verdicts = gallery.judged(folder)
+    for notebook, chapter in chapters.every().items():
+        rows = everything[everything["notebook"] == notebook]
+        if not len(rows):
+            continue
+        problems = by_rows(rows)
+        for heading, table in chapter.tables(rows).items():
+            found += judge_table(chapter, rows, heading, table, problems)
+        mine = {id(claim) for claim in getattr(chapter, "CLAIMS", ())}
+        for claim, verdict in verdicts:
+            if id(claim) in mine:
+                found += judge_claim(chapter, claim, verdict, problems)
+    return found + list(_pages(folder))
+
+
+def _pages(folder: str | Path | None) -> Iterator[Finding]:
+    for name, reason in PAGES.items():
+        page = importlib.import_module(f"lowrank_utils.workbook.{name}")
+        if page.published(folder or gallery.paths.GALLERY) is not None:
+            for rule in RULES:
+                yield Finding(f"page: {name}", rule, "it is not made of result rows", reason)
+
+
+def card(found: Sequence[Finding]) -> str:
+    """Return the findings as a Markdown table: one line a table or claim, kept, a reason (numbered below it), or **broken**."""
+    reasons: dict[tuple[int, str], int] = {}
+    lines: dict[str, list[str]] = {}
+    for one in found:
+        mark = "kept"
+        if one.broken:
+            mark = "**broken**"
+        elif one.problem:
+            mark = f"no ({reasons.setdefault((one.rule, one.reason), len(reasons) + 1)})"
+        lines.setdefault(one.subject, []).append(mark)
+    table = markdown(["table or claim", *map(str, RULES)], ([subject, *marks] for subject, marks in lines.items()))
+    notes = "\n".join(f"{number}. Rule {rule}: {reason}" for (rule, reason), number in reasons.items())
+    return f"{table}\n\n{notes}" if notes else table
+
+
+def summary(found: Sequence[Finding]) -> str:
+    """Return how often each rule is kept, not kept with a reason, and broken, as a Markdown table."""
+    lines = []
+    for rule, text in RULES.items():
+        mine = [one for one in found if one.rule == rule]
+        broken = sum(one.broken for one in mine)
+        kept = sum(not one.problem for one in mine)
+        lines.append([str(rule), text, str(kept), str(len(mine) - kept - broken), str(broken)])
+    return markdown(["rule", "", "kept", "not kept, with a reason", "broken"], lines)
+
+
+def section(folder: str | Path | None = None) -> str:
+    """Return the part of the gallery's page that shows the comparison card."""
+    found = findings(folder)
+    return f"""## Comparison card
+
+Every table and claim of this page under seven rules of fair comparison, as `python -m lowrank_utils audit` judges them. A number in brackets is the reason, below, for a rule that
+is not kept.
+
+{summary(found)}
+
+{card(found)}
+"""

@@ -1,0 +1,525 @@
+"""The rules by which every claim is judged, those of the papers and our own: functions of result rows.
+
+Two rules, the same for all (Blalock et al. 2020, *What is the state of neural network pruning?*, ask for both):
+
+- `smallest_size`: the smallest network at no more than so many points lost;
+- `ahead_at_equal_size`: which of two methods is right more often at equal size, compared in pairs.
+
+Accuracies of rows are shares in [0, 1], as everywhere; what these functions return is in points of percent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from lowrank_utils.lab.columns import KEY
+from lowrank_utils.lab.score import unpacked
+from lowrank_utils.workbook.tables import span, verdict_of
+
+POINTS = (1, 2)  # points that may be lost: the two drops by which all methods are judged
+HALF = 0.5  # a network is small where less than this share stays
+LEVEL = 0.05  # of every test, after Holm's correction
+TEST_IMAGES = 10_000  # of MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100
+RUN_OF = ("dataset", "network", "seed")
+
+RULES = {  # what the claim table calls them, and what they ask
+    "size": "the smallest network that loses at most 1 (then 2) points on validation images, reported on test. It holds where less than half of the "
+    "parameters stay and the points lost on test are no more than allowed, two standard errors of the dense accuracy aside",
+    "size, test curve": "the same in MACs, read off the test curve for all methods alike, because the public networks were trained on their validation images",
+    "ahead": "the mean paired difference at equal size, at 5 % after Holm's correction over the settings of the row. Pairs are test images (McNemar within a "
+    "seed, a bootstrap over images and seeds or draws) where the rows record which are right, else seeds alone (Student's t)",
+    "no loss": "no settled loss against the dense network, by the pairs of *ahead*",
+    "as in the paper": "the paper's own measure at the paper's own setting, theirs beside ours",
+}
+
+
+# ---- claims and verdicts ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the rows say about a claim.
+
+    Attributes
+    ----------
+    said : what was measured, in words.
+    holds : yes, no or in part, or "-" where nothing was measured.
+    counted : how many settings the verdict counts.
+    left_out : {setting: the reason why it does not count}.
+    paired_by : the pairs of each setting counted, such as images or seeds; empty where nothing was paired.
+    """
+
+    said: str
+    holds: str = "-"
+    counted: int = 0
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    paired_by: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> int:
+        """How many settings there are, those left out among them."""
+        return self.counted + len(self.left_out)
+
+    @property
+    def counts(self) -> str:
+        """The settings counted and left out, in words; those that differ in their last number alone are put together.
+
+        >>> Verdict("", "yes", 2, {"mnist, seed 0": "too small", "mnist, seed 1": "too small"}).counts
+        '2 of 4; left out: mnist, seed 0, 1 (too small)'
+        """
+        reasons: dict[str, list[str]] = {}
+        for setting, reason in self.left_out.items():
+            reasons.setdefault(reason, []).append(setting)
+        told = [f"{'; '.join(_together(settings))} ({reason})" for reason, settings in reasons.items()]
+        return f"{self.counted} of {self.settings}" + ("; left out: " + "; ".join(told) if told else "")
+
+
+def _together(settings: Sequence[str]) -> list[str]:
+    groups: dict[str, list[str]] = {}
+    for setting in settings:
+        start, _, end = setting.rpartition(" ")
+        groups.setdefault(start, []).append(end)
+    return [f"{start} {', '.join(ends)}".strip() for start, ends in groups.items()]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of the claim table.
+
+    Attributes
+    ----------
+    paper, claim, setting : whose claim, in the paper's words or "the same", and where it is judged.
+    rule : the rule that gives the verdict, one of `RULES`.
+    theirs : the number that the paper gives, or "-".
+    measure : function of the published rows that returns a `Verdict`, or None where no row is about the claim.
+    rerun : the command that makes the rows again.
+    posed : whether the method is judged as its authors pose it.
+    unmet : {number of a rule of fair comparison: why this claim does not keep it}, beside those of its chapter; `audit` asks for them.
+    """
+
+    paper: str
+    claim: str
+    setting: str
+    rule: str
+    theirs: str
+    measure: Callable[[pd.DataFrame], Verdict | None]
+    rerun: str
+    posed: bool = False
+    unmet: Mapping[int, str] = field(default_factory=dict)
+
+
+def not_measured(reason: str, left_out: Sequence[str] = ()) -> Verdict:
+    """Return the verdict on settings of which no row says anything, all for one reason.
+
+    >>> not_measured("no row", ["mnist"]).said
+    'not measured: no row'
+    """
+    return Verdict(f"not measured: {reason}", "-", 0, dict.fromkeys(left_out, reason))
+
+
+# ---- what rows must have ---------------------------------------------------------------------------------------------
+
+
+def _named(keys: Sequence[str], values: object) -> str:
+    """Return a setting in words: its values, those of numbers by their column.
+
+    >>> _named(("dataset", "seed"), ("mnist", 0))
+    'mnist, seed 0'
+    """
+    each = values if isinstance(values, tuple) else (values,)
+    words = [value if isinstance(value, str) else f"{key} {value:g}" for key, value in zip(keys, each, strict=True)]
+    return ", ".join(words)
+
+
+def _left_out(
+    keys: Sequence[str], settings: Sequence[tuple], have: set[tuple], absent: Mapping[tuple, str] | str
+) -> dict[str, str]:
+    reasons = absent if isinstance(absent, Mapping) else dict.fromkeys(settings, absent)
+    return {_named(keys, values): reasons.get(values, "no row") for values in settings if values not in have}
+
+
+def _check_columns(rows: pd.DataFrame, needed: Sequence[str], rule: str) -> None:
+    for name in needed:
+        if name not in rows:
+            raise ValueError(f"the rows lack the column {name}, which the rule {rule!r} needs")
+        if rows[name].isna().any():
+            raise ValueError(
+                f"{rows[name].isna().sum()} of {len(rows)} rows have no {name}, which the rule {rule!r} needs"
+            )
+
+
+def _check_one_each(rows: pd.DataFrame, keys: Sequence[str]) -> None:
+    twice = rows[rows.duplicated([*keys], keep=False)]
+    if len(twice):
+        first = tuple(twice.iloc[0][[*keys]])
+        raise ValueError(f"{len(twice)} rows claim one setting: {_told(keys, first)}; keep one of them")
+
+
+def _told(keys: Sequence[str], values: tuple) -> str:
+    return ", ".join(f"{key}={value}" for key, value in zip(keys, values, strict=True) if not pd.isna(value))
+
+
+def _check_same_images(rows: pd.DataFrame, keys: Sequence[str]) -> None:
+    """Raise ValueError where the rows of one setting were measured on different test images."""
+    if "data_fingerprint" not in rows:
+        return
+    for values, part in rows.groupby([*keys]):
+        if part["data_fingerprint"].dropna().nunique() > 1:
+            raise ValueError(
+                f"the rows of {_named(keys, values)} differ in their test images, so they cannot be paired"
+            )
+
+
+# ---- the smallest size -----------------------------------------------------------------------------------------------
+
+
+def smallest_size(
+    rows: pd.DataFrame,
+    dense: pd.DataFrame,
+    points_lost: float,
+    *,
+    chosen_on: str = "valid_accuracy",
+    size: str = "parameters_kept",
+    on: Sequence[str] = RUN_OF,
+) -> pd.DataFrame:
+    """Return the smallest network of one method that loses at most `points_lost`, one row a setting.
+
+    Parameters
+    ----------
+    rows : result rows of one method, its whole curve.
+    dense : rows of the dense networks, one a setting.
+    points_lost : points of percent that may be lost against the dense network, at least 0.
+    chosen_on : the column of accuracy by which a network is chosen; "accuracy" reads the size off the test curve.
+    size : the column of the share kept, such as parameters_kept or macs_kept.
+    on : the columns that make a setting.
+
+    Returns columns `on`; kept, the share of the smallest network (NaN where every network loses more); lost_chosen and
+    lost, its points lost on the images that chose it and on test images; allowed, the points that may be lost on test within two
+    standard errors of the dense accuracy; networks, how many the curve has.
+    Raises ValueError, naming it, for a column that is missing or has gaps, for two rows that claim one setting, and for a
+    setting without a dense network.
+
+    >>> dense = pd.DataFrame({"seed": [0], "valid_accuracy": [0.90], "accuracy": [0.89], "parameters_kept": [1.0]})
+    >>> rows = pd.DataFrame({"seed": 0, "budget": [0.3, 0.2], "parameters_kept": [0.3, 0.2], "valid_accuracy": [0.895, 0.88], "accuracy": [0.88, 0.86]})
+    >>> smallest_size(rows, dense, 1, on=["seed"])[["kept", "lost"]].round(2).to_dict("records")
+    [{'kept': 0.3, 'lost': 1.0}]
+    """
+    if not points_lost >= 0:
+        raise ValueError(f"points_lost={points_lost} is below 0")
+    needed = [*on, size, "accuracy", chosen_on]
+    _check_columns(rows, needed, "smallest size")
+    _check_columns(dense, needed, "smallest size")
+    _check_one_each(rows, list(dict.fromkeys([*on, *(name for name in KEY if name in rows)])))
+    _check_one_each(dense, on)
+    whole = {tuple(row[name] for name in on): row for row in dense.to_dict("records")}
+    found = []
+    for values, curve in rows.groupby([*on]):
+        if values not in whole:
+            raise ValueError(
+                f"no row is the dense network of {_named(on, values)}, which the rule 'smallest size' needs"
+            )
+        before = {name: float(whole[values][name]) for name in (chosen_on, "accuracy")}
+        lost = 100 * (before[chosen_on] - curve[chosen_on])
+        good = curve[lost <= points_lost + 1e-9]
+        line = dict(zip(on, values, strict=True)) | {"kept": math.nan, "lost_chosen": math.nan, "lost": math.nan}
+        if len(good):
+            best = good.sort_values([size, chosen_on], ascending=[True, False], kind="stable").iloc[0]
+            line["kept"] = best[size]
+            line |= {
+                f"lost{end}": 100 * (before[name] - best[name])
+                for end, name in (("_chosen", chosen_on), ("", "accuracy"))
+            }
+        noise = 2 * 100 * (before["accuracy"] * (1 - before["accuracy"]) / TEST_IMAGES) ** 0.5
+        found.append(line | {"allowed": points_lost + noise, "networks": len(curve)})
+    return pd.DataFrame(found, columns=[*on, "kept", "lost_chosen", "lost", "allowed", "networks"])
+
+
+def size_verdict(
+    rows: pd.DataFrame,
+    dense: pd.DataFrame,
+    *,
+    points: Sequence[float] = POINTS,
+    settings: Sequence[tuple] = (),
+    absent: Mapping[tuple, str] | str = "no row",
+    unit: str = "parameters",
+    **how,
+) -> Verdict:
+    """Return the verdict of `smallest_size` at each of `points` lost: does less than half stay, within what may be lost on test?
+
+    Parameters: `rows` and `dense` as there, and `how`, its options; `settings`, all that the claim is about, of which those without a row
+    are left out for the reason `absent` (one for all, or {setting: reason}); `unit`, what the share counts.
+    """
+    on, chosen_on = how.get("on", RUN_OF), how.get("chosen_on", "valid_accuracy")
+    short = _incomplete(rows, dense, on, chosen_on)
+    rows = rows[~_among(rows, on, short)]
+    dense = dense[~_among(dense, on, short) & dense[chosen_on].notna()]
+    each = {most: smallest_size(rows, dense, most, **how) for most in points} if len(rows) else {}
+    short |= _too_short(rows, each.values(), on, how.get("size", "parameters_kept"))
+    have = set(rows[[*on]].itertuples(index=False, name=None)) - set(short)
+    left_out = _left_out(on, settings, have, absent) | {_named(on, values): reason for values, reason in short.items()}
+    if not have:
+        return Verdict(f"not measured: {next(iter(left_out.values()), 'no row')}", "-", 0, left_out)
+    told, verdicts, counted = [], [], len(have)
+    for most, found in each.items():
+        found = found[_among(found, on, have)]
+        small, reached = found[found["kept"].notna()], int(found["kept"].notna().sum())
+        good = (found["kept"] < HALF) & (found["lost"] <= found["allowed"])
+        words = f"{_range(100 * small['kept'])} % of the {unit}" if reached else "no size"
+        if reached and chosen_on != "accuracy":
+            words += f", {_range(small['lost'], 1)} points lost on test"
+        words += f", out of reach in {counted - reached}" * (0 < reached < counted)
+        told.append(f"{most:g} point{'s' * (most != 1)}: {words}, holds in {good.sum()} of {counted}")
+        verdicts.append(verdict_of(good.mean()))
+    holds = verdicts[0] if len(set(verdicts)) == 1 else " / ".join(verdicts)
+    return Verdict("; ".join(told), holds, counted, left_out)
+
+
+def _among(table: pd.DataFrame, on: Sequence[str], settings: Container[tuple]) -> np.ndarray:
+    """Return which rows (booleans) belong to one of the settings."""
+    return np.array([values in settings for values in table[[*on]].itertuples(index=False, name=None)], bool)
+
+
+def _incomplete(rows: pd.DataFrame, dense: pd.DataFrame, on: Sequence[str], chosen_on: str) -> dict[tuple, str]:
+    """Return {setting: reason} of curves that cannot be judged: one of their networks, or the dense one, has no such accuracy."""
+
+    def settings(table: pd.DataFrame) -> set[tuple]:
+        return set(table[[*on]].itertuples(index=False, name=None))
+
+    have = settings(rows)
+    found = dict.fromkeys(sorted(have - settings(dense), key=str), "no row of its dense network")
+    found |= dict.fromkeys(settings(dense[dense[chosen_on].isna()]) & have, f"its dense network has no {chosen_on}")
+    return found | dict.fromkeys(settings(rows[rows[chosen_on].isna()]), f"a row has no {chosen_on}")
+
+
+def _too_short(rows: pd.DataFrame, found: Iterable[pd.DataFrame], on: Sequence[str], size: str) -> dict[tuple, str]:
+    """Return {setting: reason} of curves that end below half of the network before they lose so little: they settle nothing."""
+    lost = {
+        values
+        for table in found
+        for values in table.loc[table["kept"].isna(), [*on]].itertuples(index=False, name=None)
+    }
+    ends = {values: curve[size].max() for values, curve in rows.groupby([*on]) if values in lost}
+    reason = "its curve ends at {:.0%} and still loses more; larger networks were not made"
+    return {values: reason.format(end) for values, end in ends.items() if end < HALF}
+
+
+def _range(values: pd.Series, digits: int = 0) -> str:
+    low, high = (f"{value:.{digits}f}".replace("-0.0", "0.0") for value in (values.min(), values.max()))
+    return low if low == high else f"{low} to {high}"
+
+
+# ---- ahead at equal size ---------------------------------------------------------------------------------------------
+
+
+def mcnemar(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Return the p-value of McNemar's exact test, two-sided, that two networks are right equally often.
+
+    Parameters: which of the same N images each gets right (booleans). Only images on which one of the two is right
+    say anything: under the hypothesis each of them falls to either side by a fair coin. McNemar 1947, *Psychometrika* 12.
+
+    >>> mcnemar(np.array([True] * 6 + [False]), np.array([False] * 6 + [False])) == 2 / 2**6
+    True
+    """
+    ours, theirs = np.asarray(ours, bool), np.asarray(theirs, bool)
+    if ours.shape != theirs.shape:
+        raise ValueError(f"{ours.size} and {theirs.size} answers are not about the same test images")
+    gained, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """Return p-values corrected for many comparisons; NaN stays NaN and does not count. Holm 1979, *Scand. J. Statist.* 6.
+
+    The smallest of m is multiplied by m, the next by m - 1, and so on, and none is smaller than the one before it.
+
+    >>> holm([0.01, 0.04, 0.03]).round(2).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    values = np.asarray(p, float)
+    order = [i for i in np.argsort(values, kind="stable") if not np.isnan(values[i])]
+    found = np.full(values.shape, np.nan)
+    steps = values[order] * np.arange(len(order), 0, -1)
+    found[order] = np.minimum(np.maximum.accumulate(steps), 1) if order else []
+    return found
+
+
+def paired_bootstrap(
+    differences: np.ndarray, *, resamples: int = 10_000, level: float = LEVEL, seed: int = 0
+) -> tuple[float, float, float, float]:
+    """Return (mean, low, high, p) of paired differences over seeds and images, both drawn anew with replacement.
+
+    Parameters
+    ----------
+    differences : seeds x images, 1 where only ours is right, -1 where only theirs is, 0 elsewhere; all seeds see the same images.
+    resamples, seed : of the bootstrap; `level` of the interval, by percentiles.
+
+    p is two-sided: twice the smaller share of resamples on one side of zero, at least 2 / (resamples + 1).
+    Images with the same differences are exchangeable, so that only their counts are drawn.
+
+    >>> paired_bootstrap(np.zeros((2, 5)))
+    (0.0, 0.0, 0.0, 1.0)
+    """
+    values = np.atleast_2d(np.asarray(differences, float))
+    rng = np.random.default_rng(seed)
+    kinds, counts = np.unique(values, axis=1, return_counts=True)
+    images = values.shape[1]
+    drawn = rng.multinomial(images, counts / images, size=resamples) / images  # shares of each kind of image
+    by_seed = drawn @ kinds.T
+    picked = rng.integers(len(values), size=(resamples, len(values)))
+    means = np.take_along_axis(by_seed, picked, axis=1).mean(axis=1)
+    low, high = np.quantile(means, [level / 2, 1 - level / 2])
+    tail = min((means <= 0).sum(), (means >= 0).sum())
+    return float(values.mean()), float(low), float(high), float(min(1.0, 2 * (tail + 1) / (resamples + 1)))
+
+
+def _by_seeds(gains: np.ndarray, level: float) -> tuple[float, float, float]:
+    """Return (low, high, p) of the mean of paired differences by Student's t; NaN where they say nothing of their spread."""
+    if len(gains) < 2 or np.ptp(gains) == 0:
+        return (0.0, 0.0, 1.0) if len(gains) > 1 and not gains.any() else (math.nan, math.nan, math.nan)
+    mean, error, student = gains.mean(), stats.sem(gains), stats.t(len(gains) - 1)
+    half = student.ppf(1 - level / 2) * error
+    return float(mean - half), float(mean + half), float(2 * student.sf(abs(mean) / error))
+
+
+def ahead_at_equal_size(
+    ours: pd.DataFrame,
+    theirs: pd.DataFrame,
+    *,
+    on: Sequence[str] = ("dataset", "network", "budget"),
+    over: str = "seed",
+    level: float = LEVEL,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return by how many points one method is ahead of another in each setting that both have, and whether that is settled.
+
+    Parameters
+    ----------
+    ours, theirs : rows of two methods, at most one for each setting and value of `over`.
+    on : the columns that make a setting, its size among them; over : the column of what is repeated, such as seed or draw.
+    level : of tests and intervals; resamples, seed : of the bootstrap.
+
+    Where every row of a setting says which test images are right (column correct), the difference is paired by images:
+    McNemar's exact test where there is one seed, a bootstrap over images and seeds where there are more. Otherwise it is
+    paired by seeds alone, by Student's t, because a bootstrap of three seeds never leaves the range of the three. That says
+    how sure the difference is for other seeds on the same test images. One seed alone then says nothing.
+
+    Returns columns `on`; pairs, the number of seeds; gain, low, high, in points; p, and p_holm after `holm` over all
+    settings; mcnemar, the p-values within each seed (an empty tuple without images); paired_by: images, images and seeds, seeds (or
+    what `over` names), or nothing; verdict: ahead, behind, not settled, or not measured.
+    Raises ValueError, naming it, for a column that is missing, two rows that claim one setting, and seeds that differ in
+    their test images.
+
+    >>> rows = pd.DataFrame({"budget": 0.2, "seed": [0, 1, 2], "accuracy": [0.90, 0.91, 0.92]})
+    >>> found = ahead_at_equal_size(rows, rows.assign(accuracy=[0.80, 0.80, 0.83]), on=["budget"])
+    >>> found[["gain", "paired_by", "verdict"]].round(1).to_dict("records")
+    [{'gain': 10.0, 'paired_by': 'seeds', 'verdict': 'ahead'}]
+    """
+    keys = [*on, over]
+    for rows in (ours, theirs):
+        _check_columns(rows, [*keys, "accuracy"], "ahead at equal size")
+        _check_one_each(rows, keys)
+    _check_same_images(pd.concat([ours, theirs]), on)
+    both = pd.merge(_answers(ours, keys), _answers(theirs, keys), on=keys, suffixes=("_ours", "_theirs"))
+    found = []
+    for values, part in both.groupby([*on]):
+        line = dict(zip(on, values, strict=True)) | {"pairs": len(part)}
+        gains = 100 * (part["accuracy_ours"] - part["accuracy_theirs"]).to_numpy(float)
+        images = _differences(part, _named(on, values))
+        tests: tuple[float, ...] = ()
+        if images is None:
+            low, high, p = _by_seeds(gains, level)
+            by = "nothing" if math.isnan(p) else f"{over}s"
+        else:
+            tests = tuple(mcnemar(row > 0, row < 0) for row in images)
+            _, low, high, p = paired_bootstrap(images, resamples=resamples, level=level, seed=seed)
+            low, high = 100 * low, 100 * high
+            by = f"images and {over}s" if len(images) > 1 else "images"
+            p = p if len(images) > 1 else tests[0]
+        found.append(line | {"gain": gains.mean(), "low": low, "high": high, "p": p, "mcnemar": tests, "paired_by": by})
+    names = [*on, "pairs", "gain", "low", "high", "p", "mcnemar", "paired_by"]
+    table = pd.DataFrame(found, columns=names)
+    corrected = holm(table["p"].to_numpy(float))
+    verdict = np.where(table["gain"] > 0, "ahead", "behind").astype(object)
+    verdict[~(corrected < level)] = "not settled"
+    verdict[np.isnan(corrected)] = "not measured"
+    return table.assign(p_holm=corrected, verdict=verdict)
+
+
+def _answers(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    return rows.reindex(columns=[*keys, "accuracy", "correct"])
+
+
+def _differences(part: pd.DataFrame, setting: str) -> np.ndarray | None:
+    """Return the differences of the answers, pairs x images, of one setting; None where a row does not say which are right."""
+    texts = part[["correct_ours", "correct_theirs"]]
+    if texts.isna().any(axis=None):
+        return None
+    each = [[unpacked(text) for text in texts[name]] for name in texts]
+    if len({len(right) for side in each for right in side}) > 1:
+        raise ValueError(f"the rows of {setting} differ in their test images, so they cannot be paired")
+    return np.array(each[0], float) - np.array(each[1], float)
+
+
+SILENT = "one pair, or one difference in all pairs, and rows that do not record which test images are right"
+
+
+def ahead_verdict(
+    ours: pd.DataFrame,
+    theirs: pd.DataFrame,
+    *,
+    settings: Sequence[tuple] = (),
+    absent: Mapping[tuple, str] | str = "no row",
+    consistently: bool = False,
+    than: str = "",
+    **how,
+) -> Verdict:
+    """Return the verdict of `ahead_at_equal_size` over all settings.
+
+    Parameters: `ours`, `theirs` and `how` as there; `settings`, all that the claim is about, of which those without a pair are left out for
+    the reason `absent` (one for all, or {setting: reason}); `consistently`: the claim holds in all settings or not at all; `than`, the name of the other method.
+    """
+    on: Sequence[str] = how.get("on", ("dataset", "network", "budget"))
+    found = ahead_at_equal_size(ours, theirs, **how)
+    have = set(found[[*on]].itertuples(index=False, name=None))
+    left_out = _left_out(on, settings, have, absent)
+    silent = found[found["verdict"] == "not measured"]
+    gaps = dict.fromkeys([_named(on, tuple(values)) for values in silent[[*on]].to_numpy(object)], SILENT)
+    found = found[found["verdict"] != "not measured"]
+    if not len(found):
+        reason = SILENT if len(silent) else next(iter(left_out.values()), "no row")
+        said = f"not measured: {reason}"
+        if len(silent):
+            said += f" ({span(silent['gain'])} points over {len(silent)} settings)"
+        return Verdict(said, "-", 0, left_out | gaps)
+    ahead, behind = ((found["verdict"] == word).sum() for word in ("ahead", "behind"))
+    by = ", ".join(f"{way} in {count}" for way, count in found["paired_by"].value_counts(sort=False).items())
+    said = f"{span(found['gain'])} points{f' against {than}' if than else ''}; ahead in {ahead} of {len(found)}, behind in {behind}; paired by {by}"
+    holds = verdict_of(float(ahead == len(found)) if consistently else ahead / len(found))
+    return Verdict(said, holds, len(found), left_out | gaps, tuple(found["paired_by"]))
+
+
+# ---- the dense network of a run --------------------------------------------------------------------------------------
+
+
+def dense_rows(table: pd.DataFrame, notebook: str, keys: Sequence[Hashable] = RUN_OF) -> pd.DataFrame:
+    """Return the rows of a notebook's dense networks, one for each of `keys`, with their accuracy on validation images.
+
+    An older dense row does not have it. Then it is read off another row of the same dense network on the same split: same data set, network and
+    seed, all parameters kept, nothing trained after, and the same accuracy and loss on test images to the last bit. Where there is none it stays missing.
+    """
+    mine = table[(table["notebook"] == notebook) & (table["chooser"] == "dense") & (table["tuned"] == "none")]
+    mine = mine.drop_duplicates([*keys])
+    names = [*RUN_OF, "accuracy", "loss"]
+    if not {"loss", "parameters_kept", "valid_accuracy"} <= set(table) or not len(mine):
+        return mine
+    whole = table[(table["parameters_kept"] == 1) & (table["tuned"] == "none") & table["valid_accuracy"].notna()]
+    known = whole.drop_duplicates(names).set_index(names)["valid_accuracy"]
+    found = known.reindex(pd.MultiIndex.from_frame(mine[names])).to_numpy()
+    return mine.assign(valid_accuracy=mine["valid_accuracy"].fillna(pd.Series(found, index=mine.index)))
