@@ -91,11 +91,11 @@ def renew(folder: str | Path | None = None) -> list[Path]:
 
     Where `folder` is outputs/gallery, its default, the tables of the README are renewed too.
     """
-    from lowrank_utils.workbook import encoder, imagenet, language, prediction, shortcuts
+    from lowrank_utils.workbook import controls, encoder, imagenet, language, prediction, shortcuts
 
     folder = Path(folder or paths.GALLERY)
     told, written = published_tables(folder), [folder / "README.md"]
-    measured = {each: each.published(folder) for each in (prediction, shortcuts, imagenet, language, encoder)}
+    measured = {each: each.published(folder) for each in (prediction, shortcuts, imagenet, language, encoder, controls)}
     measured = {each: rows for each, rows in measured.items() if rows is not None}
     with paths.atomic_write(written[0]) as temporary:
         temporary.write_text(_page(told, "\n".join(each.section(rows) for each, rows in measured.items())))
@@ -107,9 +107,11 @@ def renew(folder: str | Path | None = None) -> list[Path]:
             with paths.atomic_write(written[-1]) as temporary:
                 figure.savefig(temporary, format="png")
     for each, rows in measured.items():
-        written.append(folder / f"{each.NAME}.png")
-        with paths.atomic_write(written[-1]) as temporary:
-            each.figure(rows).savefig(temporary, format="png")
+        more = each.pictures(rows) if hasattr(each, "pictures") else {}
+        for name, figure in {each.NAME: each.figure(rows), **more}.items():
+            written.append(folder / f"{name}.png")
+            with paths.atomic_write(written[-1]) as temporary:
+                figure.savefig(temporary, format="png")
     front = paths.ROOT / "README.md"
     if folder == paths.GALLERY and front.is_file():
         with paths.atomic_write(front) as temporary:
