@@ -236,6 +236,17 @@ def test_the_page_says_what_is_ahead_of_ours(rows):
     assert "ours 80.0 %; no control or rival is ahead of ours." in controls.verdicts(changed)[0]
 
 
+def test_what_takes_training_can_be_left_out(rows, one):
+    short = controls.asked(CASE, one, trained=False)
+    assert {each["tuned"] for each in short} == {"none"} and len(short) == 1 + 12 + 4
+    few = dataclasses.replace(controls.RESNET, kept=(0.3,))
+    assert {each["chooser"] for each in controls.asked(few, one) if each["tuned"] == "from scratch"} == set()
+    untrained = rows[(rows["tuned"] == "none") & (rows["network"] == "lenet300")]
+    page = controls.section(untrained)
+    assert "Nothing was fine-tuned or trained from scratch yet." in page and "fine-tuned |" not in page
+    assert "One draw of calibration images only" in page and "nan" not in page
+
+
 def test_networks_from_scratch_are_held_against_ours_fine_tuned(rows):
     table = controls.beside_ours(rows)
     scratch = table[table["method"].str.endswith("from scratch")]
@@ -255,7 +266,7 @@ def test_figure_and_page_show_every_method(rows):
     assert page.startswith("## Controls and rivals\n\n![") and "Not measured yet: vgg_small." in page
     accuracy = 100 * only(rows, chooser="BALF", tuned="none")["accuracy"]
     assert f"| BALF, whitened factors | {accuracy:.1f} |" in page
-    assert "Kendall's tau" in page and "1.00 (least 1.00) at 30 % over 2 draws of 12 methods" in page
+    assert "Kendall's tau" in page and "1.00 (least 1.00) at 30 % over 2 draws of 11 methods" in page
     assert "Diverged at a rate of 1e+30." in page and "nan" not in page
 
 

@@ -41,36 +41,44 @@ published = partial(rivals.published, NAME)
 
 @dataclass(frozen=True)
 class Case:
-    """A network of the section: its shares kept, and the candidates of AIMET's search."""
+    """A network of the section: its shares kept, the candidates of AIMET's search, its checkpoint, and the low-rank methods."""
 
     dataset: str
     network: str
     kept: tuple[float, ...]
     candidates: int
+    checkpoint: str = ""
+    pairs: tuple[tuple[str, str], ...] = contest.PAIRS
 
 
 CASES = (
     Case("fashion-mnist", "lenet300", (0.2, 0.1, 0.05), 40),
     Case("fashion-mnist", "vgg_small", (0.5, 0.25), 10),
 )
+FEW = (OURS, ("random", "fisher-weighted"), ("fixed", "svd"), ("BALF", "whitened"), ("ZS-SVD", "whitened"))
+RESNET = Case("cifar10", "resnet20", (0.5, 0.25), 10, "public", FEW)  # for `renew`: hours of fine-tuning on two cores
 
 
 # Measuring -------------------------------------------------------------------------------------------------------------
 
 
-def asked(case: Case, one: Contest) -> list[Asked]:
-    """Return what the rows of one network and draw are about: in the first draw every control, later the cut networks alone."""
+def asked(case: Case, one: Contest, trained: bool = True) -> list[Asked]:
+    """Return what the rows of one network and draw are about: in the first draw every control, later the cut networks alone.
+
+    Without `trained`, what takes training is left out.
+    """
     kept = case.kept
-    wanted = contest.asked_ranks(kept) + contest.asked_sparse(kept)
+    wanted = contest.asked_ranks(kept, case.pairs) + contest.asked_sparse(kept)
     if one.draw == 0:
         wanted = contest.asked_dense() + wanted + contest.asked_eight_bits(kept)
-        wanted += contest.asked_scratch(kept, case.network) + contest.asked_recalibrated(kept, one.model)
-        wanted += contest.asked_tuned(kept)
+        wanted += contest.asked_recalibrated(kept, one.model)
+    if one.draw == 0 and trained:
+        wanted += contest.asked_scratch(kept, case.network) + contest.asked_tuned(kept, case.pairs)
     about = {"dataset": case.dataset, "network": case.network, "seed": one.about["seed"], "draw": one.draw}
     return [about | each for each in wanted]
 
 
-def measure(case: Case, images: Dataset, one: Contest, path: str | Path) -> pd.DataFrame:
+def measure(case: Case, images: Dataset, one: Contest, path: str | Path, trained: bool = True) -> pd.DataFrame:
     """Return the rows of one network and draw, each written to the CSV `path` at once; those that stand there are kept.
 
     A budget that a method cannot reach is a row with a note and no accuracy.
@@ -83,7 +91,7 @@ def measure(case: Case, images: Dataset, one: Contest, path: str | Path) -> pd.D
         except ValueError as error:
             return {**one.about, **contest.unreachable(error, dict(each))}
 
-    return results.completed(path, asked(case, one), make)
+    return results.completed(path, asked(case, one, trained), make)
 
 
 def renew(
@@ -93,17 +101,19 @@ def renew(
     *,
     seed: int = 0,
     calibration_images: int = CALIBRATION,
+    trained: bool = True,
     **options: Any,
 ) -> pd.DataFrame:
     """Return the rows of the gallery; those that its file lacks are measured now, on one thread.
 
-    `options`: those of `contest.contest`, such as ``fine={"steps": 100}``. Delete the file to measure all of them anew. Raises OSError where
+    The first network takes about half an hour on a busy core, the second several hours, nearly all of it training: ``trained=False`` leaves
+    that out. `options`: those of `contest.contest`, such as ``fine={"steps": 100}``. Delete the file to measure all rows anew. Raises OSError where
     the data cannot be had.
     """
     path = Path(path or paths.GALLERY / f"{NAME}.csv")
     for case in cases:
         images = data.load(case.dataset, seed=seed)
-        model, _ = training.trained(images, case.network, seed, device="cpu")
+        model, _ = training.trained(images, case.network, seed, checkpoint=case.checkpoint, device="cpu")
         first = None
         for draw in range(draws):
             about = {"dataset": case.dataset, "network": case.network, "seed": seed, "candidates": case.candidates}
@@ -111,7 +121,7 @@ def renew(
             how = {"calibration_images": calibration_images, "shared": first, **options, **quick}
             one = contest.contest(images, model, draw=draw, **about, **how)
             first = first or one
-            measure(case, images, one, path)
+            measure(case, images, one, path, trained)
     return pd.read_csv(path)
 
 
@@ -324,13 +334,16 @@ def section(rows: pd.DataFrame) -> str:
 
 {said}
 
-The rows are `controls.csv`; peak memory of the process, times, rates and plans stand there.
+The rows are `controls.csv`; times, rates and plans stand there, and the most memory that the process had held by then.
 """
 
 
 def _words(rows):
+    rows = rows.reindex(columns=list(dict.fromkeys([*rows.columns, "steps", "rate"])))
     steps = ", ".join(map(str, rows["steps"].dropna().astype(int).unique()))
     rates = ", ".join(f"{rate:g}" for rate in finetuning.RATES)
+    tuned = rows[rows["rate"].notna()]
+    ends = [int((tuned["rate"] == end).sum()) for end in (min(finetuning.RATES), max(finetuning.RATES))]
     counts = ", ".join(map(str, rows["calibration_images"].dropna().astype(int).unique()))
     return f"""*Ours* is `compress` without refinement. All low-rank methods leave the same layers dense and have the same {counts} calibration images,
 drawn at random from the training images: {rows["draw"].nunique()} draws for networks that are only cut, the first one for all else. *Random* ranks, and one share of
@@ -339,7 +352,7 @@ its published code; ZS-SVD is without its optional gradient step, and AIMET's se
 are counted with 16 bits an index; SparseGPT takes one density for all layers, as published, or the densities that magnitude chooses.
 
 *Fine-tuned*: {steps} steps on all training images with labels, the peak rate chosen among {rates} on {contest.JUDGES} validation images, the same
-for all. *Distilled*: the mean of that loss and of the divergence from the dense network at temperature {finetuning.TEMPERATURE:g}, times its square. *From
+for all (the lowest was best for {ends[0]} of {len(tuned)} networks, the highest for {ends[1]}). *Distilled*: the mean of that loss and of the divergence from the dense network at temperature {finetuning.TEMPERATURE:g}, times its square. *From
 scratch*: the shapes of our plan with fresh weights, trained by the recipe of the dense network. Nothing is chosen on test images.
 *Clearly* is a difference that McNemar's exact test sees on the same test images at 5 %, after Holm's correction for all comparisons
 of a network. One seed of the dense network."""
@@ -348,7 +361,7 @@ of a network. One seed of the dense network."""
 def _case_section(name, rows):
     dataset, network = name
     dense = contest.number(rows, chooser="dense", bits=32)
-    table, spread = accuracies(rows), spread_over_draws(rows)
+    table, spread = accuracies(rows).dropna(axis=1, how="all"), spread_over_draws(rows)
     lines = [[method, *map(_cell, table.loc[method])] for method in table.index]
     mine = _first(shown(rows))
     scratch = mine[mine["tuned"] == "from scratch"]
@@ -363,16 +376,14 @@ def _case_section(name, rows):
             for r in mine.to_dict("records")
         ]
     why = contest.why_not_scratch(network)
+    if not mine["tuned"].isin(contest.TRAINED).any():
+        others.append("- Nothing was fine-tuned or trained from scratch yet.")
     if not (rows["tuned"] == "recalibrated").any():
-        others.append("- Batch norms recalibrated: the network has none.")
+        others.append(
+            "- There are no rows with batch norms recalibrated; a network without batch norms cannot have any."
+        )
     shares = sorted(rows["budget"].dropna().unique(), reverse=True)
     middle = shares[len(shares) // 2]
-    cut = rows[(rows["tuned"] == "none") & (rows["bits"] == 32) & (rows["chooser"] != "dense")]
-    taus = stability.kendall_tau(cut)
-    order = "; ".join(
-        f"{r['tau_mean']:.2f} (least {r['tau_least']:.2f}) at {100 * r['budget']:g} % over {r['draws']} draws of {r['methods']} methods"
-        for r in taus.to_dict("records")
-    )
     return f"""### {network} on {dataset}
 
 Accuracy in percent; the dense network has {100 * dense:.1f}.
@@ -389,7 +400,7 @@ Cut networks over the draws of calibration images, mean (lowest to highest); ran
 
 {markdown(["method", *spread.columns], [[m, *map(str, spread.loc[m])] for m in spread.index])}
 
-Kendall's tau between the orders of the methods in two draws, mean over all pairs: {order}.
+{_order(rows)}
 
 Five seeded corruptions of the first {contest.CORRUPTED} test images (severity {corruptions.SEVERITY} of 5), at {100 * middle:g} % kept; *clean* is of all test images:
 
@@ -399,6 +410,18 @@ In 8 bits, by onnxruntime on one thread, beside the dense network in torch; *sta
 
 {eight_bits_table(rows)}
 """
+
+
+def _order(rows):
+    cut = rows[(rows["tuned"] == "none") & (rows["bits"] == 32) & ~rows["chooser"].isin(["dense", "random"])]
+    taus = stability.kendall_tau(cut)
+    if (taus["draws"] < 2).all():
+        return "One draw of calibration images only, so nothing can be said of how stable the order is."
+    each = "; ".join(
+        f"{r['tau_mean']:.2f} (least {r['tau_least']:.2f}) at {100 * r['budget']:g} % over {r['draws']} draws of {r['methods']} methods, random ranks left out"
+        for r in taus.to_dict("records")
+    )
+    return f"Kendall's tau between the orders of the methods in two draws, mean over all pairs: {each}. What rests on the weights alone has the same accuracy in every draw."
 
 
 def _cell(value):
