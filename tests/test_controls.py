@@ -267,7 +267,17 @@ def test_figure_and_page_show_every_method(rows):
     accuracy = 100 * only(rows, chooser="BALF", tuned="none")["accuracy"]
     assert f"| BALF, whitened factors | {accuracy:.1f} |" in page
     assert "Kendall's tau" in page and "1.00 (least 1.00) at 30 % over 2 draws of 11 methods" in page
-    assert "Diverged at a rate of 1e+30." in page and "nan" not in page
+    assert "Diverged at a rate of 1e+30." in page and "nan" not in page and "Nothing was fine-tuned" not in page
+    tuned, scratch = (only(rows, chooser=OURS[0], tuned=state)["accuracy"] for state in ("fine-tuned", "from scratch"))
+    assert f"our plan, from scratch (2 epochs): {100 * scratch:.1f} %; ours cut" in page
+    assert f"fine-tuned {100 * tuned:.1f} %." in page
+
+
+def test_choosers_that_came_to_one_plan_are_named(rows):
+    changed = rows.copy()
+    changed.loc[(changed["chooser"] == "BALF") & (changed["tuned"] == "none"), "plan"] = "{}"
+    changed.loc[(changed["chooser"] == "ZS-SVD") & (changed["tuned"] == "none"), "plan"] = "{}"
+    assert "- 30 % kept: BALF, ZS-SVD chose the same plan." in controls.same_plans(changed)
 
 
 # ---- stability -------------------------------------------------------------------------------------------------------

@@ -172,7 +172,7 @@ def figure(rows: pd.DataFrame) -> Figure:
             scratch = mine[(mine["tuned"] == "from scratch") & (mine["chooser"] == OURS[0])].sort_values("budget")
             axis.plot(scratch["budget"], scratch["accuracy"], color="black", linestyle="--", label="from scratch")
             axis.axhline(dense, color="black", linestyle=":", label="dense")
-            axis.set(xscale="log", xlabel="share kept (MACs, or parameters of sparse ones)", ylim=(low, dense + 0.01))
+            axis.set(xscale="log", xlabel="share kept", ylim=(low, dense + 0.01))
             axis.set_title(f"{network}, {words}")
             ticks = sorted(mine["budget"].dropna().unique())
             axis.set_xticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
@@ -319,7 +319,7 @@ def section(rows: pd.DataFrame) -> str:
     waiting = f" Not measured yet: {', '.join(missing)}." if missing else ""
     return f"""## Controls and rivals
 
-![Accuracy against the share kept, for ours, controls and rivals, cut, fine-tuned and distilled](controls.png)
+![Accuracy against the share kept of the MACs (of sparse networks, the parameters), for ours, controls and rivals, cut, fine-tuned and distilled](controls.png)
 
 {_words(rows)}{waiting}
 
@@ -346,7 +346,7 @@ def _words(rows):
     ends = [int((tuned["rate"] == end).sum()) for end in (min(finetuning.RATES), max(finetuning.RATES))]
     counts = ", ".join(map(str, rows["calibration_images"].dropna().astype(int).unique()))
     return f"""*Ours* is `compress` without refinement. All low-rank methods leave the same layers dense and have the same {counts} calibration images,
-drawn at random from the training images: {rows["draw"].nunique()} draws for networks that are only cut, the first one for all else. *Random* ranks, and one share of
+drawn at random from the training images: {_draws(rows)} for networks that are only cut, the first one for all else. *Random* ranks, and one share of
 the rank (*fixed*), in our factors show what the choice of ranks is worth. BALF and ZS-SVD are written from their papers, AIMET's greedy search from
 its published code; ZS-SVD is without its optional gradient step, and AIMET's search looks at {contest.JUDGES} validation images. Sparse networks
 are counted with 16 bits an index; SparseGPT takes one density for all layers, as published, or the densities that magnitude chooses.
@@ -358,30 +358,58 @@ scratch*: the shapes of our plan with fresh weights, trained by the recipe of th
 of a network. One seed of the dense network."""
 
 
+def _draws(rows):
+    count = rows["draw"].nunique()
+    return f"{count} draw{'s' * (count > 1)}"
+
+
+def _beside(mine):
+    # what is trained otherwise, beside ours, in Markdown list items
+    def ours(share, tuned):
+        return _percent(contest.number(mine, method="ours", budget=share, tuned=tuned))
+
+    lines = []
+    for r in mine[mine["tuned"] == "from scratch"].to_dict("records"):
+        share, beside = (
+            r["budget"],
+            f"ours cut {ours(r['budget'], 'none')} %, fine-tuned {ours(r['budget'], 'fine-tuned')} %",
+        )
+        epochs = int(r["finetuned_epochs"])
+        lines.append(
+            f"- {100 * share:g} % kept, {r['method']} ({epochs} epochs): {_percent(r['accuracy'])} %; {beside}."
+        )
+    for state in (REFINED, "recalibrated"):
+        for r in mine[mine["tuned"] == state].to_dict("records"):
+            before = _percent(contest.number(mine, method=r["method"], budget=r["budget"], tuned="none"))
+            lines.append(
+                f"- {100 * r['budget']:g} % kept, {r['method']}, {state}: {_percent(r['accuracy'])} %; before {before} %."
+            )
+    if not mine["tuned"].isin(contest.TRAINED).any():
+        lines.append("- Nothing was fine-tuned or trained from scratch yet.")
+    if not (mine["tuned"] == "recalibrated").any():
+        lines.append("- No rows with batch norms recalibrated, as a network without batch norms cannot have.")
+    return lines
+
+
+def same_plans(rows: pd.DataFrame) -> list[str]:
+    """Return Markdown list items: choosers that came to the very same plan at one budget, in the first draw."""
+    mine = _first(rows)
+    mine = mine[(mine["tuned"] == "none") & (mine["stored_as"] == "low rank")]
+    lines = []
+    for (share, _), part in mine.groupby(["budget", "plan"], sort=False):
+        alike = list(dict.fromkeys(part["chooser"]))
+        if len(alike) > 1:
+            lines.append(f"- {100 * share:g} % kept: {', '.join(alike)} chose the same plan.")
+    return lines
+
+
 def _case_section(name, rows):
     dataset, network = name
     dense = contest.number(rows, chooser="dense", bits=32)
     table, spread = accuracies(rows).dropna(axis=1, how="all"), spread_over_draws(rows)
     lines = [[method, *map(_cell, table.loc[method])] for method in table.index]
-    mine = _first(shown(rows))
-    scratch = mine[mine["tuned"] == "from scratch"]
-    others = [
-        f"- {100 * r['budget']:g} % kept, {r['method']}: {_percent(r['accuracy'])} %."
-        for r in scratch.to_dict("records")
-    ]
-    for state in (REFINED, "recalibrated"):
-        mine = shown(rows)[shown(rows)["tuned"] == state]
-        others += [
-            f"- {100 * r['budget']:g} % kept, {r['method']}, {state}: {_percent(r['accuracy'])} %."
-            for r in mine.to_dict("records")
-        ]
     why = contest.why_not_scratch(network)
-    if not mine["tuned"].isin(contest.TRAINED).any():
-        others.append("- Nothing was fine-tuned or trained from scratch yet.")
-    if not (rows["tuned"] == "recalibrated").any():
-        others.append(
-            "- There are no rows with batch norms recalibrated; a network without batch norms cannot have any."
-        )
+    others = [*_beside(_first(shown(rows))), *([f"- {why}"] if why else []), *same_plans(rows)]
     shares = sorted(rows["budget"].dropna().unique(), reverse=True)
     middle = shares[len(shares) // 2]
     return f"""### {network} on {dataset}
@@ -390,7 +418,7 @@ Accuracy in percent; the dense network has {100 * dense:.1f}.
 
 {markdown(["method", *table.columns], lines)}
 
-{chr(10).join([*others, *([f"- {why}"] if why else [])])}
+{chr(10).join(others)}
 
 What is ahead of ours at the same budget and state of training:
 

@@ -93,7 +93,7 @@ def predicted_against_measured(rows: pd.DataFrame) -> Figure:
     if not len(usable):
         raise ValueError("no row has a predicted and a measured rise of the loss above zero")
     cases = list(usable[["dataset", "network"]].drop_duplicates().itertuples(index=False, name=None))
-    figure, axes = plots.canvas(len(cases), width=4.6, height=4.0)
+    figure, axes = plots.canvas(len(cases), width=7.0, height=4.0)
     methods = list(dict.fromkeys(zip(usable["chooser"], usable["factors"])))
     palette = dict(zip(methods, itertools.cycle(sns.color_palette("colorblind"))))
     markers = dict(zip(methods, itertools.cycle("osD^vPX*")))
