@@ -344,6 +344,7 @@ def _words(rows):
     rates = ", ".join(f"{rate:g}" for rate in finetuning.RATES)
     tuned = rows[rows["rate"].notna()]
     ends = [int((tuned["rate"] == end).sum()) for end in (min(finetuning.RATES), max(finetuning.RATES))]
+    narrow = "; a wider range may gain more" if ends[1] > len(tuned) / 2 else ""
     counts = ", ".join(map(str, rows["calibration_images"].dropna().astype(int).unique()))
     return f"""*Ours* is `compress` without refinement. All low-rank methods leave the same layers dense and have the same {counts} calibration images,
 drawn at random from the training images: {_draws(rows)} for networks that are only cut, the first one for all else. *Random* ranks, and one share of
@@ -352,7 +353,7 @@ its published code; ZS-SVD is without its optional gradient step, and AIMET's se
 are counted with 16 bits an index; SparseGPT takes one density for all layers, as published, or the densities that magnitude chooses.
 
 *Fine-tuned*: {steps} steps on all training images with labels, the peak rate chosen among {rates} on {contest.JUDGES} validation images, the same
-for all (the lowest was best for {ends[0]} of {len(tuned)} networks, the highest for {ends[1]}). *Distilled*: the mean of that loss and of the divergence from the dense network at temperature {finetuning.TEMPERATURE:g}, times its square. *From
+for all (the lowest was best for {ends[0]} of {len(tuned)} networks, the highest for {ends[1]}{narrow}). *Distilled*: the mean of that loss and of the divergence from the dense network at temperature {finetuning.TEMPERATURE:g}, times its square. *From
 scratch*: the shapes of our plan with fresh weights, trained by the recipe of the dense network. Nothing is chosen on test images.
 *Clearly* is a difference that McNemar's exact test sees on the same test images at 5 %, after Holm's correction for all comparisons
 of a network. One seed of the dense network."""
@@ -414,7 +415,7 @@ def _case_section(name, rows):
     middle = shares[len(shares) // 2]
     return f"""### {network} on {dataset}
 
-Accuracy in percent; the dense network has {100 * dense:.1f}.
+Accuracy in percent; the dense network has {100 * dense:.1f}. *-*: not measured yet.
 
 {markdown(["method", *table.columns], lines)}
 
