@@ -497,6 +497,29 @@ def test_eight_bits_of_a_convolution(onnx, networks, tmp_path):
     assert float((export.onnx_session(tmp_path / "net8.onnx")(networks["vgg_small"].x) - y).norm() / y.norm()) < 0.1
 
 
+def test_static_eight_bits_rest_on_calibration_inputs(tmp_path, caplog):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).eval()
+    x = torch.randn(150, 1, 8, 8)
+    path, static, narrow = (tmp_path / f"{name}.onnx" for name in ("net", "static", "narrow"))
+    export.to_onnx(network, path, x[:4])
+    caplog.clear()
+    export.to_int8(path, static, x, batch_size=64)
+    export.to_int8(path, narrow, 0.1 * x)
+    assert not caplog.records and sorted(p.name for p in tmp_path.iterdir()) == [
+        "narrow.onnx",
+        "net.onnx",
+        "static.onnx",
+    ]
+    y = outputs(network, x)
+    away = [float((export.onnx_session(file)(x) - y).norm() / y.norm()) for file in (static, narrow)]
+    assert 1e-4 < away[0] < 0.05
+    assert away[1] > 0.5  # what lies outside the range of the calibration inputs is cut off
+    for wrong in (x[:0], [x]):
+        with pytest.raises(ValueError, match="calibration must be a tensor of at least one input"):
+            export.to_int8(path, static, wrong)
+
+
 def test_eight_bits_of_what_is_no_network(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no ONNX file"):
         export.to_int8(tmp_path / "none.onnx", tmp_path / "net8.onnx")

@@ -18,10 +18,10 @@ SCOPE = ("none", "every layer", "hidden layers", "inner layers", "blocks")
 BUDGET_KIND = ("kept", "macs", "drop", "epsilon", "threshold", "own", "lossless", "dense")
 STORED_AS = ("dense", "low rank", "units", "both", "sparse", "non-zeros")
 REFIT = ("none", "folded", "least squares", "relu-aware")
-TUNED = ("none", "refined without labels", "fine-tuned")
+TUNED = ("none", "refined without labels", "fine-tuned", "distilled", "recalibrated", "from scratch")
 FACTORS = (
     *("none", "svd", "data-aware", "sequential", "relu-aware", "fisher-weighted", "convex"),
-    *("asvd", "fwsvd", "fisher-layerwise", "own outputs"),
+    *("asvd", "fwsvd", "fisher-layerwise", "own outputs", "whitened"),
 )
 PROGRAM = ("none", "as posed", "reweighted", "cascade")
 CUT = ("none", "fixed", "to budget")
@@ -58,12 +58,13 @@ COLUMNS = {
     "budget": Column("float64", "the number asked for, as a share; NaN for own, lossless and dense"),
     "stored_as": Column("string", "dense layers, thin layers (low rank), fewer units, both; or non-zero weights, with their indices (sparse) or without", STORED_AS, required=True),
     "refit": Column("string", "what makes up for what was cut: means folded into the next bias, least squares, or least squares after the ReLU", REFIT, "none"),
-    "tuned": Column("string", "what was trained after the cut", TUNED, "none"),
+    "tuned": Column("string", "what was trained after the cut; distilled: fine-tuned towards the dense network's answers too; recalibrated: batch norms' statistics alone; from scratch: the small network from fresh weights", TUNED, "none"),
     "program": Column("string", "how a convex program was posed: on each layer's dense inputs, reweighted, or on the inputs so far (cascade)", PROGRAM, "none"),
     "cut": Column("string", "whether the small values of a convex program's answer were set to zero: below a fixed share, or to meet the budget", CUT, "none"),
     "cut_below": Column("float64", "share of the largest value below which a fixed cut sets to zero; NaN for any other cut"),
     "runtime": Column("string", "what ran the network", ("torch", "onnxruntime"), "torch"),
     "bits": Column("int64", "bits of a stored weight", (32, 8), 32),
+    "activations": Column("string", "how an 8-bit network scales its activations: as they come (dynamic), or by calibration images (static)", ("dynamic", "static")),
     # size and time
     "parameters": Column("int64", "parameters that are stored, biases included; an index of a sparse layer counts by its bits"),
     "parameters_kept": Column("float64", "share of the dense network's parameters"),
@@ -90,6 +91,14 @@ COLUMNS = {
     "tuned_f1": Column("float64", "macro F1 then"),
     "tuned_seconds": Column("float64", "seconds of that fine-tuning"),
     "untuned_accuracy": Column("float64", "accuracy before this network was refined without labels, in a row that tells of it after (06)"),
+    "accuracy_noise": Column("float64", "accuracy on test images with noise (`lab.corruptions`)"),
+    "accuracy_blur": Column("float64", "the same, blurred"),
+    "accuracy_contrast": Column("float64", "the same, of less contrast"),
+    "accuracy_rotation": Column("float64", "the same, rotated"),
+    "accuracy_occlusion": Column("float64", "the same, partly covered"),
+    "accuracy_corrupted": Column("float64", "mean over the five corruptions"),
+    "right_alone": Column("Int64", "test images that this network gets right and ours, at the same budget and state of training, does not"),
+    "wrong_alone": Column("Int64", "test images that ours gets right and this network does not"),
     # how it was found
     "seconds_to_find": Column("float64", "seconds from the dense network to this one"),
     "statistics_seconds": Column("float64", "processor seconds of the statistics of calibration data, shared by all rows of a run (07)"),
@@ -105,7 +114,11 @@ COLUMNS = {
     "calibration_images": Column("Int64", "training images that the method looked at, or windows of a text"),
     "calibration_tokens": Column("Int64", "tokens of a text that the method looked at"),
     "blocks_kept": Column("float64", "share of the parameters of a transformer's blocks (07)"),
-    "rise": Column("float64", "loss less that of the dense network, nats a token (07)"),
+    "rise": Column("float64", "loss less that of the dense network, nats an image, or a token (07)"),
+    "predicted_rise": Column("float64", "rise of the loss that the search on predicted losses expects of the plan (nats an image)"),
+    "steps": Column("Int64", "training steps of a network that was fine-tuned, at each rate that was tried"),
+    "rate": Column("float64", "peak learning rate that was best on validation images; NaN where every rate diverged"),
+    "note": Column("string", "what went otherwise than planned, such as training that diverged"),
     "predicted": Column("float64", "log A_p + log A_m of the plan, from the curves (05)"),
     "value": Column("float64", "what the search maximised, for the plan it chose (05)"),
     "bound": Column("float64", "proved upper bound of that value (05)"),

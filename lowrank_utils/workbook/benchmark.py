@@ -257,13 +257,18 @@ def units_then_ranks(one: Subject, share: float) -> tuple[nn.Module, dict[str, f
     return compress(half, calibration, kept=rest, refine=False).model, left
 
 
-def zeroed(one: Subject, share: float) -> nn.Module:
+def non_zeros(net: nn.Module, share: float) -> tuple[float, int]:
+    """Return (weights that with 16-bit indices are a `share` of the parameters, weights of all linear layers and convolutions)."""
+    every = sum(m.weight.numel() for m in net.modules() if isinstance(m, (nn.Linear, nn.Conv2d)))
+    rest = score.parameters(net) - every
+    return (share * score.parameters(net) - rest) / 1.5, every  # an index is half a parameter
+
+
+def zeroed(one: laboratories.Laboratory, share: float) -> nn.Module:
     """Return a copy with its smallest weights at zero, the others with 16-bit indices a `share` of the parameters."""
     net = replace.apply_plan(one.profile, {})
     weights = [(m, "weight") for m in net.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    every = sum(module.weight.numel() for module, _ in weights)
-    rest = score.parameters(net) - every
-    stays = (share * score.parameters(net) - rest) / 1.5  # an index is half a parameter
+    stays, every = non_zeros(net, share)
     prune.global_unstructured(weights, pruning_method=prune.L1Unstructured, amount=round(every - stays))
     for module, name in weights:
         prune.remove(module, name)

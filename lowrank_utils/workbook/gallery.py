@@ -94,11 +94,12 @@ def renew(folder: str | Path | None = None) -> list[Path]:
 
     Where `folder` is outputs/gallery, its default, the tables of the README are renewed too.
     """
-    from lowrank_utils.workbook import audit, encoder, imagenet, language, prediction, shortcuts, spectra
+    from lowrank_utils.workbook import audit, controls, encoder, imagenet, language, prediction, shortcuts, spectra
 
     folder = Path(folder or paths.GALLERY)
     told, written = published_tables(folder), [folder / "README.md"]
-    measured = {each: each.published(folder) for each in (prediction, shortcuts, imagenet, language, encoder, spectra)}
+    sections = (prediction, shortcuts, controls, imagenet, language, encoder, spectra)
+    measured = {each: each.published(folder) for each in sections}
     measured = {each: rows for each, rows in measured.items() if rows is not None}
     with paths.atomic_write(written[0]) as temporary:
         pages = [each.section(rows) for each, rows in measured.items()]
@@ -111,9 +112,11 @@ def renew(folder: str | Path | None = None) -> list[Path]:
             with paths.atomic_write(written[-1]) as temporary:
                 figure.savefig(temporary, format="png")
     for each, rows in measured.items():
-        written.append(folder / f"{each.NAME}.png")
-        with paths.atomic_write(written[-1]) as temporary:
-            each.figure(rows).savefig(temporary, format="png")
+        more = each.pictures(rows) if hasattr(each, "pictures") else {}
+        for name, figure in {each.NAME: each.figure(rows), **more}.items():
+            written.append(folder / f"{name}.png")
+            with paths.atomic_write(written[-1]) as temporary:
+                figure.savefig(temporary, format="png")
     front = paths.ROOT / "README.md"
     if folder == paths.GALLERY and front.is_file():
         with paths.atomic_write(front) as temporary:

@@ -1,0 +1,457 @@
+"""The gallery's section on controls and rivals: every method on the same weights, images and fine-tuning, and what beats ours."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from lowrank_utils import paths
+from lowrank_utils.lab import corruptions, data, finetuning, training
+from lowrank_utils.lab.data import Dataset
+from lowrank_utils.workbook import contest, plots, results, rivals, stability
+from lowrank_utils.workbook.benchmark import REFINED
+from lowrank_utils.workbook.contest import OURS, Asked, Contest
+from lowrank_utils.workbook.tables import markdown
+
+NAME = "controls"  # of the rows and the picture in the gallery
+DRAWS = 5  # of calibration images
+CALIBRATION = 1000  # training images of a draw
+ABOUT = ("dataset", "network", "seed", "draw")
+WORDS = {
+    "none": "factors",
+    "fisher-weighted": "our factors",
+    "svd": "plain factors",
+    "data-aware": "data-aware factors",
+}
+WORDS |= {"whitened": "whitened factors"}
+STATES = {"none": "cut", "fine-tuned": "fine-tuned", "distilled": "distilled"}
+LEVEL = 0.05  # of the tests, corrected for all comparisons of a network
+
+published = partial(rivals.published, NAME)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network of the section: its shares kept, the candidates of AIMET's search, its checkpoint, and the low-rank methods."""
+
+    dataset: str
+    network: str
+    kept: tuple[float, ...]
+    candidates: int
+    checkpoint: str = ""
+    pairs: tuple[tuple[str, str], ...] = contest.PAIRS
+
+
+CASES = (
+    Case("fashion-mnist", "lenet300", (0.2, 0.1, 0.05), 40),
+    Case("fashion-mnist", "vgg_small", (0.5, 0.25), 10),
+)
+FEW = (OURS, ("random", "fisher-weighted"), ("fixed", "svd"), ("BALF", "whitened"), ("ZS-SVD", "whitened"))
+RESNET = Case("cifar10", "resnet20", (0.5, 0.25), 10, "public", FEW)  # for `renew`: hours of fine-tuning on two cores
+
+
+# Measuring -------------------------------------------------------------------------------------------------------------
+
+
+def asked(case: Case, one: Contest, trained: bool = True) -> list[Asked]:
+    """Return what the rows of one network and draw are about: in the first draw every control, later the cut networks alone.
+
+    Without `trained`, what takes training is left out.
+    """
+    kept = case.kept
+    wanted = contest.asked_ranks(kept, case.pairs) + contest.asked_sparse(kept)
+    if one.draw == 0:
+        wanted = contest.asked_dense() + wanted + contest.asked_eight_bits(kept)
+        wanted += contest.asked_recalibrated(kept, one.model)
+    if one.draw == 0 and trained:
+        wanted += contest.asked_scratch(kept, case.network) + contest.asked_tuned(kept, case.pairs)
+    about = {"dataset": case.dataset, "network": case.network, "seed": one.about["seed"], "draw": one.draw}
+    return [about | each for each in wanted]
+
+
+def measure(case: Case, images: Dataset, one: Contest, path: str | Path, trained: bool = True) -> pd.DataFrame:
+    """Return the rows of one network and draw, each written to the CSV `path` at once; those that stand there are kept.
+
+    A budget that a method cannot reach is a row with a note and no accuracy.
+    """
+
+    def make(each: Mapping[str, Any]) -> Mapping[str, Any]:
+        setting = {name: value for name, value in each.items() if name not in ABOUT}
+        try:
+            return contest.row(one, setting) | dict(each)
+        except ValueError as error:
+            return {**one.about, **contest.unreachable(error, dict(each))}
+
+    return results.completed(path, asked(case, one, trained), make)
+
+
+def renew(
+    path: str | Path | None = None,
+    cases: Sequence[Case] = CASES,
+    draws: int = DRAWS,
+    *,
+    seed: int = 0,
+    calibration_images: int = CALIBRATION,
+    trained: bool = True,
+    **options: Any,
+) -> pd.DataFrame:
+    """Return the rows of the gallery; those that its file lacks are measured now, on one thread.
+
+    The first network takes about half an hour on a busy core, the second several hours, nearly all of it training: ``trained=False`` leaves
+    that out. `options`: those of `contest.contest`, such as ``fine={"steps": 100}``. Delete the file to measure all rows anew. Raises OSError where
+    the data cannot be had.
+    """
+    path = Path(path or paths.GALLERY / f"{NAME}.csv")
+    for case in cases:
+        images = data.load(case.dataset, seed=seed)
+        model, _ = training.trained(images, case.network, seed, checkpoint=case.checkpoint, device="cpu")
+        first = None
+        for draw in range(draws):
+            about = {"dataset": case.dataset, "network": case.network, "seed": seed, "candidates": case.candidates}
+            quick: dict[str, Any] = {} if draw == 0 else {"severity": None, "timed": False, "paired": False}
+            how = {"calibration_images": calibration_images, "shared": first, **options, **quick}
+            one = contest.contest(images, model, draw=draw, **about, **how)
+            first = first or one
+            measure(case, images, one, path, trained)
+    return pd.read_csv(path)
+
+
+# Reading ---------------------------------------------------------------------------------------------------------------
+
+
+def method_of(rows: pd.DataFrame) -> pd.Series:
+    """Return each row's method in words: its ranks with its factors, or what made it sparse."""
+    low = rows["stored_as"] == "low rank"
+    factors = rows["factors"].map(WORDS)
+    named = rows["chooser"].where(~low | (rows["factors"] == "none"), rows["chooser"] + ", " + factors)
+    ours = (rows["chooser"] == OURS[0]) & (rows["factors"] == OURS[1])
+    plan = rows["chooser"].map({OURS[0]: "our plan", "fixed": "one share of the rank"})
+    return named.where(~ours, "ours").where(rows["tuned"] != "from scratch", plan + ", from scratch")
+
+
+def shown(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that have an accuracy, with the column method."""
+    rows = rows[rows["accuracy"].notna()]
+    return rows.assign(method=method_of(rows))
+
+
+def _first(rows):
+    return rows[(rows["draw"] == 0) & (rows["bits"] == 32)]
+
+
+def figure(rows: pd.DataFrame) -> Figure:
+    """Draw accuracy against the share kept: a row of panels a network, a panel for nothing trained, fine-tuned and distilled."""
+    rows = _first(shown(rows))
+    cases = list(rows[["dataset", "network"]].drop_duplicates().itertuples(index=False, name=None))
+    drawn, axes = plots.canvas(len(STATES), len(cases), width=4.4, height=3.8, sharey="row")
+    methods = [m for m in rows.loc[rows["tuned"] == "none", "method"].unique() if m != "dense"]
+    palette = dict(zip(methods, itertools.cycle(sns.color_palette("colorblind"))))
+    markers = dict(zip(methods, itertools.cycle("osD^vPX*p")))
+    for i, (dataset, network) in enumerate(cases):
+        mine = rows[(rows["dataset"] == dataset) & (rows["network"] == network)]
+        dense = mine.loc[mine["chooser"] == "dense", "accuracy"].mean()
+        for axis, (state, words) in zip(axes[i * len(STATES) :], STATES.items()):
+            low, lower = dense - 0.1, 0
+            for method in methods:
+                part = mine[(mine["method"] == method) & (mine["tuned"] == state)].sort_values("budget")
+                lower += int((part["accuracy"] < low).sum())
+                width = 3.0 if method == "ours" else 1.2
+                axis.plot(
+                    part["budget"], part["accuracy"], color=palette[method], marker=markers[method], markersize=5,
+                    linewidth=width, label=method, alpha=0.85,
+                )  # fmt: skip
+            scratch = mine[(mine["tuned"] == "from scratch") & (mine["chooser"] == OURS[0])].sort_values("budget")
+            axis.plot(scratch["budget"], scratch["accuracy"], color="black", linestyle="--", label="from scratch")
+            axis.axhline(dense, color="black", linestyle=":", label="dense")
+            axis.set(xscale="log", xlabel="share kept", ylim=(low, dense + 0.01))
+            axis.set_title(f"{network}, {words}")
+            ticks = sorted(mine["budget"].dropna().unique())
+            axis.set_xticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
+            axis.minorticks_off()
+            axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            if lower:
+                place = {"xycoords": "axes fraction", "ha": "right", "fontsize": "small"}
+                axis.annotate(f"{lower} lower down", (0.98, 0.03), **place)
+        axes[i * len(STATES)].set_ylabel("accuracy")
+    axes[len(STATES) - 1].legend(**plots.BESIDE)
+    return drawn
+
+
+def pictures(rows: pd.DataFrame) -> dict[str, Figure]:
+    """Return {name: figure} of what the page shows beside `figure`."""
+    return {f"{NAME}-predicted": stability.predicted_against_measured(rows)}
+
+
+def accuracies(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return accuracy in percent of one network's first draw: a row a method, a column a share kept and state of training."""
+    mine = _first(shown(rows))
+    found = {}
+    for share in sorted(mine["budget"].dropna().unique(), reverse=True):
+        for state, words in STATES.items():
+            at = mine[(mine["budget"] == share) & (mine["tuned"] == state)]
+            found[f"{100 * share:g} %, {words}"] = 100 * at.set_index("method")["accuracy"]
+    order = [m for m in mine["method"].unique() if m in set(mine.loc[mine["tuned"] == "none", "method"]) - {"dense"}]
+    return pd.DataFrame(found).reindex(order)
+
+
+def beside_ours(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return every control and rival of one network beside ours at the same budget and state of training, on the same test images.
+
+    Columns: budget, state, method, accuracy, ours, gain (points), clear (whether McNemar's exact test sees a difference at 5 %,
+    Holm's correction over all of these comparisons). Networks trained from scratch are compared with ours fine-tuned: both take
+    the labels of all training images; ours refined without labels is left out.
+    """
+    mine, found = _first(shown(rows)), []
+    own = mine[mine["method"] == "ours"].set_index(["budget", "tuned"])["accuracy"]
+    for each in mine[(mine["method"] != "ours") & mine["budget"].notna()].to_dict("records"):
+        scratch = each["tuned"] == "from scratch"
+        state = "fine-tuned" if scratch else each["tuned"]
+        ours = own.get((each["budget"], state))
+        if ours is None or state not in STATES:
+            continue
+        told = {"budget": each["budget"], "state": state, "method": each["method"], "accuracy": each["accuracy"]}
+        p = stability.mcnemar(each["right_alone"], each["wrong_alone"])
+        found.append(told | {"ours": ours, "gain": 100 * (each["accuracy"] - ours), "p": p})
+    table = pd.DataFrame(found, columns=["budget", "state", "method", "accuracy", "ours", "gain", "p"])
+    return table.assign(clear=stability.holm(table["p"]) < LEVEL).drop(columns="p")
+
+
+def verdicts(rows: pd.DataFrame) -> list[str]:
+    """Return Markdown list items that say, for each budget and state of training, what is ahead of ours, and by how much."""
+    table, lines = beside_ours(rows), []
+    for state, words in STATES.items():
+        for share in sorted(table["budget"].unique(), reverse=True):
+            there = table[(table["budget"] == share) & (table["state"] == state)]
+            if not len(there):
+                continue
+            part = there[there["gain"] > 0].sort_values("gain", ascending=False)
+            told = [
+                f"{m} ({100 * a:.1f} %{', clearly' if c else ''})"
+                for m, a, c in zip(part["method"], part["accuracy"], part["clear"])
+            ]
+            said = f"**ahead of ours: {'; '.join(told)}**" if told else "no control or rival is ahead of ours"
+            behind = int(((there["gain"] < 0) & there["clear"]).sum())
+            lines.append(
+                f"- {100 * share:g} % kept, {words}: ours {100 * there['ours'].iloc[0]:.1f} %; {said}. "
+                f"Clearly behind: {behind} of {len(there)}."
+            )
+    return lines
+
+
+def spread_over_draws(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return accuracy over draws in percent: a row a method, and for each share its mean, lowest and highest in words."""
+    mine = shown(rows)
+    mine = mine[(mine["tuned"] == "none") & (mine["bits"] == 32) & (mine["chooser"] != "dense")]
+    found = {}
+    for share in sorted(mine["budget"].unique(), reverse=True):
+        accuracy = 100 * mine[mine["budget"] == share].set_index("method")["accuracy"]
+        each = accuracy.groupby(level=0, sort=False).agg(["mean", "min", "max"])
+        found[f"{100 * share:g} %"] = each.apply(
+            lambda r: f"{r['mean']:.1f} ({r['min']:.1f} to {r['max']:.1f})", axis=1
+        )
+    return pd.DataFrame(found).reindex(mine["method"].unique())
+
+
+def _percent(value):
+    return "-" if value != value else f"{100 * value:.1f}"
+
+
+def corrupted_table(rows: pd.DataFrame, share: float) -> str:
+    """Return a Markdown table of accuracy under each corruption at one share kept: dense, ours cut, and all that saw labels."""
+    mine = _first(shown(rows))
+    at = mine[(mine["budget"] == share)]
+    cut = at[(at["method"] == "ours") & (at["tuned"] == "none")]
+    parts = [mine[mine["chooser"] == "dense"], cut, at[at["tuned"].isin(["fine-tuned", "from scratch"])]]
+    names = [f"accuracy_{name}" for name in corruptions.NAMES]
+    lines = [
+        [r["method"], STATES[r["tuned"]] if r["chooser"] != "dense" and r["tuned"] in STATES else "-"]
+        + [_percent(r[name]) for name in ("accuracy", *names, "accuracy_corrupted")]
+        for part in parts
+        for r in part.to_dict("records")
+    ]
+    return markdown(["method", "state", "clean", *corruptions.NAMES, "mean of the five"], lines)
+
+
+def eight_bits_table(rows: pd.DataFrame) -> str:
+    """Return a Markdown table of the networks in 8 bits beside 32: accuracy, kilobytes, time of 64 inputs beside the dense network."""
+    mine = shown(rows)
+    mine = mine[(mine["draw"] == 0) & (mine["tuned"] == "none") & mine["method"].isin(["dense", "ours"])]
+    lines = []
+    for r in mine.sort_values(["method", "budget", "bits"], ascending=[True, False, False]).to_dict("records"):
+        kept = "-" if r["budget"] != r["budget"] else f"{100 * r['budget']:g}"
+        scaled = r.get("activations")
+        kind = "32 bits" if r["bits"] == 32 else f"8 bits, {scaled}"
+        numbers = [
+            _percent(r["accuracy"]),
+            _percent(r["accuracy_corrupted"]),
+            f"{r['bytes'] / 1000:.0f}",
+            _cell(r.get("faster_64", float("nan"))),
+        ]
+        lines.append([r["method"], kept, kind, *numbers])
+    return markdown(
+        ["network", "MACs %", "stored as", "accuracy", "corrupted", "kB", "times less processor time, 64 inputs"], lines
+    )
+
+
+def notes(rows: pd.DataFrame) -> list[str]:
+    """Return Markdown list items: every row with a note, such as training that diverged or a budget out of reach."""
+    held = rows[rows["note"].notna() & (rows["note"] != "")] if "note" in rows else rows[:0]
+    held = held.assign(method=method_of(held))
+    each = held.groupby(["network", "method", "budget", "tuned", "note"], sort=False, dropna=False).size()
+    return [f"- {network}, {m}, {100 * b:g} %, {t}: {note}" for network, m, b, t, note in each.index]
+
+
+def section(rows: pd.DataFrame) -> str:
+    """Return the part of the gallery's page: figure, tables, what is ahead of ours, stability, and what was left out."""
+    parts = [_case_section(name, mine) for name, mine in rows.groupby(["dataset", "network"], sort=False)]
+    cut = rows[(rows["tuned"] == "none") & (rows["bits"] == 32) & (rows["chooser"] != "dense")]
+    said = "\n".join(notes(rows)) or "- None."
+    missing = [case.network for case in CASES if case.network not in set(rows["network"])]
+    waiting = f" Not measured yet: {', '.join(missing)}." if missing else ""
+    return f"""## Controls and rivals
+
+![Accuracy against the share kept of the MACs (of sparse networks, the parameters), for ours, controls and rivals, cut, fine-tuned and distilled](controls.png)
+
+{_words(rows)}{waiting}
+
+{chr(10).join(parts)}
+### Predicted and measured rises of the loss
+
+![Predicted against measured rise of the loss, a point for each network that was cut](controls-predicted.png)
+
+{stability.prediction_in_words(cut)}
+
+### What went otherwise
+
+{said}
+
+The rows are `controls.csv`; times, rates and plans stand there, and the most memory that the process had held by then.
+"""
+
+
+def _words(rows):
+    rows = rows.reindex(columns=list(dict.fromkeys([*rows.columns, "steps", "rate"])))
+    steps = ", ".join(map(str, rows["steps"].dropna().astype(int).unique()))
+    rates = ", ".join(f"{rate:g}" for rate in finetuning.RATES)
+    tuned = rows[rows["rate"].notna()]
+    ends = [int((tuned["rate"] == end).sum()) for end in (min(finetuning.RATES), max(finetuning.RATES))]
+    narrow = "; a wider range may gain more" if ends[1] > len(tuned) / 2 else ""
+    counts = ", ".join(map(str, rows["calibration_images"].dropna().astype(int).unique()))
+    return f"""*Ours* is `compress` without refinement. All low-rank methods leave the same layers dense and have the same {counts} calibration images,
+drawn at random from the training images: {_draws(rows)} for networks that are only cut, the first one for all else. *Random* ranks, and one share of
+the rank (*fixed*), in our factors show what the choice of ranks is worth. BALF and ZS-SVD are written from their papers, AIMET's greedy search from
+its published code; ZS-SVD is without its optional gradient step, and AIMET's search looks at {contest.JUDGES} validation images. Sparse networks
+are counted with 16 bits an index; SparseGPT takes one density for all layers, as published, or the densities that magnitude chooses.
+
+*Fine-tuned*: {steps} steps on all training images with labels, the peak rate chosen among {rates} on {contest.JUDGES} validation images, the same
+for all (the lowest was best for {ends[0]} of {len(tuned)} networks, the highest for {ends[1]}{narrow}). *Distilled*: the mean of that loss and of the divergence from the dense network at temperature {finetuning.TEMPERATURE:g}, times its square. *From
+scratch*: the shapes of our plan with fresh weights, trained by the recipe of the dense network. Nothing is chosen on test images.
+*Clearly* is a difference that McNemar's exact test sees on the same test images at 5 %, after Holm's correction for all comparisons
+of a network. One seed of the dense network."""
+
+
+def _draws(rows):
+    count = rows["draw"].nunique()
+    return f"{count} draw{'s' * (count > 1)}"
+
+
+def _beside(mine):
+    # what is trained otherwise, beside ours, in Markdown list items
+    def ours(share, tuned):
+        return _percent(contest.number(mine, method="ours", budget=share, tuned=tuned))
+
+    lines = []
+    for r in mine[mine["tuned"] == "from scratch"].to_dict("records"):
+        share, beside = (
+            r["budget"],
+            f"ours cut {ours(r['budget'], 'none')} %, fine-tuned {ours(r['budget'], 'fine-tuned')} %",
+        )
+        epochs = int(r["finetuned_epochs"])
+        lines.append(
+            f"- {100 * share:g} % kept, {r['method']} ({epochs} epochs): {_percent(r['accuracy'])} %; {beside}."
+        )
+    for state in (REFINED, "recalibrated"):
+        for r in mine[mine["tuned"] == state].to_dict("records"):
+            before = _percent(contest.number(mine, method=r["method"], budget=r["budget"], tuned="none"))
+            lines.append(
+                f"- {100 * r['budget']:g} % kept, {r['method']}, {state}: {_percent(r['accuracy'])} %; before {before} %."
+            )
+    if not mine["tuned"].isin(contest.TRAINED).any():
+        lines.append("- Nothing was fine-tuned or trained from scratch yet.")
+    if not (mine["tuned"] == "recalibrated").any():
+        lines.append("- No rows with batch norms recalibrated, as a network without batch norms cannot have.")
+    return lines
+
+
+def same_plans(rows: pd.DataFrame) -> list[str]:
+    """Return Markdown list items: choosers that came to the very same plan at one budget, in the first draw."""
+    mine = _first(rows)
+    mine = mine[(mine["tuned"] == "none") & (mine["stored_as"] == "low rank")]
+    lines = []
+    for (share, _), part in mine.groupby(["budget", "plan"], sort=False):
+        alike = list(dict.fromkeys(part["chooser"]))
+        if len(alike) > 1:
+            lines.append(f"- {100 * share:g} % kept: {', '.join(alike)} chose the same plan.")
+    return lines
+
+
+def _case_section(name, rows):
+    dataset, network = name
+    dense = contest.number(rows, chooser="dense", bits=32)
+    table, spread = accuracies(rows).dropna(axis=1, how="all"), spread_over_draws(rows)
+    lines = [[method, *map(_cell, table.loc[method])] for method in table.index]
+    why = contest.why_not_scratch(network)
+    others = [*_beside(_first(shown(rows))), *([f"- {why}"] if why else []), *same_plans(rows)]
+    shares = sorted(rows["budget"].dropna().unique(), reverse=True)
+    middle = shares[len(shares) // 2]
+    return f"""### {network} on {dataset}
+
+Accuracy in percent; the dense network has {100 * dense:.1f}. *-*: not measured yet.
+
+{markdown(["method", *table.columns], lines)}
+
+{chr(10).join(others)}
+
+What is ahead of ours at the same budget and state of training:
+
+{chr(10).join(verdicts(rows))}
+
+Cut networks over the draws of calibration images, mean (lowest to highest); random ranks have another seed in each:
+
+{markdown(["method", *spread.columns], [[m, *map(str, spread.loc[m])] for m in spread.index])}
+
+{_order(rows)}
+
+Five seeded corruptions of the first {contest.CORRUPTED} test images (severity {corruptions.SEVERITY} of 5), at {100 * middle:g} % kept; *clean* is of all test images:
+
+{corrupted_table(rows, middle)}
+
+In 8 bits, by onnxruntime on one thread, beside the dense network in torch; *static* is calibrated on the calibration images:
+
+{eight_bits_table(rows)}
+"""
+
+
+def _order(rows):
+    cut = rows[(rows["tuned"] == "none") & (rows["bits"] == 32) & ~rows["chooser"].isin(["dense", "random"])]
+    taus = stability.kendall_tau(cut)
+    if (taus["draws"] < 2).all():
+        return "One draw of calibration images only, so nothing can be said of how stable the order is."
+    each = "; ".join(
+        f"{r['tau_mean']:.2f} (least {r['tau_least']:.2f}) at {100 * r['budget']:g} % over {r['draws']} draws of {r['methods']} methods, random ranks left out"
+        for r in taus.to_dict("records")
+    )
+    return f"Kendall's tau between the orders of the methods in two draws, mean over all pairs: {each}. What rests on the weights alone has the same accuracy in every draw."
+
+
+def _cell(value):
+    return "-" if value != value else f"{value:.1f}"

@@ -1,0 +1,298 @@
+"""Controls and rivals on one network: what each row keeps and says, how a measurement goes on, and what the page makes of it."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from lowrank_utils.lab import columns, data, score, training
+from lowrank_utils.workbook import contest, controls, stability
+from lowrank_utils.workbook.contest import OURS, PAIRS, SPARSE
+from lowrank_utils.workbook.controls import Case
+
+pytestmark = pytest.mark.slow  # the rows take half a minute
+CASE = Case("digits", "lenet300", (0.3,), 10)
+FINE = {"steps": 4, "rates": (1e-3, 1e30)}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+@pytest.fixture(scope="module")
+def model(digits):
+    return training.trained(digits, "lenet300", device="cpu")[0]
+
+
+@pytest.fixture(scope="module")
+def one(digits, model):
+    about = {"dataset": "digits", "network": "lenet300", "seed": 0}
+    return contest.contest(digits, model, calibration_images=200, candidates=10, fine=FINE, timed=False, **about)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_epochs():
+    """The recipe of digits with two epochs, for what is trained from scratch; the dense network is a published one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "SMALL", dataclasses.replace(training.SMALL, epochs=2))
+        yield
+
+
+@pytest.fixture(scope="module")
+def rows(digits, one, tmp_path_factory):
+    path = tmp_path_factory.mktemp("rows") / "controls.csv"
+    return controls.measure(CASE, digits, one, path)
+
+
+def only(rows, **what):
+    for name, value in what.items():
+        rows = rows[rows[name] == value]
+    assert len(rows) == 1, what
+    return rows.iloc[0]
+
+
+# ---- the rows --------------------------------------------------------------------------------------------------------
+
+
+def test_rows_have_the_columns_of_the_house(rows):
+    table = columns.table(rows)
+    assert len(table) == 1 + 9 + 3 + 4 + 2 + 1 + 24 and not table["accuracy"].isna().any()
+    assert set(table["chooser"]) == {"dense", *SPARSE, *(chooser for chooser, _ in PAIRS)}
+    assert set(table["tuned"]) == {"none", "refined without labels", "fine-tuned", "distilled", "from scratch"}
+    assert (table["scope"] == "hidden layers").sum() == 9 + 2 + 2 + 1 + 18
+    setting = [*columns.KEY, "activations", "draw"]
+    assert not table.duplicated(setting).any()
+
+
+def test_every_method_keeps_what_was_asked_for(rows):
+    low = rows[rows["stored_as"] == "low rank"]
+    assert (low["macs_kept"] <= 0.3 + 1e-9).all() and (low["macs_kept"] > 0.2).all()
+    thin = rows[rows["stored_as"] == "sparse"]
+    assert (thin["parameters_kept"] - 0.3).abs().max() < 0.02
+    cut, tuned = (thin[thin["tuned"] == state].set_index("chooser")["parameters"] for state in ("none", "fine-tuned"))
+    assert (cut == tuned).all()  # zeros stay zeros
+
+
+def test_a_plan_has_the_same_size_whatever_is_trained(rows):
+    ours = rows[(rows["chooser"] == OURS[0]) & (rows["bits"] == 32) & (rows["tuned"] != "refined without labels")]
+    assert set(ours["tuned"]) == {"none", "fine-tuned", "distilled", "from scratch"}
+    assert ours["parameters"].nunique() == 1 and ours["plan"].nunique() == 1
+
+
+def test_fine_tuning_that_diverged_is_a_row_with_a_note(rows, digits, model):
+    tuned = rows[rows["tuned"].isin(["fine-tuned", "distilled"])]
+    assert len(tuned) == 24 and tuned["note"].str.contains(r"Diverged at a rate of 1e\+30.").all()
+    assert (tuned["rate"] == 1e-3).all() and (tuned["steps"] == 4).all() and (tuned["needs"] == "labels").all()
+    about = {"dataset": "digits", "network": "lenet300", "seed": 0}
+    fine = {"steps": 4, "rates": (1e30,)}
+    lost = contest.contest(digits, model, calibration_images=100, fine=fine, timed=False, severity=None, **about)
+    (row,) = contest.rows(lost, [contest._low(("fixed", "svd"), 0.3, "fine-tuned")]).to_dict("records")
+    assert row["accuracy"] == row["untuned_accuracy"] and np.isnan(row["rate"])
+    assert row["note"].endswith("No rate was left: this is the network before fine-tuning.")
+
+
+def test_training_from_scratch_that_diverges_is_a_row_with_a_note(digits, model, monkeypatch):
+    about = {"dataset": "digits", "network": "lenet300", "seed": 0}
+    one = contest.contest(digits, model, calibration_images=100, timed=False, paired=False, severity=None, **about)
+    monkeypatch.setattr(training, "SMALL", dataclasses.replace(training.SMALL, learning_rate=1e30))
+    row = contest.rows(one, contest.asked_scratch((0.3,), "lenet300")[1:]).iloc[0]
+    assert row["note"].startswith("Training diverged (the training loss is NaN or infinite in epoch 1")
+    assert row["accuracy"] < 0.4
+
+
+def test_fresh_weights_are_not_those_of_the_dense_network(one):
+    entry = contest._from_scratch(one, OURS[0], 0.3)
+    ours = contest.cut_network(one, *OURS, 0.3)
+    assert entry.plan == ours.plan and score.parameters(entry.net) == score.parameters(ours.net)
+    first, second = (net.get_submodule("fc3").weight for net in (entry.net, ours.net))  # dense in both
+    assert float(torch.corrcoef(torch.stack([first.detach().flatten(), second.detach().flatten()]))[0, 1]) < 0.3
+
+
+def test_eight_bits_are_beside_thirty_two(rows):
+    for chooser in ("dense", OURS[0]):
+        whole = only(rows, chooser=chooser, bits=32, tuned="none")
+        for how in ("dynamic", "static"):
+            small = only(rows, chooser=chooser, bits=8, activations=how)
+            assert small["runtime"] == "onnxruntime" and abs(small["accuracy"] - whole["accuracy"]) < 0.03
+            assert small["bytes"] < 0.6 * whole["bytes"] and small["parameters"] == whole["parameters"]
+    assert only(rows, chooser="dense", activations="static")["needs"] == "images"
+    assert only(rows, chooser="dense", activations="dynamic")["needs"] == "nothing"
+
+
+def test_images_that_one_alone_gets_right_are_counted(rows, one, digits, model):
+    test = digits.tensors("test")
+    ours = contest.cut_network(one, *OURS, 0.3).net
+    other = contest.cut_network(one, "fixed", "svd", 0.3).net
+    with torch.no_grad():
+        mine, theirs = (net(test[0]).argmax(1) == test[1] for net in (ours, other))
+    row = only(rows, chooser="fixed", factors="svd", tuned="none")
+    assert (row["right_alone"], row["wrong_alone"]) == (int((theirs & ~mine).sum()), int((mine & ~theirs).sum()))
+    own = only(rows, chooser=OURS[0], tuned="none", bits=32)
+    assert np.isnan(own["right_alone"])
+    paired = rows[rows["right_alone"].notna() & ~rows["tuned"].isin(["from scratch", "refined without labels"])]
+    base = rows[(rows["chooser"] == OURS[0]) & (rows["factors"] == OURS[1]) & (rows["bits"] == 32)]
+    gain = paired["accuracy"] - paired["tuned"].map(base.set_index("tuned")["accuracy"])
+    np.testing.assert_allclose(gain, (paired["right_alone"] - paired["wrong_alone"]) / 364, atol=1e-5)
+
+
+def test_predictions_stand_beside_what_rests_on_data(rows):
+    expected = rows[rows["predicted_rise"].notna()]
+    assert len(expected) == 6 and set(expected["tuned"]) == {"none"} and not (expected["factors"] == "svd").any()
+    assert (expected["predicted_rise"] >= 0).all()
+    dense, loss = only(rows, chooser="dense", bits=32), expected["loss"]
+    np.testing.assert_allclose(expected["rise"], loss - dense["loss"], atol=1e-5)
+
+
+def test_draws_differ_in_calibration_images_alone(digits, model, one):
+    about = {"dataset": "digits", "network": "lenet300", "seed": 0}
+    quick = {"calibration_images": 200, "timed": False, "paired": False, "severity": None, "candidates": 10}
+    contest.cut_network(one, "AIMET greedy", "svd", 0.3)
+    second = contest.contest(digits, model, draw=1, shared=one, **quick, **about)
+    assert not torch.equal(second.profile.calibration, one.profile.calibration)
+    assert second.held["AIMET"] is one.held["AIMET"]  # of the weights alone
+    again = contest.contest(digits, model, draw=0, **quick, **about)
+    assert torch.equal(again.profile.calibration, one.profile.calibration)
+    assert len(controls.asked(CASE, second)) == 12
+
+
+def test_a_measurement_goes_on_where_it_was_cut_off(digits, one, rows, tmp_path, monkeypatch):
+    path, made = tmp_path / "controls.csv", []
+    rows.iloc[:20].to_csv(path, index=False)
+    monkeypatch.setattr(contest, "row", lambda one, asked: (made.append(asked), {**one.about, "accuracy": 0.5})[1])
+    again = controls.measure(CASE, digits, one, path)
+    assert len(made) == len(rows) - 20 and len(again) == len(rows)
+    assert again["accuracy"].iloc[:20].tolist() == rows["accuracy"].iloc[:20].tolist()
+
+
+def test_a_budget_out_of_reach_is_a_row_without_an_accuracy(digits, one, tmp_path):
+    case = dataclasses.replace(CASE, kept=(0.01,))
+    reached = controls.measure(case, digits, dataclasses.replace(one, draw=1), tmp_path / "controls.csv")
+    assert reached["accuracy"].isna().sum() >= 9
+    assert reached["note"].dropna().str.match("Out of reach: kept=0.01 of macs cannot be reached").all()
+    other = ValueError("something else")
+    with pytest.raises(ValueError, match="something else"):
+        contest.unreachable(other, {})
+    with pytest.raises(ValueError, match="unknown chooser 'magic'"):
+        contest.cut_network(one, "magic", "svd", 0.3)
+
+
+def test_processor_times_are_beside_the_dense_network():
+    wide, narrow = (nn.Sequential(nn.Linear(64, n), nn.ReLU(), nn.Linear(n, 8)) for n in (4096, 16))
+    found = contest.processor_times(narrow, wide, (64,))
+    assert set(found) == {"latency_ms_1", "latency_ms_64", "faster_1", "faster_64"}
+    assert found["faster_64"] > 3 and found["latency_ms_64"] > 0
+
+
+def test_batch_norms_are_recalibrated_where_there_are_some(digits, model):
+    assert contest.asked_recalibrated((0.3,), model) == []
+    torch.manual_seed(0)
+    steps = [nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()]
+    net = nn.Sequential(*steps, nn.Flatten(), nn.Linear(128, 10)).eval()
+    about = {"dataset": "digits", "network": "lenet300", "seed": 0}
+    one = contest.contest(digits, net, calibration_images=200, timed=False, severity=None, **about)
+    asked = contest.asked_recalibrated((0.7,), net)
+    assert [each["tuned"] for each in asked] == ["recalibrated", "recalibrated"]
+    before = contest.cut_network(one, "fixed", "svd", 0.7).net
+    after = contest._recalibrated(one, asked[1]).net
+    fresh = training.recalibrate(before, one.profile.calibration)
+    for new, old, expected in zip(after.modules(), before.modules(), fresh.modules(), strict=True):
+        if isinstance(new, nn.BatchNorm2d):
+            assert not torch.equal(new.running_mean, old.running_mean)
+            assert torch.equal(new.running_mean, expected.running_mean)
+    assert contest.rows(one, asked)["tuned"].tolist() == ["recalibrated", "recalibrated"]
+
+
+@pytest.mark.parametrize(("network", "hours"), [("resnet20", True), ("resnet110", True), ("vgg_small", False)])
+def test_public_resnets_say_why_nothing_is_trained_from_scratch(network, hours):
+    assert bool(contest.why_not_scratch(network)) == hours
+    assert len(contest.asked_scratch((0.5,), network)) == (0 if hours else 2)
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_says_what_is_ahead_of_ours(rows):
+    own = (rows["chooser"] == OURS[0]) & (rows["factors"] == OURS[1]) & (rows["bits"] == 32) & (rows["tuned"] == "none")
+    rival = (rows["chooser"] == "BALF") & (rows["tuned"] == "none")
+    changed = rows.copy()
+    others = (changed["tuned"] == "none") & ~own & ~rival
+    changed.loc[others, ["accuracy", "right_alone", "wrong_alone"]] = [0.5, 0, 100]
+    changed.loc[own, "accuracy"] = 0.8
+    changed.loc[rival, ["accuracy", "right_alone", "wrong_alone"]] = [0.9, 40, 4]
+    table = controls.beside_ours(changed)
+    assert table.loc[table["gain"] > 0].query("state == 'none'")["method"].tolist() == ["BALF, whitened factors"]
+    line = controls.verdicts(changed)[0]
+    assert line.startswith(
+        "- 30 % kept, cut: ours 80.0 %; **ahead of ours: BALF, whitened factors (90.0 %, clearly)**."
+    )
+    assert line.endswith("Clearly behind: 10 of 11.")
+    changed.loc[rival, ["right_alone", "wrong_alone"]] = [12, 8]
+    assert "(90.0 %)" in controls.verdicts(changed)[0]  # a difference that chance explains
+    changed.loc[rival, ["accuracy", "right_alone", "wrong_alone"]] = [0.7, 4, 40]
+    assert "ours 80.0 %; no control or rival is ahead of ours." in controls.verdicts(changed)[0]
+
+
+def test_what_takes_training_can_be_left_out(rows, one):
+    short = controls.asked(CASE, one, trained=False)
+    assert {each["tuned"] for each in short} == {"none"} and len(short) == 1 + 12 + 4
+    few = dataclasses.replace(controls.RESNET, kept=(0.3,))
+    assert {each["chooser"] for each in controls.asked(few, one) if each["tuned"] == "from scratch"} == set()
+    untrained = rows[(rows["tuned"] == "none") & (rows["network"] == "lenet300")]
+    page = controls.section(untrained)
+    assert "Nothing was fine-tuned or trained from scratch yet." in page and "fine-tuned |" not in page
+    assert "One draw of calibration images only" in page and "nan" not in page
+
+
+def test_networks_from_scratch_are_held_against_ours_fine_tuned(rows):
+    table = controls.beside_ours(rows)
+    scratch = table[table["method"].str.endswith("from scratch")]
+    tuned = only(rows, chooser=OURS[0], tuned="fine-tuned")["accuracy"]
+    assert len(scratch) == 2 and (scratch["ours"] == tuned).all() and (scratch["state"] == "fine-tuned").all()
+
+
+def test_figure_and_page_show_every_method(rows):
+    both = pd.concat([rows, rows[(rows["tuned"] == "none") & (rows["bits"] == 32)].assign(draw=1)], ignore_index=True)
+    drawn = controls.figure(both)
+    assert [axis.get_title() for axis in drawn.axes] == [
+        f"lenet300, {how}" for how in ("cut", "fine-tuned", "distilled")
+    ]
+    labels = [text.get_text() for text in drawn.axes[-1].get_legend().get_texts()]
+    assert labels[0] == "ours" and set(labels[1:]) >= {"magnitude", "random, our factors", "from scratch", "dense"}
+    page = controls.section(both)
+    assert page.startswith("## Controls and rivals\n\n![") and "Not measured yet: vgg_small." in page
+    accuracy = 100 * only(rows, chooser="BALF", tuned="none")["accuracy"]
+    assert f"| BALF, whitened factors | {accuracy:.1f} |" in page
+    assert "Kendall's tau" in page and "1.00 (least 1.00) at 30 % over 2 draws of 11 methods" in page
+    assert "Diverged at a rate of 1e+30." in page and "nan" not in page and "Nothing was fine-tuned" not in page
+    tuned, scratch = (only(rows, chooser=OURS[0], tuned=state)["accuracy"] for state in ("fine-tuned", "from scratch"))
+    assert f"our plan, from scratch (2 epochs): {100 * scratch:.1f} %; ours cut" in page
+    assert f"fine-tuned {100 * tuned:.1f} %." in page
+
+
+def test_choosers_that_came_to_one_plan_are_named(rows):
+    changed = rows.copy()
+    changed.loc[(changed["chooser"] == "BALF") & (changed["tuned"] == "none"), "plan"] = "{}"
+    changed.loc[(changed["chooser"] == "ZS-SVD") & (changed["tuned"] == "none"), "plan"] = "{}"
+    assert "- 30 % kept: BALF, ZS-SVD chose the same plan." in controls.same_plans(changed)
+
+
+# ---- stability -------------------------------------------------------------------------------------------------------
+
+
+def test_predicted_rises_are_drawn_against_measured_ones(rows):
+    table = rows.copy()
+    place = table.index[table["predicted_rise"].notna()]
+    table.loc[place, ["predicted_rise", "rise"]] = np.array([[0.01 * k, 0.04 * k] for k in range(1, 7)])
+    drawn = stability.predicted_against_measured(table)
+    assert drawn.axes[0].get_title() == "lenet300 on digits" and drawn.axes[0].get_xscale() == "log"
+    assert sum(len(line.get_xdata()) for line in drawn.axes[0].lines[:-1]) == 6
+    said = stability.prediction_in_words(table)
+    assert said.startswith("Over 6 networks") and "tau of 1.00" in said and "is 4.0 times the prediction" in said
+    table.loc[place[0], "rise"] = -0.1
+    assert stability.predicted_against_measured(table).axes[0].get_title().endswith("(1 not drawn)")
+    with pytest.raises(ValueError, match="no row has a predicted and a measured rise"):
+        stability.predicted_against_measured(table.assign(rise=-1.0))

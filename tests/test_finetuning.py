@@ -1,0 +1,129 @@
+"""Fine-tuning alike: the rate is chosen on validation images, zeros stay, a teacher is followed, what diverges is said."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lowrank_utils.lab import data, finetuning, models, training
+from lowrank_utils.lab.finetuning import fine_tune
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+@pytest.fixture(scope="module")
+def network(digits):
+    return models.build("lenet300", digits.input_shape, 10, seed=0)
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_the_rate_of_the_best_validation_accuracy_is_taken(digits, network):
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    found = fine_tune(network, digits, steps=30, rates=(3e-3, 1e-6), device="cpu")
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert found.table["rate"].tolist() == [1e-6, 3e-3] and found.rate == 3e-3 and not found.note
+    low, high = found.table["valid_accuracy"]
+    assert high > 0.7 > low and not found.model.training
+    assert training.evaluate(found.model, *digits.tensors("valid")).accuracy == high
+    again = fine_tune(network, digits, steps=30, rates=(3e-3,), device="cpu")
+    assert same(found.model, again.model)
+    assert not same(found.model, fine_tune(network, digits, steps=30, rates=(3e-3,), seed=1, device="cpu").model)
+
+
+def test_a_tie_takes_the_lowest_rate(digits, network):
+    found = fine_tune(network, digits, steps=1, rates=(2e-9, 1e-9), device="cpu")
+    assert found.table["valid_accuracy"].nunique() == 1 and found.rate == 1e-9
+
+
+def test_the_number_of_steps_is_what_was_asked_for(digits, network, monkeypatch):
+    steps, real = [], torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a: (steps.append(1), real(self, *a))[1])
+    fine_tune(network, digits, steps=25, rates=(1e-3,), device="cpu")  # an epoch has 11 batches
+    assert len(steps) == 25
+
+
+def test_zeros_stay_zero_only_where_asked(digits, network):
+    sparse = models.build("lenet300", digits.input_shape, 10, seed=0)
+    layers = [module for module in sparse.modules() if isinstance(module, nn.Linear)]
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight[torch.rand(layer.weight.shape, generator=torch.Generator().manual_seed(0)) < 0.8] = 0.0
+    count = [int(layer.weight.count_nonzero()) for layer in layers]
+    for keep in (True, False):
+        found = fine_tune(sparse, digits, steps=10, rates=(1e-3,), keep_zeros=keep, device="cpu").model
+        assert sorted(found.state_dict()) == sorted(sparse.state_dict())
+        after = [int(module.weight.count_nonzero()) for module in found.modules() if isinstance(module, nn.Linear)]
+        assert (after == count) == keep
+
+
+def test_a_teacher_is_followed_beside_the_labels(digits, network):
+    teacher = models.build("lenet300", digits.input_shape, 10, seed=5).eval()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    images, _ = digits.tensors("train")
+
+    def apart(model):
+        with torch.no_grad():
+            p, q = ((net(images) / 4).log_softmax(1) for net in (teacher, model))
+        return float(F.kl_div(q, p, reduction="batchmean", log_target=True))
+
+    alone, taught = (
+        fine_tune(network, digits, steps=60, rates=(3e-3,), teacher=one, device="cpu").model for one in (None, teacher)
+    )
+    assert apart(taught) < 0.5 * apart(alone)
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+
+
+def test_the_loss_with_a_teacher_is_the_mean_of_both_parts(digits):
+    run = finetuning._Run(digits, 1, 8, 0.0, False, 2.0, 0, torch.device("cpu"))
+    logits, wanted = torch.tensor([[2.0, 0.0], [0.0, 4.0]]), torch.tensor([[0.0, 2.0], [2.0, 2.0]])
+    loss = run._loss(lambda x: logits, Fixed(wanted), torch.zeros(2, 1), torch.tensor([0, 1]))
+    p, q = (wanted / 2).softmax(1), (logits / 2).softmax(1)
+    expected = (F.cross_entropy(logits, torch.tensor([0, 1])) + 4 * (p * (p / q).log()).sum(1).mean()) / 2
+    assert float(loss) == pytest.approx(float(expected))
+
+
+class Fixed(nn.Module):
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x):
+        return self.answer
+
+
+def test_what_diverges_is_said_and_not_taken(digits, network):
+    found = fine_tune(network, digits, steps=20, rates=(1e-3, 1e30), device="cpu")
+    assert found.rate == 1e-3 and found.note == "Diverged at a rate of 1e+30."
+    assert np.isnan(found.table["valid_accuracy"][1]) and "NaN or infinite" in found.table["note"][1]
+    lost = fine_tune(network, digits, steps=20, rates=(1e30,), device="cpu")
+    assert np.isnan(lost.rate) and same(lost.model, network)
+    assert lost.note == "Diverged at a rate of 1e+30. No rate was left: this is the network before fine-tuning."
+
+
+def test_batches_are_augmented_where_asked(digits, network):
+    plain, moved = (
+        fine_tune(network, digits, steps=5, rates=(1e-3,), augment=augment, device="cpu").model
+        for augment in (False, True)
+    )
+    assert not same(plain, moved)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"steps": 0}, "steps=0 is not a whole number of at least 1"),
+        ({"rates": ()}, "rates is empty"),
+        ({"rates": (1e-3, -1.0)}, "rate=-1.0 is not a rate above 0"),
+        ({"temperature": 0}, "temperature=0 is not a temperature above 0"),
+    ],
+)
+def test_bad_input_is_named(digits, network, change, sentence):
+    with pytest.raises(ValueError, match="^" + sentence):
+        fine_tune(network, digits, **change)
