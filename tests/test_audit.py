@@ -26,7 +26,8 @@ def test_no_published_table_or_claim_breaks_a_rule_without_a_reason(published):
     subjects = {one.subject for one in published}
     assert set(gallery.published_tables()) - {audit.CLAIMS} <= subjects
     assert len([one for one in published if one.rule == 1]) > len(gallery.every_claim())
-    assert {f"page: {name}" for name in audit.PAGES} <= subjects
+    pages = [name for name in audit.PAGES if (gallery.paths.GALLERY / f"{name}.csv").is_file()]
+    assert {f"page: {name}" for name in pages} <= subjects and len(pages) > 2
     assert all([one.rule for one in published if one.subject == subject] == list(audit.RULES) for subject in subjects)
 
 
@@ -188,10 +189,6 @@ def test_the_card_numbers_reasons_and_counts():
         audit.Finding("b", 2, "also wrong", "because"),
     ]
     text = audit.card(found)
-    assert (
-        "| a | kept | no (1) |" in text
-        and "| b | **broken** | no (1) |" in text
-        and text.endswith("1. Rule 2: because")
-    )
+    assert "| a | kept | no (1) |" in text and "| b | **broken** | no (1) |" in text and text.endswith("1. because")
     assert "| 1 | one rule for all: size, drop, calibration images, fine-tuning | 1 | 0 | 1 |" in audit.summary(found)
     assert "| 2 | every method also as its authors pose it | 0 | 2 | 0 |" in audit.summary(found)

@@ -293,11 +293,17 @@ def test_broken_networks_count_too(tmp_path):
 
 
 def test_lossless_is_asked_of_each_search_itself(tmp_path):
-    rows = searched(0.7, 0.9, 0.9, 0.75) + searched(0.7, 0.9, 0.85, 0.5)[:4]
+    rows = (
+        searched(0.7, 0.9, 0.895, 0.75) + searched(0.7, 0.895, 0.85, 0.5)[:4]
+    )  # two standard errors of 90 % are 0.6 points
     found = judged(tmp_path, rows, "ENC", "lossless")
-    assert found[0][0] == "smallest share of the MACs without a settled loss: vgg_small 50 % (0.0 points lost)"
-    assert found[2][0] == "smallest share of the MACs without a settled loss: vgg_small 75 % (0.0 points lost)"
+    assert found[0][0] == "smallest share of the MACs without loss: vgg_small 50 %; 0.0 to 0.5 points lost"
+    assert found[2][0] == "smallest share of the MACs without loss: vgg_small 75 %; 0.5 to 5.0 points lost"
     assert [holds for _, holds, _ in found] == ["yes", "yes", "in part"]
+    assert judged(tmp_path, searched(0.7, 0.89, 0.89), "ENC", "lossless")[0][:2] == (
+        "smallest share of the MACs without loss: vgg_small none; 1.0 to 1.0 points lost",
+        "no",
+    )
 
 
 def test_our_own_lossless_network_has_a_row_of_its_own(tmp_path):

@@ -36,7 +36,7 @@ WITH_BATCH_NORM = ("resnet20", "resnet56", "vgg_small")
 PAGES = {  # tables that are not made of result rows, and why the rules say nothing of them
     "prediction": "It compares what is predicted with what is measured for the same networks, not methods with each other.",
     "shortcuts": "It compares settings of one method, by the divergence from the dense answers and by processor time.",
-    "imagenet": "One network on images of which no labels are at hand; its page says what it is compared with.",
+    "imagenet": "One network on a small sample of images; its page says what it is compared with.",
     "language": "Perplexity of one language model; its page says what each row may see, and its draws.",
     "encoder": "One sentence encoder; its page says what it is compared with.",
 }
@@ -260,17 +260,17 @@ def _pages(folder: str | Path | None) -> Iterator[Finding]:
 
 def card(found: Sequence[Finding]) -> str:
     """Return the findings as a Markdown table: one line a table or claim, kept, a reason (numbered below it), or **broken**."""
-    reasons: dict[tuple[int, str], int] = {}
+    reasons: dict[str, int] = {}
     lines: dict[str, list[str]] = {}
     for one in found:
         mark = "kept"
         if one.broken:
             mark = "**broken**"
         elif one.problem:
-            mark = f"no ({reasons.setdefault((one.rule, one.reason), len(reasons) + 1)})"
+            mark = f"no ({reasons.setdefault(one.reason, len(reasons) + 1)})"
         lines.setdefault(one.subject, []).append(mark)
     table = markdown(["table or claim", *map(str, RULES)], ([subject, *marks] for subject, marks in lines.items()))
-    notes = "\n".join(f"{number}. Rule {rule}: {reason}" for (rule, reason), number in reasons.items())
+    notes = "\n".join(f"{number}. {reason}" for reason, number in reasons.items())
     return f"{table}\n\n{notes}" if notes else table
 
 

@@ -34,7 +34,7 @@ RULES = {  # what the claim table calls them, and what they ask
     "size, test curve": "the same in MACs, read off the test curve for all methods alike, because the public networks were trained on their validation images",
     "ahead": "the mean paired difference at equal size, at 5 % after Holm's correction over the settings of the row. Pairs are test images (McNemar within a "
     "seed, a bootstrap over images and seeds or draws) where the rows record which are right, else seeds alone (Student's t)",
-    "no loss": "no settled loss against the dense network, by the pairs of *ahead*",
+    "no loss": "no more points lost on test, against the dense network, than two standard errors of its accuracy",
     "as in the paper": "the paper's own measure at the paper's own setting, theirs beside ours",
 }
 
