@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 # Where programs keep what belongs to one machine; not matched inside a web address, where a word goes before.
+CLAIMS = "What the papers claim"  # the heading of the claim table
 MACHINE = re.compile(
     r"(?<![\w.:/~-])/(?:home|Users|root|tmp|private|mnt|media|opt|srv|work|workspace|var|usr/(?:local|lib))"
     r"/[\w.~-]+"
@@ -120,7 +121,7 @@ def renew(folder: str | Path | None = None) -> list[Path]:
     front = paths.ROOT / "README.md"
     if folder == paths.GALLERY and front.is_file():
         with paths.atomic_write(front) as temporary:
-            temporary.write_text(quote(front.read_text(), told))
+            temporary.write_text(quote(front.read_text(), told | {CLAIMS: claims_in_short(folder)}))
     return written
 
 
@@ -217,7 +218,7 @@ def every_claim() -> list[Claim]:
 
 
 def _page(tables, predicted):
-    captions = {"What the papers claim": _claims_caption()}
+    captions = {CLAIMS: _claims_caption()}
     for chapter in chapters.every().values():
         captions |= chapter.CAPTIONS
     shown = "\n\n".join("\n\n".join(filter(None, (f"## {h}", captions.get(h), t))) for h, t in tables.items())
@@ -277,7 +278,7 @@ def published_tables(folder: str | Path | None = None) -> dict[str, str]:
     stated = claims(folder)
     if (stated["holds"] != "-").any():
         told = stated.drop(columns="rerun")
-        tables = {"What the papers claim": markdown([*map(str, told)], told.to_numpy().tolist())} | tables
+        tables = {CLAIMS: markdown([*map(str, told)], told.to_numpy().tolist())} | tables
     return tables
 
 
@@ -289,6 +290,16 @@ def judged(folder: str | Path | None = None, asked: Sequence[Claim] | None = Non
     needed = [*RUN, *KEY, "accuracy", "parameters_kept", "macs_kept", "valid_accuracy", "loss"]
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, *needed])))  # other notebooks write other columns
     return [(claim, claim.measure(table) or not_measured("no row")) for claim in asked or every_claim()]
+
+
+def claims_in_short(folder: str | Path | None = None) -> str:
+    """Return the README's table of claims: a line for each claim of a paper, with how many rows of the whole table hold."""
+    lines = []
+    for (paper, claim), rows in claims(folder).groupby(["paper", "claim"], sort=False):
+        verdicts = rows["holds"].replace("-", "not measured").value_counts(sort=False)
+        told = ", ".join(verdict if len(rows) == 1 else f"{verdict} ({count})" for verdict, count in verdicts.items())
+        lines.append([paper, claim, told])
+    return markdown(["paper", "claim", "holds (in how many settings)"], lines)
 
 
 def claims(folder: str | Path | None = None) -> pd.DataFrame:
