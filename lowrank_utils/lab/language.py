@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
 import importlib.util
 import os
 import shutil
@@ -241,8 +242,7 @@ def _converted(path: Path) -> Path:
 @contextlib.contextmanager
 def _without_bar() -> Iterator[None]:
     """Hold back the bar of transformers' GGUF reader, which no setting of transformers turns off."""
-    from transformers import modeling_gguf_pytorch_utils as reader
-
+    reader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
     before = reader.tqdm
     reader.tqdm = functools.partial(before, disable=True)
     try:

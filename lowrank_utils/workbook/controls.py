@@ -397,10 +397,10 @@ def same_plans(rows: pd.DataFrame) -> list[str]:
     mine = _first(rows)
     mine = mine[(mine["tuned"] == "none") & (mine["stored_as"] == "low rank")]
     lines = []
-    for (share, _), part in mine.groupby(["budget", "plan"], sort=False):
+    for _, part in mine.groupby(["budget", "plan"], sort=False):
         alike = list(dict.fromkeys(part["chooser"]))
         if len(alike) > 1:
-            lines.append(f"- {100 * share:g} % kept: {', '.join(alike)} chose the same plan.")
+            lines.append(f"- {100 * float(part['budget'].iloc[0]):g} % kept: {', '.join(alike)} chose the same plan.")
     return lines
 
 
