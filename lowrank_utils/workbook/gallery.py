@@ -95,11 +95,21 @@ def renew(folder: str | Path | None = None) -> list[Path]:
 
     Where `folder` is outputs/gallery, its default, the tables of the README are renewed too.
     """
-    from lowrank_utils.workbook import audit, controls, encoder, imagenet, language, prediction, shortcuts, spectra
+    from lowrank_utils.workbook import (
+        audit,
+        batch_norm,
+        controls,
+        encoder,
+        imagenet,
+        language,
+        prediction,
+        shortcuts,
+        spectra,
+    )
 
     folder = Path(folder or paths.GALLERY)
     told, written = published_tables(folder), [folder / "README.md"]
-    sections = (prediction, shortcuts, controls, imagenet, language, encoder, spectra)
+    sections = (prediction, shortcuts, controls, batch_norm, imagenet, language, encoder, spectra)
     measured = {each: each.published(folder) for each in sections}
     measured = {each: rows for each, rows in measured.items() if rows is not None}
     with paths.atomic_write(written[0]) as temporary:
