@@ -18,7 +18,7 @@ from lowrank_utils.factors import replace
 from lowrank_utils.lab import latency as timing
 from lowrank_utils.lab import score
 from lowrank_utils.network import profile, unfold
-from lowrank_utils.network.inputs import Batch, as_inputs, is_plain, tokens_of
+from lowrank_utils.network.inputs import Batch, as_inputs, id_range, is_plain, tokens_of
 from lowrank_utils.network.modules import with_linear_layers
 from lowrank_utils.progress import shown
 from lowrank_utils.ranks import prediction, search
@@ -27,9 +27,7 @@ FISHER_IMAGES = 1000
 FEW = 50
 SWEEP_IMAGES = 1000
 MANY = 50  # layers
-ENOUGH_TOKENS = (
-    8192  # from which a language model's factors are found in sequence: there it was measured to gain a little
-)
+ENOUGH_TOKENS = 8192  # from which a language model's factors are found in sequence; see `compress`
 SAMPLES = 20_000  # positions a layer
 HELD_OUT, MOST_HELD_OUT = 0.15, 250  # share and number of the inputs that refinement is judged by
 
@@ -66,6 +64,11 @@ class Compressed:
         lines = [
             f"{cut} of {len(self.layers)} layers are cut; {self.kept['macs']:.1%} of the MACs and "
             f"{self.kept['parameters']:.1%} of the parameters stay; {self.seconds:.0f} s.",
+            *(
+                f"Of the layers that share the budget, {share:.1%} of the {what.removesuffix(' within')} stay."
+                for what, share in self.kept.items()
+                if what.endswith(" within")
+            ),
             *([str(self.refined)] if self.refined is not None else []),
             f"Ranks: no other plan within the budget promises less damage (gap {self.found.gap:.1e}).",
         ]
@@ -287,12 +290,26 @@ def _read(model, calibration, dense, how):
         shape = calibration.shape[1:] if torch.is_tensor(calibration) else None
         read = profile.Profile(model, calibration, input_shape=shape, dense=dense or (), **how)
     except ValueError as error:
-        if not torch.is_tensor(calibration) or calibration.is_floating_point() or "cannot take" not in str(error):
+        ids = tokens_of(calibration)
+        if ids and "index out of range" in str(error):
+            raise ValueError(_outside(model, calibration)) from error
+        if not ids or "cannot take" not in str(error):
             raise
         raise ValueError(
-            f"calibration is {calibration.dtype}; pass floating-point inputs, scaled as the network takes them ({error})"
+            f"calibration is {_kind(calibration)}; pass floating-point inputs, scaled as the network takes them ({error})"
         ) from error
     return read if dense is not None else _by_default(read)
+
+
+def _kind(calibration):
+    return calibration.dtype if torch.is_tensor(calibration) else "of whole numbers"
+
+
+def _outside(model, calibration):
+    # what is wrong with token ids that an embedding does not have
+    known = min((part.num_embeddings for part in model.modules() if isinstance(part, nn.Embedding)), default=0)
+    low, high = id_range(calibration)
+    return f"token id {low if low < 0 else high} is outside the vocabulary of {known} tokens: cut the text with the tokenizer of this model"
 
 
 def _by_default(read):

@@ -295,12 +295,12 @@ def test_spectra_are_drawn_for_each_kind(bench):
 def test_the_reading_says_what_the_rows_say():
     told = chapter.reading(table())
     assert told.startswith("At 90% of the blocks' parameters:")
-    assert "Of the published methods with one share, ASVD costs least: 0.200 nats a token." in told
-    assert "Exact ranks and Fisher-weighted factors cost 0.050." in told and "That is 25% of the best" in told
+    assert "of the published methods with one share, ASVD costs least, 0.200 nats a token;" in told
+    assert "exact ranks and Fisher-weighted factors cost 0.050; that is 25% of the rise of the best" in told
     other = chapter.reading(table({("one share", "svd"): 0.1, ("one share", "asvd"): 0.2}))
-    assert "plain SVD costs least: 0.100" in other and "Fisher" not in other and "That is" not in other
+    assert "plain SVD costs least, 0.100" in other and "Fisher" not in other and "that is" not in other
     ours = chapter.reading(table({("exact", "data-aware"): 0.3}))
-    assert "published" not in ours and "Exact ranks with the factors of SVD-LLM cost 0.300." in ours
+    assert "published" not in ours and "exact ranks with the factors of SVD-LLM cost 0.300." in ours
 
 
 def test_tables_hold_means_and_perplexities():
@@ -322,4 +322,4 @@ def test_pictures_and_sentences_of_the_experiment(rows):
     assert {"plain SVD", "SVD-LLM (whitening)", "energy, svd"} <= titles and len(titles) == len(PAIRS)
     best = rows[(rows["budget"] == 0.8) & (rows["chooser"] == "one share")].set_index("factors")["rise"]
     best = best[[factors for _, factors in chapter.PUBLISHED]]
-    assert f"costs least: {best.min():.3f} nats" in chapter.reading(rows)
+    assert f"costs least, {best.min():.3f} nats" in chapter.reading(rows)

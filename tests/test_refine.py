@@ -224,6 +224,17 @@ def test_layers_that_see_one_position_an_input_are_told_from_others(model, x, on
     assert module._one_position(model, x) is once
 
 
+def test_inputs_that_overflow_leave_the_network_as_it_is_and_say_so():
+    model, x = pixels(), inputs(100, *IMAGE)
+    small = replace.apply_plan(Profile(model, input_shape=IMAGE), {"3": 8}, factors="svd", resource=None)
+    for size, words in ((1e19, "Nothing was refined"), (1e30, "answers are not finite")):
+        strange = x.clone()
+        strange[:50] *= size
+        found = refine(model, small, strange, steps=2)
+        assert words in found.note and "finite" in found.note, found.note
+        assert all(torch.equal(a, b) for a, b in zip(found.model.parameters(), small.parameters()))
+
+
 def test_only_networks_with_many_positions_get_a_curvature(pair, monkeypatch):
     def refused(*args):
         raise AssertionError("the curvature was measured")

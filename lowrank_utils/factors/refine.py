@@ -167,6 +167,8 @@ def refine(
     usual = POINT_STEPS if points else STEPS if is_plain(calibration) else TOKEN_STEPS
     budget = _Budget(began, seconds, usual if steps is None and seconds is None else steps)
     task = _Task(model, calibration, augment, paste, loss, batch_size, held_out, seed)
+    if not task.finite():
+        return _unchanged(new, began, "Nothing was refined: the dense network's answers are not finite.")
     if task.constant():
         return _unchanged(
             new, began, "Nothing was refined: the dense network gives all calibration inputs the same answer."
@@ -249,6 +251,9 @@ class _Task:
 
     def constant(self) -> bool:
         return self.spread <= 1e-10 * self.size
+
+    def finite(self) -> bool:
+        return math.isfinite(self.size)
 
     def _fastest(self, inputs):
         # channels_last takes a sixth less time; networks that flatten with view() cannot take it
@@ -340,7 +345,12 @@ def _tune(new, task, budget, rate, points):
     note = "" if math.isfinite(look.best) else "Nothing was refined: the compressed network's answers are not finite."
     step = 0
     with torch.enable_grad():
-        curvature = None if note or points else _Preconditioner(new, task)
+        curvature = None
+        if not note and not points:
+            try:
+                curvature = _Preconditioner(new, task)
+            except OverflowError:
+                note = "Nothing was refined: the gradients on the calibration inputs are not finite."
         for step, spent in () if note else budget.running():
             for group in optimiser.param_groups:
                 group["lr"] = rate * _schedule(spent)
@@ -464,6 +474,8 @@ def _outer(rows):
 
 
 def _inverse(moment):
+    if not torch.isfinite(moment).all():
+        raise OverflowError("second moments are not finite")
     if moment.ndim == 1:
         return _reciprocal(moment)
     values, vectors = torch.linalg.eigh(moment.double())

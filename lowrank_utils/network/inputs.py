@@ -162,6 +162,16 @@ def tokens_of(batch: Batch) -> int:
     return max((part.numel() for part in _ids(batch)), default=0)
 
 
+def id_range(batch: Batch) -> tuple[int, int]:
+    """Return the (smallest, largest) token id that `batch` holds.
+
+    >>> id_range(torch.tensor([[3, 0], [7, 2]]))
+    (0, 7)
+    """
+    ids = _ids(batch)
+    return min(int(part.min()) for part in ids), max(int(part.max()) for part in ids)
+
+
 def _ids(batch):
     # the tensors of whole numbers
     return [part for part in _tensors(batch) if not part.is_floating_point()]

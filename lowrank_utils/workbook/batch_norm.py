@@ -53,7 +53,9 @@ def renew(path: str | Path | None = None, folder: str | Path | None = None) -> p
         told = {"dense": dense[asked["network"]], "accuracy": mine["accuracy"], "recalibrated": accuracy}
         return {**asked, **told, "images": IMAGES}
 
-    asked = [dict(zip(KEYS, key)) for key in sorted(found, key=lambda key: (key[0], CHOOSERS.index(key[1])))]
+    asked: list[dict[str, Any]] = [
+        dict(zip(KEYS, key)) for key in sorted(found, key=lambda key: (key[0], CHOOSERS.index(key[1])))
+    ]
     return results.completed(path or paths.GALLERY / f"{NAME}.csv", asked, row)
 
 

@@ -383,7 +383,7 @@ def _beside(mine):
         for r in mine[mine["tuned"] == state].to_dict("records"):
             before = _percent(contest.number(mine, method=r["method"], budget=r["budget"], tuned="none"))
             lines.append(
-                f"- {100 * r['budget']:g} % kept, {r['method']}, {state}: {_percent(r['accuracy'])} %; before {before} %."
+                f"- {100 * r['budget']:g} % kept, {r['method']}, {state}: {_percent(r['accuracy'])} %; {before} % without it, where the sweep sees all images."
             )
     if not mine["tuned"].isin(contest.TRAINED).any():
         lines.append("- Nothing was fine-tuned or trained from scratch yet.")

@@ -77,7 +77,9 @@ def section(rows: pd.DataFrame) -> str:
 
 {table}
 
-{chapter.reading(rows)} The rows are `{NAME}.csv`.
+{chapter.reading(rows)}
+
+One draw of 16 calibration windows and {TEST} test windows; the calibration text is the tokenised form of WikiText-2's validation split without its `<unk>`, the test text is raw. {len(rows)} of {len(asked())} planned rows are measured so far. The rows are `{NAME}.csv`.
 """
 
 

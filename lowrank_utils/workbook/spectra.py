@@ -137,6 +137,7 @@ def medians(rows: pd.DataFrame) -> pd.DataFrame:
 def section(rows: pd.DataFrame) -> str:
     """Return the part of the gallery's page that shows the picture and its medians."""
     shown = medians(rows).rename(columns=PANELS).T.round(1)
+    by_kind = 100 * rows.pivot_table("lost_plain", "kind", "network", aggfunc="median").dropna()
     return f"""## Spectra of two transformers
 
 ![Effective rank and energy lost at half of the parameters, matrix by matrix, of an encoder and of a language model](spectra.png)
@@ -145,5 +146,9 @@ All {len(rows)} matrices in the layers of the sentence encoder and of the langua
 
 {rivals.in_markdown(shown, "measure")}
 
-The rows are `spectra.csv`.
+The medians of plain SVD, kind by kind:
+
+{rivals.in_markdown(by_kind, "kind of matrix")}
+
+The encoder's layers have biases, which keep the mean of the outputs, so their energy is counted about the mean; the language model has none. The rows are `spectra.csv`.
 """

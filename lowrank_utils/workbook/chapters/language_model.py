@@ -27,7 +27,7 @@ from lowrank_utils.workbook.tables import markdown
 
 NOTEBOOK = "07_language_model"
 CAPTIONS = {  # of its tables
-    "Rise of the loss of a language model": "Loss on test text less that of the dense network (nats a token), where a share of the parameters of the blocks stays; the perplexity is in brackets. Means over draws of the calibration windows.",
+    "Rise of the loss of a language model": "Loss on test text less that of the dense network (nats a token), where a share of the parameters of the blocks stays; the perplexity is in brackets. One draw of the calibration windows, or means over several where the rows have them.",
 }
 FIGURE_CAPTION = (
     "Rise of the loss on test text over the dense network's, on a logarithmic axis; the embedding is not cut."
@@ -339,25 +339,31 @@ def reading(rows: pd.DataFrame) -> str:
     cut = rows[rows["chooser"] != "dense"]
     if cut.empty:
         return "No method was measured."
-    size = cut["budget"].max()
-    cut = cut[cut["budget"] == size].assign(method=lambda table: titled(table))
-    means = cut.groupby("method")["rise"].mean()
+    return " ".join(
+        _reading_at(size, cut[cut["budget"] == size]) for size in sorted(cut["budget"].unique(), reverse=True)
+    )
+
+
+def _reading_at(size, cut):
+    means = cut.assign(method=titled(cut)).groupby("method")["rise"].mean()
     told = [f"At {size:.0%} of the blocks' parameters:"]
     uniform = means.filter([TITLES[pair] for pair in PUBLISHED])
     if len(uniform):
         told.append(
-            f"Of the published methods with one share, {uniform.idxmin()} costs least: {uniform.min():.3f} nats a token."
+            f"of the published methods with one share, {uniform.idxmin()} costs least, {uniform.min():.3f} nats a token;"
         )
     for label, name in (
-        ("Exact ranks with the factors of SVD-LLM", "exact ranks, whitening"),
+        ("exact ranks with the factors of SVD-LLM", "exact ranks, whitening"),
         ("Fisher-weighted factors with one share", "our factors, one share"),
-        ("Exact ranks and Fisher-weighted factors", "exact ranks, our factors"),
+        ("exact ranks and Fisher-weighted factors", "exact ranks, our factors"),
     ):
         if name in means:
-            told.append(f"{label} cost {means[name]:.3f}.")
+            told.append(f"{label} cost {means[name]:.3f};")
     if len(uniform) and "exact ranks, our factors" in means:
-        told.append(f"That is {means['exact ranks, our factors'] / uniform.min():.0%} of the best published one.")
-    return " ".join(told)
+        told.append(
+            f"that is {means['exact ranks, our factors'] / uniform.min():.0%} of the rise of the best published one."
+        )
+    return " ".join(told).removesuffix(";").removesuffix(".") + "."
 
 
 def kind_of(name: str) -> str:

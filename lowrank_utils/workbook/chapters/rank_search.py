@@ -580,8 +580,12 @@ def as_the_paper(chooser: str) -> Callable[[pd.DataFrame], Verdict | None]:
         accuracy, theirs = 100 * mine["accuracy"].mean(), float(_ENC_TABLE["cifar10", "resnet56"][chooser])
         dense = 100 * verdicts.dense_rows(table, NOTEBOOK, DRAW).query("network == 'resnet56'")["accuracy"].mean()
         again = batch_norm.published()
-        told = again[(again["network"] == "resnet56") & (again["chooser"] == chooser)] if again is not None else ()
-        why = f"{100 * told['recalibrated'].mean():.1f} % with batch norms recalibrated" if len(told) else "unexplained"
+        told = again[(again["network"] == "resnet56") & (again["chooser"] == chooser)] if again is not None else None
+        why = (
+            "unexplained"
+            if told is None or told.empty
+            else f"{100 * told['recalibrated'].mean():.1f} % with batch norms recalibrated"
+        )
         said = f"{accuracy:.1f} %, {dense - accuracy:.1f} points below our dense network and {theirs - accuracy:.1f} below the paper; {why}"
         return Verdict(said, "yes" if accuracy >= theirs else "no", 1)
 
