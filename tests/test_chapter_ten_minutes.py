@@ -15,6 +15,7 @@ from lowrank_utils import paths
 from lowrank_utils.lab import columns, data, models
 from lowrank_utils.lab.training import Recipe, fit
 from lowrank_utils.network.profile import LayerProfile
+from lowrank_utils.workbook import plots
 from lowrank_utils.workbook.chapters import ten_minutes as chapter
 
 ABOUT = {"dataset": "digits", "network": "toy", "seed": 0, "calibration_images": 300}
@@ -226,10 +227,10 @@ def test_images_show_the_weights(images, trained, read):
 
 
 def test_colour_images_are_tints_of_grey():
-    axis = chapter._tiles(1, 1)[1][0, 0]
+    axis = plots.tiles(1, 1)[1][0, 0]
     pattern = torch.zeros(3, 8, 8)
     pattern[0, 2, 3], pattern[2, 4, 4] = 2.0, -2.0
-    chapter._draw(axis, pattern.flatten(), COLOUR)
+    plots.draw_signed(axis, pattern.flatten(), COLOUR)
     shown = pixels(axis)
     assert shown.shape == (8, 8, 3) and shown[0, 0].tolist() == [0.5] * 3
     assert shown[2, 3].tolist() == [1, 0.5, 0.5] and shown[4, 4].tolist() == [0.5, 0.5, 0]

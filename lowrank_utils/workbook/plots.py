@@ -16,6 +16,8 @@ from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    import torch
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # One colour and one marker for a chooser, the same in every notebook; what rank by the same score share a colour.
@@ -60,6 +62,7 @@ CHOOSERS = tuple(_LOOKS)
 BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "fontsize": "small"}  # a legend right of its panel
 COLOURS = {name: sns.color_palette("colorblind")[colour] for name, (colour, _) in _LOOKS.items()}
 MARKERS = {name: marker for name, (_, marker) in _LOOKS.items()}
+SIGNED = "RdBu_r"  # the colours of signed images: blue below zero, white at zero, red above
 _STYLE = {"axes.grid": True, "grid.alpha": 0.4, "figure.dpi": 100, "savefig.dpi": 100, "savefig.bbox": "tight"}
 
 
@@ -82,6 +85,79 @@ def canvas(
         )
     plt.close(figure)
     return figure, axes.ravel()
+
+
+def tiles(rows: int, columns: int, size: float = 1.0, **options: Any) -> tuple[Figure, np.ndarray]:
+    """Return a closed figure and its rows x columns axes without ticks, for small images."""
+    with sns.axes_style("white"), sns.plotting_context("notebook", font_scale=0.85):
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(size * columns, size * rows), layout="constrained", squeeze=False, **options
+        )
+    plt.close(figure)
+    for axis in axes.ravel():
+        axis.set(xticks=[], yticks=[])
+        axis.grid(False)
+        for side in axis.spines.values():
+            side.set_color("lightgray")
+    return figure, axes
+
+
+def draw_signed(axis: Axes, pattern: torch.Tensor, shape: Sequence[int], limit: float | None = None) -> None:
+    """Draw a vector of signed numbers as an image; colour images as tints of grey, which is then zero."""
+    image = pattern.detach().double().reshape(*shape).numpy()
+    limit = limit or float(np.abs(image).max()) or 1.0
+    if len(image) == 1:
+        axis.imshow(image[0], cmap=SIGNED, vmin=-limit, vmax=limit)
+    else:
+        axis.imshow((0.5 + 0.5 * image / limit).clip(0, 1).transpose(1, 2, 0))
+
+
+def upright(pattern: torch.Tensor) -> torch.Tensor:
+    """Return a pattern with the sign that makes its largest entry positive: a singular vector has either sign."""
+    return pattern * pattern[pattern.abs().argmax()].sign()
+
+
+def name_lines(axis: Axes) -> None:
+    """Write the name of each line of an axis at its middle, in its colour, the upper line's above it, the others' below."""
+    lines = sorted(axis.lines, key=_height, reverse=True)
+    for place, line in enumerate(lines):
+        x, y = (np.asarray(values) for values in line.get_data())
+        middle = len(x) // 2
+        where: dict[str, Any] = {"xytext": (6, 6), "ha": "left", "va": "bottom"}
+        if place:
+            where = {"xytext": (-6, -6), "ha": "right", "va": "top"}
+        axis.annotate(
+            str(line.get_label()), (x[middle], y[middle]), textcoords="offset points", color=line.get_color(), **where
+        )
+
+
+def _height(line: Any) -> float:
+    return float(np.mean(line.get_ydata()))
+
+
+def name_ends(
+    axis: Axes, ends: Mapping[str, tuple[float, float]], names: Mapping[str, str] | None = None, gap: float = 11
+) -> None:
+    """Write the names of methods right of the ends of their lines, in their colours, at least `gap` points apart.
+
+    `ends`: {method: (x, y) of the end of its line}; `names`: {method: what is written}. Set limits and scales of the axis first.
+    """
+    axis.figure.canvas.draw()
+    below = -np.inf
+    for name, (x, y) in sorted(ends.items(), key=lambda item: item[1][1]):
+        at = axis.transData.transform((x, y))[1] * 72 / axis.figure.dpi
+        place = max(at, below + gap)
+        below = place
+        axis.annotate(
+            (names or {}).get(name, name),
+            (x, y),
+            (7, place - at),
+            textcoords="offset points",
+            color=colour_of(name),
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+            va="center",
+            fontsize=9,
+        )
 
 
 def image_grid(images: np.ndarray, labels: Iterable[int], classes: Sequence[str], columns: int = 10) -> Figure:

@@ -7,12 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
@@ -25,7 +22,7 @@ from lowrank_utils.lab import columns, models, score, training
 from lowrank_utils.lab.data import Dataset
 from lowrank_utils.network.profile import LayerProfile, Profile
 from lowrank_utils.ranks import rules
-from lowrank_utils.workbook.plots import canvas, colour_of
+from lowrank_utils.workbook.plots import canvas, colour_of, draw_signed, name_lines, tiles, upright
 from lowrank_utils.workbook.tables import markdown
 
 NOTEBOOK = "00_low_rank_in_ten_minutes"
@@ -35,7 +32,6 @@ CAPTIONS = {  # of its tables
 STRIP = (1, 2, 5, 10, 20, 50)  # ranks of the strip of pictures, before the full rank
 SHOWN = (1, 2, 3, 4, 5, 10, 20, 50, 100, 300)  # components that are drawn
 NEURONS = 4  # rows of the strip
-SIGNED = "RdBu_r"  # the colours of signed images: blue below zero, white at zero, red above
 NAMES = {"svd": "plain", "data-aware": "data-aware"}  # of the two kinds of factors in figures
 
 
@@ -171,35 +167,6 @@ def experiment(images: Dataset, model: nn.Module, small: Compressed, *, kept: fl
 # ---- figures ----------------------------------------------------------------------------------------------------------
 
 
-def _tiles(rows: int, columns: int, size: float = 1.0, **options: Any) -> tuple[Figure, np.ndarray]:
-    with sns.axes_style("white"), sns.plotting_context("notebook", font_scale=0.85):
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(size * columns, size * rows), layout="constrained", squeeze=False, **options
-        )
-    plt.close(figure)
-    for axis in axes.ravel():
-        axis.set(xticks=[], yticks=[])
-        axis.grid(False)
-        for side in axis.spines.values():
-            side.set_color("lightgray")
-    return figure, axes
-
-
-def _draw(axis: Axes, pattern: torch.Tensor, shape: Sequence[int], limit: float | None = None) -> None:
-    """Draw a vector of signed numbers as an image; colour images as tints of grey, which is then zero."""
-    image = pattern.detach().double().reshape(*shape).numpy()
-    limit = limit or float(np.abs(image).max()) or 1.0
-    if len(image) == 1:
-        axis.imshow(image[0], cmap=SIGNED, vmin=-limit, vmax=limit)
-    else:
-        axis.imshow((0.5 + 0.5 * image / limit).clip(0, 1).transpose(1, 2, 0))
-
-
-def _upright(pattern: torch.Tensor) -> torch.Tensor:
-    """Return a pattern with the sign that makes its largest entry positive: a singular vector has either sign."""
-    return pattern * torch.sign(pattern[pattern.abs().argmax()])
-
-
 def _leading_rows(weight: torch.Tensor, count: int) -> list[int]:
     """Return the numbers of the longest rows of a matrix, longest first."""
     return weight.norm(dim=1).argsort(descending=True)[:count].tolist()
@@ -212,12 +179,12 @@ def weights(images: Dataset, weight: torch.Tensor) -> Figure:
     """
     labels = images.train.labels
     classes = [c for c in range(len(images.classes)) if (labels == c).any()][:10]
-    figure, axes = _tiles(3, 10)
+    figure, axes = tiles(3, 10)
     for axis, c in zip(axes[0], classes):
         axis.imshow(images.train.images[np.flatnonzero(labels == c)[0]], cmap="gray_r")
         axis.set_title(images.classes[c], fontsize=8)
     for axis, row in zip(axes[1:].ravel(), _leading_rows(weight, 20)):
-        _draw(axis, weight[row], images.input_shape)
+        draw_signed(axis, weight[row], images.input_shape)
         axis.set_title(f"output {row}", fontsize=8)
     axes[0, 0].set_ylabel("images", fontsize=9)
     axes[1, 0].set_ylabel("weights", fontsize=9)
@@ -236,10 +203,10 @@ def components(singular_values: torch.Tensor, vt: torch.Tensor, start: torch.Ten
     shape : (channels, height, width) of a pattern.
     """
     shown = in_range(SHOWN, len(singular_values))
-    figure, axes = _tiles(2, len(shown), height_ratios=[1, 2.2])
+    figure, axes = tiles(2, len(shown), height_ratios=[1, 2.2])
     figure.set_size_inches(10, 4.2)
     for axis, number in zip(axes[0], shown):
-        _draw(axis, _upright(vt[number - 1]), shape)
+        draw_signed(axis, upright(vt[number - 1]), shape)
         axis.set_title(f"component {number}" if number == 1 else f"{number}", fontsize=9)
     for axis in axes[1]:
         axis.remove()
@@ -274,13 +241,13 @@ def strip(
     """
     ranks = in_range(STRIP, len(singular_values))
     chosen = _leading_rows(weight, NEURONS)
-    figure, axes = _tiles(len(chosen), len(ranks), 1.25)
+    figure, axes = tiles(len(chosen), len(ranks), 1.25)
     for column, rank in enumerate(ranks):
         rebuilt = (u[:, :rank] * singular_values[:rank]) @ vt[:rank]
         title = f"rank {rank}" if rank < len(singular_values) else f"rank {rank} (full)"
         axes[0, column].set_title(f"{title}\n{energy(singular_values, rank):.0%} of energy", fontsize=9)
         for axis, row in zip(axes[:, column], chosen):
-            _draw(axis, rebuilt[row], shape)
+            draw_signed(axis, rebuilt[row], shape)
     for axis, row in zip(axes[:, 0], chosen):
         axis.set_ylabel(f"output {row}", fontsize=9)
     return figure
@@ -327,11 +294,11 @@ def directions(
     count : how many patterns of each kind are drawn, at most.
     """
     count = min(count, *(len(rows) for rows in patterns.values()))
-    figure, axes = _tiles(len(patterns), count)
+    figure, axes = tiles(len(patterns), count)
     figure.set_size_inches(count, 1.3 * len(patterns))
     for line, (kind, rows) in zip(axes, patterns.items()):
         for axis, pattern, share in zip(line, rows, shares[kind]):
-            _draw(axis, _upright(pattern), shape)
+            draw_signed(axis, upright(pattern), shape)
             axis.set_title(f"{float(share):.0%}", fontsize=9)
         line[0].set_ylabel(NAMES.get(kind, kind), fontsize=10, color=colour_of(kind))
     return figure
@@ -350,7 +317,7 @@ def curves(table: pd.DataFrame, card: LayerProfile, dense: float) -> Figure:
         cut = line[line["rank"] < card.full_rank]
         left.plot(cut["rank"], cut["lost"], label=NAMES.get(str(kind), str(kind)), **style)
         right.plot(line["rank"], line["accuracy"], **style)
-    _name_lines(left)
+    name_lines(left)
     for axis in (left, right):
         axis.axvspan(card.break_even("parameters"), end, color="gray", alpha=0.2, linewidth=0)
         axis.set(xscale="log", xlabel=f"rank of {card.name}", xlim=(0.9, end))
@@ -375,24 +342,6 @@ def curves(table: pd.DataFrame, card: LayerProfile, dense: float) -> Figure:
     )
     right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return figure
-
-
-def _name_lines(axis: Axes) -> None:
-    """Write the name of each line of an axis at its middle, in its colour, the upper line's above it, the others' below."""
-    lines = sorted(axis.lines, key=_height, reverse=True)
-    for place, line in enumerate(lines):
-        x, y = (np.asarray(values) for values in line.get_data())
-        middle = len(x) // 2
-        where: dict[str, Any] = {"xytext": (6, 6), "ha": "left", "va": "bottom"}
-        if place:
-            where = {"xytext": (-6, -6), "ha": "right", "va": "top"}
-        axis.annotate(
-            str(line.get_label()), (x[middle], y[middle]), textcoords="offset points", color=line.get_color(), **where
-        )
-
-
-def _height(line: Any) -> float:
-    return float(np.mean(line.get_ydata()))
 
 
 def ledger(small: Compressed, read: Profile) -> Figure:
@@ -433,7 +382,7 @@ def two_spectra(trained: torch.Tensor, shuffled: Any) -> Figure:
     axis.annotate("trained", (1, float(trained[0])), (8, 0), textcoords="offset points")
     axis.set(xscale="log", xlabel="component", ylabel="singular value", ylim=(0, 1.1 * float(trained[0])))
     axis.xaxis.set_major_formatter("{x:.0f}")
-    found = _numbers(shuffled)
+    found = as_numbers(shuffled)
     if found is None or found.shape != index.shape:
         axis.text(0.97, 0.9, f"shuffled: no answer of {len(index)} numbers yet", transform=axis.transAxes, ha="right")
         return figure
@@ -443,7 +392,7 @@ def two_spectra(trained: torch.Tensor, shuffled: Any) -> Figure:
     return figure
 
 
-def _numbers(values: Any) -> np.ndarray | None:
+def as_numbers(values: Any) -> np.ndarray | None:
     """Return values as an array of numbers, or None where they are none."""
     try:
         return np.asarray(values, dtype=float)
