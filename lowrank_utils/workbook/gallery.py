@@ -12,7 +12,6 @@ from lowrank_utils import paths
 from lowrank_utils.lab.columns import KEY, RUN
 from lowrank_utils.workbook import chapters, results, runs
 from lowrank_utils.workbook.tables import markdown
-from lowrank_utils.workbook.verdicts import RULES, Claim, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,8 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from nbformat import NotebookNode
 
-# Where programs keep what belongs to one machine; not matched inside a web address, where a word goes before.
+    from lowrank_utils.workbook.verdicts import Claim, Verdict
+
 CLAIMS = "What the papers claim"  # the heading of the claim table
+# Where programs keep what belongs to one machine; not matched inside a web address, where a word goes before.
 MACHINE = re.compile(
     r"(?<![\w.:/~-])/(?:home|Users|root|tmp|private|mnt|media|opt|srv|work|workspace|var|usr/(?:local|lib))"
     r"/[\w.~-]+"
@@ -208,18 +209,19 @@ def _slug(text):
 
 _CLAIMS_CAPTION = (
     "Computed from the rows of the gallery. *Holds* counts the settings in which the rule is met: *yes* in all, *no* in none, *in part*; *consistently* asks for all. "
-    "*Counted* names every setting that was run and is left out, with the reason. Two verdicts stand for one and two points lost. The rules: "
-    + "; ".join(f"*{name}*: {text}" for name, text in RULES.items())
-    + "."
+    "*Counted* names every setting that was run and is left out, with the reason. Two verdicts stand for one and two points lost. The rules:"
 )
 
 
 def _claims_caption() -> str:
+    from lowrank_utils.workbook.verdicts import RULES
+
+    rules = "; ".join(f"*{name}*: {text}" for name, text in RULES.items())
     commands: dict[str, list[str]] = {}
     for claim in every_claim():
         commands.setdefault(claim.rerun, []).append(claim.paper)
     told = "\n".join(f"- {', '.join(dict.fromkeys(papers))}: `{command}`" for command, papers in commands.items())
-    return f"{_CLAIMS_CAPTION}\n\nThe rows are made again by\n\n{told}"
+    return f"{_CLAIMS_CAPTION} {rules}.\n\nThe rows are made again by\n\n{told}"
 
 
 def every_claim() -> list[Claim]:
