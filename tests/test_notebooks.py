@@ -232,6 +232,9 @@ LESS = {
     "evaluations": 2,
     "measure_images": 100,
     "big": "torchvision/alexnet",
+    "window": 64,
+    "test_windows": 1,
+    "pairs": ["exact, fisher-layerwise"],
 }
 
 
