@@ -91,7 +91,8 @@ def test_licence_and_citation():
     assert arxiv == ["arXiv:2504.20078", "arXiv:2107.05787", "arXiv:1811.12781"]
 
 
-def test_presets_are_flat_and_fit_the_notebooks():
+def test_presets_are_flat_and_fit_the_notebooks(monkeypatch):
+    monkeypatch.setattr(jobs, "_fingerprint", lambda dataset: "")  # a text may not be on this machine
     names = {p.stem for p in paths.PRESETS.glob("*.yaml")}
     assert {"fashion-mnist", "mnist", "cifar10", "cifar100", "digits"} <= names
     for name in names:
