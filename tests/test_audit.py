@@ -24,7 +24,7 @@ def published():
 def test_no_published_table_or_claim_breaks_a_rule_without_a_reason(published):
     assert [one for one in published if one.broken] == []
     subjects = {one.subject for one in published}
-    assert set(gallery.published_tables()) - {audit.CLAIMS} <= subjects
+    assert set(gallery.published_tables()) - {gallery.CLAIMS} <= subjects
     assert len([one for one in published if one.rule == 1]) > len(gallery.every_claim())
     pages = [name for name in audit.PAGES if (gallery.paths.GALLERY / f"{name}.csv").is_file()]
     assert {f"page: {name}" for name in pages} <= subjects and len(pages) > 2
@@ -35,7 +35,7 @@ def test_no_reason_stands_for_a_rule_that_is_kept(published):
     used = {(one.rule, one.reason) for one in published if one.problem}
     for chapter in chapters.every().values():
         for heading, reasons in getattr(chapter, "UNMET", {}).items():
-            assert heading == "*" or heading in {one.subject for one in published} | {audit.CLAIMS}
+            assert heading == "*" or heading in {one.subject for one in published} | {gallery.CLAIMS}
             assert {(rule, reason) for rule, reason in reasons.items()} <= used
         for claim in getattr(chapter, "CLAIMS", ()):
             assert {(rule, reason) for rule, reason in claim.unmet.items()} <= used
@@ -177,7 +177,7 @@ def test_a_reason_of_the_claim_or_of_its_chapter_counts():
     verdict = Verdict("", "yes", 1, {}, ("seeds",))
     assert not judge(verdict, unmet={4: "one seed"})[4].broken
     assert not judge(verdict, SimpleNamespace(UNMET={"*": {4: "one seed"}}))[4].broken
-    assert not judge(verdict, SimpleNamespace(UNMET={audit.CLAIMS: {4: "one seed"}}))[4].broken
+    assert not judge(verdict, SimpleNamespace(UNMET={gallery.CLAIMS: {4: "one seed"}}))[4].broken
     assert judge(verdict, SimpleNamespace(UNMET={"another table": {4: "one seed"}}))[4].broken
 
 

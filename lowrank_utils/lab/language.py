@@ -134,16 +134,12 @@ def describe(name: str = "smollm2-135m", root: str | Path | None = None) -> str:
     rows = {
         "model": name,
         "source": f"the wheel {WHEEL}",
-        "file": _shown(path),
+        "file": path.relative_to(paths.ROOT) if path.is_relative_to(paths.ROOT) else path,
         "bytes": f"{BYTES:,}",
         "SHA-256": SHA256,
         "note": NOTE,
     }
     return "\n".join(f"{key:<11}  {value}" for key, value in rows.items())
-
-
-def _shown(path: Path) -> Path:
-    return path.relative_to(paths.ROOT) if path.is_relative_to(paths.ROOT) else path
 
 
 def complete(language: Language, prompt: str, tokens: int = 20) -> str:

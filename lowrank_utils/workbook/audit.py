@@ -30,7 +30,6 @@ RULES = {
     6: "the order of the methods over five draws of calibration images",
     7: "every setting that was run is shown or named",
 }
-CLAIMS = "What the papers claim"
 DRAWS = 5  # of calibration images, that rule 6 asks for
 WITH_BATCH_NORM = ("resnet20", "resnet56", "vgg_small")
 PAGES = {  # tables that are not made of result rows, and why the rules say nothing of them
@@ -227,7 +226,7 @@ def judge_claim(chapter: ModuleType, claim: Claim, found: Verdict, problems: Map
         problems[7] = "no setting is counted or named"
     subject = f"{claim.paper}: {claim.claim} ({claim.setting}; {claim.rule})"
     return [
-        Finding(subject, rule, problem, claim.unmet.get(rule, "") or _reason(chapter, CLAIMS, rule))
+        Finding(subject, rule, problem, claim.unmet.get(rule, "") or _reason(chapter, gallery.CLAIMS, rule))
         for rule, problem in problems.items()
     ]
 

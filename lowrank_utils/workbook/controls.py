@@ -21,6 +21,7 @@ from lowrank_utils.workbook import contest, plots, results, rivals, stability
 from lowrank_utils.workbook.benchmark import REFINED
 from lowrank_utils.workbook.contest import OURS, Asked, Contest
 from lowrank_utils.workbook.tables import markdown
+from lowrank_utils.workbook.verdicts import LEVEL, holm, mcnemar_of_counts
 
 NAME = "controls"  # of the rows and the picture in the gallery
 DRAWS = 5  # of calibration images
@@ -34,7 +35,6 @@ WORDS = {
 }
 WORDS |= {"whitened": "whitened factors"}
 STATES = {"none": "cut", "fine-tuned": "fine-tuned", "distilled": "distilled"}
-LEVEL = 0.05  # of the tests, corrected for all comparisons of a network
 
 published = partial(rivals.published, NAME)
 
@@ -219,10 +219,10 @@ def beside_ours(rows: pd.DataFrame) -> pd.DataFrame:
         if ours is None or state not in STATES:
             continue
         told = {"budget": each["budget"], "state": state, "method": each["method"], "accuracy": each["accuracy"]}
-        p = stability.mcnemar(each["right_alone"], each["wrong_alone"])
+        p = mcnemar_of_counts(each["right_alone"], each["wrong_alone"])
         found.append(told | {"ours": ours, "gain": 100 * (each["accuracy"] - ours), "p": p})
     table = pd.DataFrame(found, columns=["budget", "state", "method", "accuracy", "ours", "gain", "p"])
-    return table.assign(clear=stability.holm(table["p"]) < LEVEL).drop(columns="p")
+    return table.assign(clear=holm(table["p"]) < LEVEL).drop(columns="p")
 
 
 def verdicts(rows: pd.DataFrame) -> list[str]:

@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
-from scipy.stats import binomtest, kendalltau
+from scipy.stats import kendalltau
 
 from lowrank_utils.workbook import plots
 
@@ -55,31 +54,6 @@ def kendall_tau(
 def _tau(one, other) -> float:
     found: Any = kendalltau(one, other)  # the stubs do not know its fields
     return float(found.statistic)
-
-
-def mcnemar(right_alone: int, wrong_alone: int) -> float:
-    """Return the two-sided p-value of the exact McNemar test of two networks on the same images.
-
-    `right_alone` images only the first gets right, `wrong_alone` only the second (McNemar 1947); 1 where they never differ.
-
-    >>> round(mcnemar(9, 1), 4), mcnemar(0, 0)
-    (0.0215, 1.0)
-    """
-    apart = int(right_alone) + int(wrong_alone)
-    return float(binomtest(int(right_alone), apart).pvalue) if apart else 1.0
-
-
-def holm(p_values: ArrayLike) -> np.ndarray:
-    """Return p-values corrected for as many comparisons as there are (Holm 1979).
-
-    >>> holm([0.01, 0.04, 0.03]).round(3).tolist()
-    [0.03, 0.06, 0.06]
-    """
-    values = np.asarray(p_values, dtype=float)
-    order = values.argsort(kind="stable")
-    found = np.empty(len(values))
-    found[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)), 1.0)
-    return found
 
 
 def predicted_against_measured(rows: pd.DataFrame) -> Figure:

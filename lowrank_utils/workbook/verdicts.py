@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from lowrank_utils.lab.columns import KEY
@@ -329,11 +330,20 @@ def mcnemar(ours: np.ndarray, theirs: np.ndarray) -> float:
     ours, theirs = np.asarray(ours, bool), np.asarray(theirs, bool)
     if ours.shape != theirs.shape:
         raise ValueError(f"{ours.size} and {theirs.size} answers are not about the same test images")
-    gained, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return mcnemar_of_counts(int((ours & ~theirs).sum()), int((theirs & ~ours).sum()))
 
 
-def holm(p: Sequence[float]) -> np.ndarray:
+def mcnemar_of_counts(right_alone: int, wrong_alone: int) -> float:
+    """Return the p-value of `mcnemar` from its counts: images that only the first network gets right, and only the second.
+
+    >>> round(mcnemar_of_counts(9, 1), 4), mcnemar_of_counts(0, 0)
+    (0.0215, 1.0)
+    """
+    apart = int(right_alone) + int(wrong_alone)
+    return float(stats.binomtest(int(right_alone), apart).pvalue) if apart else 1.0
+
+
+def holm(p: ArrayLike) -> np.ndarray:
     """Return p-values corrected for many comparisons; NaN stays NaN and does not count. Holm 1979, *Scand. J. Statist.* 6.
 
     The smallest of m is multiplied by m, the next by m - 1, and so on, and none is smaller than the one before it.
