@@ -28,7 +28,7 @@ from lowrank_utils.network.profile import profile
 from lowrank_utils.ranks import components, enc, rules, search
 from lowrank_utils.ranks.units import rank_units, remove_units, units_that_stay
 from lowrank_utils.workbook import laboratory as laboratories
-from lowrank_utils.workbook.chapters.rank_search import Goodness, Values, layer_values
+from lowrank_utils.workbook.search_lab import Goodness, Values, layer_values
 
 # What each chooser must be told beside the weights, and which of the statistics it takes, whose seconds it is charged.
 NEEDS = {

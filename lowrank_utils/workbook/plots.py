@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     import torch
     from matplotlib.axes import Axes
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
 # One colour and one marker for a chooser, the same in every notebook; what rank by the same score share a colour.
@@ -158,6 +159,22 @@ def name_ends(
             va="center",
             fontsize=9,
         )
+
+
+def heat_map(axis: Axes, cells: pd.DataFrame, norm: Normalize, texts: pd.DataFrame, cmap: str = "YlOrRd") -> None:
+    """Draw a table as coloured squares, each with its text; rows and columns are named as in `cells`.
+
+    Parameters: `cells`, numbers; `norm`, from numbers to colours, of matplotlib; `texts`, a table of the same shape. NaN stays white.
+    """
+    image = axis.imshow(cells.to_numpy(float), norm=norm, cmap=cmap, aspect="auto")
+    axis.set_xticks(range(cells.shape[1]), [str(name) for name in cells.columns])
+    axis.set_yticks(range(cells.shape[0]), [str(name) for name in cells.index])
+    axis.grid(False)
+    for (row, column), value in np.ndenumerate(cells.to_numpy(float)):
+        red, green, blue, _ = image.cmap(image.norm(value))
+        dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5 and value == value
+        colour = "white" if dark else "black"
+        axis.text(column, row, str(texts.iat[row, column]), ha="center", va="center", color=colour, fontsize=9)
 
 
 def image_grid(images: np.ndarray, labels: Iterable[int], classes: Sequence[str], columns: int = 10) -> Figure:

@@ -1,34 +1,52 @@
-"""Chapter 05, rank search: ENC's three searches and the exact one."""
+"""Chapter 05, rank search: ENC's three searches and the exact one.
+
+What is measured stands in `search_lab`, and ENC's claims in `search_claims`.
+"""
 
 from __future__ import annotations
 
 import itertools
-import json
-import time
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from torch import nn
 
-from lowrank_utils import checks
-from lowrank_utils.factors import replace
-from lowrank_utils.lab import columns, score, training
+from lowrank_utils.lab import columns, training
 from lowrank_utils.lab.data import Dataset
 from lowrank_utils.network import unfold
-from lowrank_utils.network.profile import Plan, Profile, plan_cost, profile
-from lowrank_utils.ranks import enc, rules, search
+from lowrank_utils.network.profile import Profile, plan_cost
+from lowrank_utils.ranks import allocation, search
 from lowrank_utils.ranks.search import SearchResult
-from lowrank_utils.workbook import batch_norm, verdicts
-from lowrank_utils.workbook import laboratory as laboratories
-from lowrank_utils.workbook.plots import COLOURS, canvas, colour_of, in_order, line_style
+from lowrank_utils.workbook.chapters.ten_minutes import NAMES
+from lowrank_utils.workbook.plots import canvas, colour_of, heat_map, in_order, line_style, name_ends
+from lowrank_utils.workbook.search_claims import CLAIMS as CLAIMS
+from lowrank_utils.workbook.search_claims import PAPER
+from lowrank_utils.workbook.search_lab import (
+    BLOCK,
+    Values,
+    check_asked,
+    dense_row,
+    fine_tuned,
+    joined,
+    kept_by_layer,
+    laboratory,
+    layer_values,
+    loss_factors,
+    promises,
+    searched_rows,
+    searches,
+    values_where_known,
+    without_loss,
+)
+from lowrank_utils.workbook.search_lab import NOTEBOOK as NOTEBOOK
 from lowrank_utils.workbook.tables import (
-    RUN,
     SIZES,
     at_share,
     at_sizes,
@@ -36,13 +54,8 @@ from lowrank_utils.workbook.tables import (
     mean_and_spread,
     mean_in_words,
     range_in_words,
-    verdict_of,
 )
-from lowrank_utils.workbook.verdicts import Claim, Verdict
 
-Answer = TypeVar("Answer")
-
-NOTEBOOK = "05_rank_search"
 CAPTIONS = {  # of its tables
     "Rank search: accuracy with 75 / 50 / 35 / 25 % of the MACs": "Means over draws of the calibration and measuring images. *fixed* is one share of the rank for all layers; *exact* has the best product of ENC's curves, proved; *exact, Fisher* the least predicted loss over ranks and schemes, proved.",
     "Rank search: predicted value (log A_p + log A_m) and its proved bound": "What the searches maximise or come near: the logarithm of ENC's predicted share of the accuracy, from energy curves (A_p) and measured curves (A_m); 0 is dense, higher is better. Means over draws; *bound*: no plan has more.",
@@ -58,300 +71,11 @@ UNMET = {  # rules of fair comparison that tables and claims do not keep, and wh
 }
 FIGURE_CAPTION = "Bands run over draws of calibration and measuring images."
 SHOWN = {"exact-Fisher": "exact, Fisher"}  # choosers under another name in figures and tables
-CURVES = ("accuracy", "likelihood")
 
+
+LEAST = 0.1  # points lost where the log scale of the figures ends
 
 # ---- the experiment --------------------------------------------------------------------------------------------------
-
-
-def check_asked(shares: Sequence[float], curve: str) -> None:
-    """Raise ValueError for a share outside (0, 1] and a curve that is neither accuracy nor likelihood."""
-    for share in shares:
-        checks.check_share(share=share)
-    if curve not in CURVES:
-        raise ValueError(f"curve={curve!r} is neither accuracy nor likelihood")
-
-
-@dataclass(frozen=True)
-class Goodness:
-    """How good a network is on measuring images: its accuracy, or likelihood (exp of minus the loss), as a share of the dense one's.
-
-    Call it with a network, and with ``few`` to see the first so many images only. Raises ValueError for a `curve` that
-    is neither, and where the dense network is never right, so that accuracy has no curve.
-    """
-
-    model: nn.Module
-    images: torch.Tensor
-    labels: torch.Tensor
-    curve: str = "accuracy"
-    _dense: dict = field(default_factory=dict, repr=False)
-
-    def __post_init__(self):
-        check_asked((), self.curve)
-        if self.curve == "accuracy" and self.dense().accuracy == 0:
-            raise ValueError("no measuring image is classified rightly, so accuracy has no curve; take likelihood")
-
-    def scores(self, net: nn.Module, few: int | None = None) -> training.Scores:
-        """Return the scores of a network on the measuring images."""
-        return training.evaluate(net, self.images[:few], self.labels[:few])
-
-    def dense(self, few: int | None = None) -> training.Scores:
-        """Return the scores of the dense network, measured once."""
-        if few not in self._dense:
-            self._dense[few] = self.scores(self.model, few)
-        return self._dense[few]
-
-    def __call__(self, net, few: int | None = None) -> float:
-        mine, dense = self.scores(net, few), self.dense(few)
-        return mine.accuracy / dense.accuracy if self.curve == "accuracy" else float(np.exp(dense.loss - mine.loss))
-
-
-@dataclass(frozen=True)
-class Laboratory(laboratories.Laboratory):
-    """What the networks of this chapter are made from and measured with.
-
-    ``profile`` has the calibration images of this draw, first and last layer dense; ``goodness`` the measuring images;
-    ``fresh`` (images, labels) of the validation split that no curve sees, unless there are too few; ``floor`` as in
-    `search.rank_options`.
-    """
-
-    goodness: Goodness
-    fresh: tuple[torch.Tensor, torch.Tensor]
-    floor: float
-
-    def row(self, net: nn.Module, **columns) -> dict:
-        """Return the result row of a low-rank network, on test images."""
-        return super().row(net, **{"scope": self.scope, "stored_as": "low rank", "keep_correct": True} | columns)
-
-
-def laboratory(
-    images: Dataset,
-    model: nn.Module,
-    *,
-    dense: Sequence[str] = (),
-    floor: float = 0.1,
-    curve: str = "accuracy",
-    measure_images: int = 1000,
-    calibration_images: int = 500,
-    draw: int = 0,
-    **about,
-) -> Laboratory:
-    """Return the `Laboratory` of a trained network, whose first and last layer stay dense, and `dense` beside them.
-
-    `draw` says which images measure and calibrate: the first so many, the second, ... `about` says what every row is
-    about: dataset, network, seed. Raises ValueError where `draw` lies beyond the images.
-    """
-    train = images.tensors("train", limit=(draw + 1) * calibration_images)[0][draw * calibration_images :]
-    valid, labels = images.tensors("valid")
-    asked = slice(draw * measure_images, (draw + 1) * measure_images)
-    if not len(valid[asked]) or not len(train):
-        raise ValueError(f"draw={draw} lies beyond the {len(valid)} valid or the {len(images.train)} training images")
-    first, *_, last = [layer.name for layer in profile(model, input_shape=images.input_shape, spectra=False)]
-    fresh = np.ones(len(valid), bool)
-    fresh[asked] = len(valid[asked]) > len(valid) / 2  # unless there are too few
-    about = {"notebook": NOTEBOOK, **about, "draw": draw, "calibration_images": calibration_images}
-    read = profile(model, train, dense=(first, last, *dense))
-    goodness = Goodness(model, valid[asked], labels[asked], curve)
-    return Laboratory(images, read, about, goodness, (valid[fresh], labels[fresh]), floor)
-
-
-@dataclass(frozen=True)
-class Values:
-    """What every option of every layer is worth, and the seconds that it took to find out.
-
-    ``options`` have one scheme a layer, with ENC's curves ``energy`` and ``measured`` ({layer: one number an option});
-    ``mixed`` have every scheme, with ``damage``, minus the predicted loss in nats.
-    """
-
-    options: list
-    energy: dict
-    measured: dict
-    mixed: list
-    damage: dict
-    seconds: dict
-
-    @property
-    def evaluations(self) -> int:
-        """Networks that were measured for the curve ``measured``, each with one layer cut to one rank."""
-        return sum(len(ranks) for own in self.options for ranks in search.measured_ranks(own).values())
-
-
-def layer_values(read: Profile, goodness: Callable, *, floor: float = 0.1, factors: str = "data-aware") -> Values:
-    """Return the `Values` of the layers of a profile: ENC's curves in plain factors, and the loss predicted for `factors`.
-
-    `goodness`, a function of a network; `floor` as in `search.rank_options`.
-    """
-    options, mixed = (search.rank_options(read, mixed=every, floor=floor) for every in (False, True))
-    names, seconds = [own.name for own in options], {}
-
-    def timed(name: str, call: Callable[[], Answer]) -> Answer:
-        began = time.perf_counter()
-        found = call()
-        seconds[name] = time.perf_counter() - began
-        return found
-
-    measured = timed("measured", lambda: search.measured(read, options, measure=goodness, factors="svd"))
-    timed("moments", lambda: read.moments_of(names))
-    metric = timed("fisher", lambda: read.fisher_of(names))
-    losses = timed("losses", lambda: search.output_error(read, mixed, factors=factors, metric=metric))
-    damage = {name: -loss for name, loss in losses.items()}
-    return Values(options, search.energy(read, options), measured, mixed, damage, seconds)
-
-
-def values_where_known(
-    options: Sequence[search.Options], known: Sequence[search.Options], values: dict
-) -> dict[str, np.ndarray]:
-    """Return {layer: one value an option} of `options`, read off the `values` of the `known` options of the same layers.
-
-    An option that is not among those known has -inf, so that no search chooses it.
-    """
-    worth = {own.name: dict(zip(own.entries, values[own.name])) for own in known}
-    return {own.name: np.array([worth[own.name].get(e, -np.inf) for e in own.entries]) for own in options}
-
-
-def option_curves(values: Values, curve: str = "accuracy", panels: int = 8) -> pd.DataFrame:
-    """Return what each option of a layer is worth, as `curves` draws it: one row an option, of `panels` layers at most.
-
-    Columns: layer; macs, a share of the dense layer's; energy and measured `curve`, as -log y; the predicted loss (nats); and
-    tried, whether the curve was measured at this rank or interpolated.
-    """
-    predicted = values_where_known(values.options, values.mixed, values.damage)
-    rows = []
-    for own in values.options[:: -(-len(values.options) // panels)]:
-        tried, name = search.measured_ranks(own), own.name
-        for i, entry in enumerate(own.entries):
-            scheme, rank = unfold.parse_entry(entry) if entry else (None, None)
-            row = {"layer": name, "macs": own.costs[i, 0] / own.costs[-1, 0]}
-            with np.errstate(divide="ignore", invalid="ignore"):
-                row["energy: -log y_p"] = -np.log(values.energy[name][i])
-                row[f"measured {curve}: -log y_m"] = -np.log(values.measured[name][i])
-            row["predicted loss"] = -predicted[name][i]
-            rows.append(row | {"tried": rank in tried.get(scheme, [])})
-    return pd.DataFrame(rows)
-
-
-def plan_goodness(read: Profile, values: Values, goodness: Callable) -> Callable[[Plan], float]:
-    """Return the function that ENC-Inf measures by: the goodness of a plan, all layers cut, in plain factors."""
-    bases = replace.decompose_layers(read, {own.name: next(iter(own.full)) for own in values.options}, "svd")
-    return lambda plan: goodness(replace.apply_plan(read, plan, factors=bases))
-
-
-def searches(
-    lab: Laboratory, values: Values, shares: Sequence[float], evaluations: int = 20
-) -> dict[tuple, SearchResult]:
-    """Return {(share, chooser): SearchResult} of one fixed share of the rank, ENC's three searches and both exact ones.
-
-    `shares` of the MACs are kept; ENC-Inf measures `evaluations` plans at each.
-    """
-    read, tried, found = lab.profile, plan_goodness(lab.profile, values, lab.goodness), {}
-    given = {"options": values.options, "curves": values.energy}
-    both = search.logarithms(values.energy, values.measured)
-    for share in shares:
-        began = time.perf_counter()
-        fixed = rules.plan_at_size(read, share, rule="fixed")
-        found[share, "fixed"] = SearchResult(fixed, np.nan, seconds=time.perf_counter() - began)
-        found[share, "ENC-Map"] = enc.enc_map(read, share, **given)
-        box = enc.enc_model(read, share, **given, accuracy=values.measured)
-        found[share, "ENC-Model"] = box
-        found[share, "ENC-Inf"] = enc.enc_inf(box, measure=tried, count=evaluations)
-        found[share, "exact"] = search.exact_search(read, share, options=values.options, values=both)
-        found[share, "exact-Fisher"] = search.exact_search(read, share, options=values.mixed, values=values.damage)
-    return found
-
-
-def promises(lab: Laboratory, values: Values, found: dict[tuple, SearchResult]) -> pd.DataFrame:
-    """Return what each search promises: one row a plan, with its MACs, its A_c and predicted value, and the proved bound.
-
-    A fixed share may have ranks under the floor, and exact-Fisher other schemes, which ENC's curves do not cover: theirs are NaN.
-    """
-    told, whole = [], plan_cost(lab.profile, {})
-    logs = [search.logarithms(curve) for curve in (values.energy, values.measured)]
-    for (share, chooser), one in found.items():
-        macs = plan_cost(lab.profile, one.plan) / whole
-        compared = "all, by bound" if np.isfinite(one.gap) else one.candidates
-        line = {"kept": share, "chooser": chooser, "MACs": macs, "plans compared": compared}
-        if chooser not in ("fixed", "exact-Fisher"):
-            a_p, a_m = (np.exp(search.worth(values.options, log, one.plan)) for log in logs)
-            predicted, bound = np.log(a_p) + np.log(a_m), found[share, "exact"].bound
-            line |= {"A_c": a_p * macs + a_m, "predicted": predicted, "bound": bound}
-        told.append(line)
-    told = pd.DataFrame(told)
-    return told.assign(**{"left on the table": told["bound"] - told["predicted"]})
-
-
-def kept_by_layer(read: Profile, plan: dict) -> dict[str, float]:
-    """Return {layer: share of its MACs that a plan keeps} of the layers that may be cut."""
-    return {layer.name: layer.cost(plan.get(layer.name), "macs") / layer.macs for layer in read if not layer.reason}
-
-
-def promised_and_measured(
-    values: Values, found: dict[tuple, SearchResult], measure: Callable[[dict], float]
-) -> pd.DataFrame:
-    """Return the goodness that single layers promise, A_m, beside that of the whole network: one row a plan.
-
-    `found`, {(share, chooser): SearchResult} with the options of one scheme; `measure`, a function of a plan (`plan_goodness`).
-    """
-    alone = search.logarithms(values.measured)
-    return pd.DataFrame(
-        {
-            "kept": share,
-            "chooser": chooser,
-            "A_m": float(np.exp(search.worth(values.options, alone, one.plan))),
-            "measured": measure(one.plan),
-        }
-        for (share, chooser), one in found.items()
-    )
-
-
-def dense_row(lab: Laboratory) -> dict:
-    """Return the row of the dense network."""
-    about = {"scope": "none", "budget_kind": "dense", "stored_as": "dense"}
-    return lab.row(lab.profile.model, chooser="dense", **about)
-
-
-def searched_rows(
-    lab: Laboratory, found: dict[tuple, SearchResult], told: pd.DataFrame, methods: Sequence[str]
-) -> list[dict]:
-    """Return the rows of every plan of `searches` in every kind of factors of `methods`; `told` is what `promises` says."""
-    predicted, rows = told.set_index(["kept", "chooser"])["predicted"], []
-    for ((share, chooser), one), method in itertools.product(found.items(), methods):
-        began = time.perf_counter()
-        net = lab.network(one.plan, method)
-        seconds = one.seconds + time.perf_counter() - began
-        about = {"chooser": chooser, "factors": method, "budget_kind": "macs", "budget": share}
-        about |= {"plan": json.dumps(one.plan), "predicted": predicted[share, chooser], "seconds_to_find": seconds}
-        about |= {"value": one.value, "bound": one.bound, "gap": one.gap, "evaluations": one.evaluations}
-        rows.append(lab.row(net, **about))
-    return rows
-
-
-def without_loss(lab: Laboratory, values: Values, factors: str, low: float) -> dict:
-    """Return the row of the smallest network that loses nothing on the fresh validation images, from a share `low` of the MACs.
-
-    Bisection over sizes to 0.03, exact search on predicted losses at each.
-    """
-    dense = training.evaluate(lab.profile.model, *lab.fresh).accuracy
-
-    def build(share) -> nn.Module:
-        one = search.exact_search(lab.profile, share, options=values.mixed, values=values.damage)
-        return lab.network(one.plan, factors)
-
-    def good(net: nn.Module):
-        return training.evaluate(net, *lab.fresh).accuracy >= dense
-
-    _, net, tried = score.smallest(build, good, low=low, tolerance=0.03)
-    return lab.row(net, chooser="exact-Fisher", factors=factors, budget_kind="lossless", evaluations=tried)
-
-
-def fine_tuned(lab: Laboratory, rows: pd.DataFrame, recipe: training.Recipe, device: str = "auto") -> list[dict]:
-    """Return a second row for every network that `searched_rows` made, trained on by `recipe`; seconds are not counted."""
-    found = []
-    for _, one in rows[(rows["budget_kind"] == "macs") & (rows["tuned"] == "none")].iterrows():
-        net = lab.network(json.loads(one["plan"]), one["factors"])
-        training.fit(net, lab.images, recipe, int(one["seed"]), device)
-        about = {name: one[name] for name in ("chooser", "factors", "budget_kind", "budget")}
-        found.append(lab.row(net, **about, tuned="fine-tuned", finetuned_epochs=recipe.epochs))
-    return found
 
 
 def experiment(
@@ -387,218 +111,376 @@ def experiment(
     return joined(rows, *more, without_loss(lab, values, methods[-1], min(shares)))
 
 
-def loss_factors(methods: Sequence[str]) -> str:
-    """Return the factors whose loss is predicted: plain ones where nothing else is asked for, else data-aware.
-
-    >>> loss_factors(["svd"]), loss_factors(["svd", "sequential"])
-    ('svd', 'data-aware')
-    """
-    return "svd" if list(methods) == ["svd"] else "data-aware"
+# ---- figures --------------------------------------------------------------------------------------------------------
 
 
-def joined(rows: pd.DataFrame, *more: dict) -> pd.DataFrame:
-    """Return a table of rows with more of them below."""
-    return columns.table([*rows.to_dict("records"), *more])
-
-
-# ---- figures, tables and claims --------------------------------------------------------------------------------------
-
-
-def curves(table: pd.DataFrame, least: float = 1e-4, points: pd.DataFrame | None = None) -> Figure:
-    """Return one panel a layer: each column of damages against the share of the layer's own MACs kept.
-
-    `table` has the columns layer and macs; every other one is a curve, drawn on a logarithmic axis down to `least`.
-    `points`: a table of the same kind, of those curves that went through given points, which are marked.
-    """
-    names, kinds = list(table["layer"].unique()), [c for c in table if c not in ("layer", "macs")]
-    across = min(4, len(names))
-    figure, axes = canvas(across, -(-len(names) // across), width=3.3, height=2.7, sharey=True)
-    styles = [("energy", "-"), ("entropy", "--"), ("fixed", ":")]
-    for axis, name in zip(axes, names):
-        mine = table[table["layer"] == name].sort_values("macs")
-        for kind, (chooser, dash) in zip(kinds, itertools.cycle(styles)):
-            shown = mine[kind].where(mine[kind] >= least)
-            axis.plot(mine["macs"], shown, dash, color=COLOURS[chooser], linewidth=2, label=kind)
-            if points is not None and kind in points:
-                given = points[(points["layer"] == name) & (points[kind] >= least)]
-                axis.plot(given["macs"], given[kind], "o", color=COLOURS[chooser])
-        axis.set(xlim=(0, 1.02), yscale="log")
-        axis.set_title(name, fontsize="small")
+def work(read: Profile, most: int = 16) -> Figure:
+    """Return what each layer holds, as bars: its share of the network's MACs, and of its parameters; `most` layers at most."""
+    layers = list(read)[:: -(-len(read) // most)]
+    figure, axes = canvas(2, width=4.6, height=0.8 + 0.3 * len(layers), sharey=True)
+    for axis, what, words in zip(axes, ("macs", "parameters"), ("MACs", "parameters")):
+        total = plan_cost(read, {}, what)
+        for place, layer in enumerate(layers):
+            share = getattr(layer, what) / total
+            axis.barh(place, share, color="silver" if layer.reason else colour_of("exact, Fisher"), height=0.7)
+            axis.text(share + 0.008, place, f"{share:.1%}", va="center", fontsize=9)
+        axis.set(xlabel=f"share of the {words}", xlim=(0, 1.15 * axis.get_xlim()[1]), yticks=range(len(layers)))
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes[0].set_ylim(bottom=least)  # the panels share it
-    for axis in axes[len(names) :]:
-        axis.set_axis_off()
-    for axis in axes[max(len(names) - across, 0) : len(names)]:
+        axis.grid(False, axis="y")
+    axes[0].set_yticklabels([layer.name + ", stays dense" * bool(layer.reason) for layer in layers])
+    axes[0].invert_yaxis()
+    return figure
+
+
+def knapsack(values: Sequence[np.ndarray], costs: Sequence[np.ndarray], budget: float) -> Figure:
+    """Return two panels: value against cost for the options of each layer, and the Lagrangian bound against the price.
+
+    `values` and `costs` of two layers, one array a layer, the cheapest option first. The dotted line is the best plan within `budget`.
+    """
+    figure, (left, right) = canvas(2, width=5.0)
+    for name, value, cost, colour in zip(
+        ("first layer", "second layer"), values, costs, sns.color_palette("colorblind")
+    ):
+        left.plot(cost, value, "o-", color=colour)
+        left.annotate(name, (cost[-1], value[-1]), (8, 0), textcoords="offset points", color=colour, va="center")
+        for rank, (x, y) in enumerate(zip(cost, value), 1):
+            left.annotate(f"rank {rank}", (x, y), (0, 6), textcoords="offset points", fontsize=8, ha="right")
+    ends = max(float(cost.max()) for cost in costs)
+    left.set(
+        xlabel="cost", ylabel="value", xlim=(0, 1.5 * ends), ylim=(-0.5, 1.15 * max(float(v.max()) for v in values))
+    )
+    prices = np.linspace(0, 3, 301)
+    bounds = [sum(float((v - t * c).max()) for v, c in zip(values, costs)) + t * budget for t in prices]
+    best = allocation.allocate(list(values), list(costs), budget).value
+    lowest = int(np.argmin(bounds))
+    right.plot(prices, bounds, color="black")
+    right.axhline(best, color="black", linestyle=":")
+    right.annotate("the best plan", (prices[-1], best), (0, 4), textcoords="offset points", ha="right")
+    right.annotate(
+        "no plan is above this line", (prices[-1], bounds[-1]), (-8, 6), textcoords="offset points", ha="right"
+    )
+    right.annotate("", (prices[lowest], bounds[lowest]), (prices[lowest], best), arrowprops={"arrowstyle": "<->"})
+    right.annotate(
+        "gap", (prices[lowest], (bounds[lowest] + best) / 2), (6, 0), textcoords="offset points", va="center"
+    )
+    right.set(
+        xlabel="price of a unit of cost", ylabel=f"bound for a budget of {budget:g}", ylim=(best - 1.5, max(bounds) + 1)
+    )
+    return figure
+
+
+def one_layer(values: Values, name: str, curve: str = "accuracy") -> Figure:
+    """Return what each rank of one layer is worth: ENC's two curves, with the measured ranks as dots, and the predicted loss."""
+    own = next(own for own in values.options if own.name == name)
+    ranks = [unfold.parse_entry(entry)[1] for entry in own.entries[:-1] if entry is not None]
+    tried = {rank for each in search.measured_ranks(own).values() for rank in each}
+    predicted = values_where_known(values.options, values.mixed, values.damage)[name][:-1]
+    figure, (left, right) = canvas(2, width=4.8)
+    energy, measured = (np.asarray(curves[name][:-1], float) for curves in (values.energy, values.measured))
+    left.plot(ranks, energy, color=colour_of("energy"))
+    left.plot(ranks, measured, color=colour_of("component magnitude"))
+    at = [i for i, rank in enumerate(ranks) if rank in tried]
+    left.plot(np.array(ranks)[at], measured[at], "o", color=colour_of("component magnitude"))
+    middle = len(ranks) // 2
+    left.annotate(
+        "energy, $y_p$",
+        (ranks[middle], energy[middle]),
+        (8, -10),
+        textcoords="offset points",
+        color=colour_of("energy"),
+    )
+    where = {"textcoords": "offset points", "color": colour_of("component magnitude"), "ha": "center"}
+    left.annotate(f"measured {curve}, $y_m$", (ranks[middle], measured[middle]), (0, 8), **where)
+    left.set(title=f"{name}: share that is left", xlabel="rank", ylim=(0, 1.15 * max(1.0, float(measured.max()))))
+    left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    right.plot(ranks, -predicted, color=colour_of("exact, Fisher"))
+    right.set(title=f"{name}: predicted loss", xlabel="rank", ylabel="nats an image", yscale="log")
+    return figure
+
+
+def damage_maps(table: pd.DataFrame, curve: str = "accuracy", least: float = 1e-4) -> Figure:
+    """Return four heat maps of what cutting one layer alone does: three forecasts, and the divergence that was measured.
+
+    `table` is that of `search_lab.damage`. All maps share their colours, on a log scale that begins at `least`.
+    """
+    titles = {
+        "energy": r"energy curve, $-\log\, y_p$",
+        "measured curve": rf"measured {curve}, $-\log\, y_m$",
+        "predicted loss": "predicted loss (nats)",
+        "divergence": "measured divergence (nats)",
+    }
+    layers = table["layer"].nunique()
+    figure, axes = canvas(2, 2, width=4.8, height=1.0 + 0.3 * layers, sharex=True, sharey=True)
+    for axis, (column, title) in zip(axes, titles.items()):
+        cells = table.pivot(index="layer", columns="level", values=column).reindex(table["layer"].unique())
+        norm = LogNorm(least, max(1.0, float(table[[*titles]].replace(np.inf, 0).max().max())))
+        texts = cells.map(lambda v: "0" if v < least else f"{v:.1g}" if v < 0.1 else f"{v:.1f}")
+        heat_map(axis, cells.clip(lower=least), norm, texts)
+        axis.set_title(title)
+    for axis in axes[2:]:
+        axis.set_xticks(range(cells.shape[1]), [f"{100 * level:.0f} %" for level in cells.columns])
         axis.set_xlabel("MACs of the layer kept")
-    for axis in axes[::across]:
-        axis.set_ylabel("damage")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(kinds), fontsize="small")
+    return figure
+
+
+def where_it_goes(read: Profile, found: Mapping[tuple, SearchResult]) -> Figure:
+    """Return which share of each layer's own MACs every plan keeps, as a heat map for each size.
+
+    `found`: {(share, chooser): SearchResult} of `search_lab.searches`. Under the name of a layer stands its part of the network's MACs.
+    """
+    shares = list(dict.fromkeys(share for share, _ in found))
+    total = plan_cost(read, {})
+    layers = [own for own in read if not own.reason]
+    layers = layers[:: -(-len(layers) // 10)]
+    figure, axes = canvas(1, len(shares), width=max(7.0, 1.0 * len(layers) + 2.5), height=2.9)
+    for axis, share in zip(axes, shares):
+        plans = {SHOWN.get(chooser, chooser): one.plan for (asked, chooser), one in found.items() if asked == share}
+        cells = pd.DataFrame({name: kept_by_layer(read, plan) for name, plan in plans.items()}).T
+        cells = cells[[layer.name for layer in layers]]
+        heat_map(axis, cells, LogNorm(0.05, 1), cells.map(lambda v: f"{v:.0%}"), cmap="YlGnBu")
+        axis.set_title(f"{share:.0%} of the network's MACs kept")
+        axis.set_xticks(range(len(layers)), [f"{own.name}\n({own.macs / total:.0%})" for own in layers])
+    return figure
+
+
+def _gains(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the points that each chooser gains over one fixed share: one row a chooser, network, factors, size, seed and draw."""
+    keys = ["dataset", "network", "factors", "budget", "seed", "draw"]
+    cut = rows[(rows["budget_kind"] == "macs") & (rows["tuned"] == "none")]
+    fixed = cut[cut["chooser"] == "fixed"][[*keys, "accuracy"]]
+    both = cut[cut["chooser"] != "fixed"].merge(fixed, on=keys, suffixes=("", "_fixed"))
+    return both.assign(gain=100 * (both["accuracy"] - both["accuracy_fixed"]))
+
+
+def gained(rows: pd.DataFrame, factors: Sequence[str] = ("svd", "sequential")) -> Figure:
+    """Return the points of test accuracy that each chooser gains over one fixed share of the rank at equal MACs.
+
+    A row of panels for each network, one panel a kind of `factors`; a dot a size. Where there are several draws the dot is
+    their mean, and a line runs from the lowest to the highest.
+    """
+    gains = _gains(rows)
+    gains = gains[gains["factors"].isin(factors)]
+    cases = list(gains[["dataset", "network"]].drop_duplicates().itertuples(index=False, name=None))
+    kinds = [kind for kind in factors if kind in set(gains["factors"])]
+    names = in_order(gains["chooser"].replace(SHOWN))
+    sizes = sorted(gains["budget"].unique(), reverse=True)
+    tints = dict(zip(sizes, sns.color_palette("viridis_r", len(sizes) + 1)[1:]))
+    figure, axes = canvas(max(len(kinds), 1), max(len(cases), 1), width=5.0, height=2.9, sharey=True)
+    for axis, ((dataset, network), kind) in zip(axes, itertools.product(cases, kinds)):
+        mine = gains[(gains["dataset"] == dataset) & (gains["network"] == network) & (gains["factors"] == kind)]
+        axis.axvline(0, color="black", linestyle=":", label="one fixed share")
+        for size, shift in zip(sizes, np.linspace(-0.24, 0.24, len(sizes))):
+            each = mine[mine["budget"] == size].groupby("chooser")["gain"].agg(["mean", "min", "max"])
+            places = [names.index(SHOWN.get(str(chooser), str(chooser))) + shift for chooser in each.index]
+            axis.hlines(places, each["min"], each["max"], color=tints[size], linewidth=2)
+            axis.plot(each["mean"], places, "o", color=tints[size], label=f"{size:.0%} of the MACs")
+        axis.set(xlabel="points gained over one fixed share", yticks=range(len(names)), yticklabels=names)
+        axis.set_title(f"{network} on {dataset}, {NAMES.get(kind, kind)} factors", fontsize="medium")
+        axis.set_ylim(len(names) - 0.5, -0.5)
+        axis.margins(x=0.08)
+    if len(cases):
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=5, fontsize="small")
     return figure
 
 
 def choosers(table: pd.DataFrame) -> Figure:
-    """Return accuracy against the share of MACs kept: a row of panels for each network, a panel for each kind of factors, a line a chooser.
+    """Return points lost against the share of MACs kept: a row of panels for each network, a panel for each kind of factors, a line a chooser.
 
-    `table`: result rows with columns dataset, network, chooser, factors, budget_kind ("macs"), budget, tuned, macs_kept, accuracy; rows of
-    the chooser "dense" give the dotted line. Lines are means over seeds and draws, bands run from the lowest to the highest.
+    `table`: result rows with columns dataset, network, chooser, factors, budget_kind ("macs"), budget, tuned, macs_kept, accuracy; the
+    accuracy of the dense network is that of its rows. Lines are means over seeds and draws, bands run from the lowest to the
+    highest. Losses under 0.1 points are drawn at 0.1.
     """
     table = table.assign(chooser=table["chooser"].replace(SHOWN))
     cut = table[(table["budget_kind"] == "macs") & (table["tuned"] == "none")]
     cases = list(cut[["dataset", "network"]].drop_duplicates().itertuples(index=False, name=None))
     kinds = list(dict.fromkeys(cut["factors"]))
-    figure, axes = canvas(
-        len(kinds), len(cases), width=4.2, height=3.2, sharex=True
-    )  # each its own height: what differs is small
-    for axis, ((dataset, network), kind) in zip(axes, [(case, kind) for case in cases for kind in kinds]):
-        mine = table[(table["dataset"] == dataset) & (table["network"] == network)]
-        axis.axhline(
-            mine.loc[mine["chooser"] == "dense", "accuracy"].mean(), color="black", linestyle=":", label="dense"
-        )
+    figure, axes = canvas(len(kinds), len(cases), width=4.4, height=3.4, sharex=True, sharey=True)
+    for axis, ((dataset, network), kind) in zip(axes, itertools.product(cases, kinds)):
+        here = (table["dataset"] == dataset) & (table["network"] == network)
+        dense = table.loc[here & (table["chooser"] == "dense"), "accuracy"].mean()
         mine = cut[(cut["dataset"] == dataset) & (cut["network"] == network) & (cut["factors"] == kind)]
-        for chooser in in_order(mine["chooser"]):
-            line = mine[mine["chooser"] == chooser].groupby("budget", sort=False)
-            kept = line["macs_kept"].mean().sort_values()
-            value = line["accuracy"].agg(["mean", "min", "max"]).reindex(kept.index)
-            axis.plot(kept, value["mean"], label=chooser, **line_style(chooser, alone=len(kept) == 1))
-            axis.fill_between(kept, value["min"], value["max"], color=colour_of(chooser), alpha=0.15)
-        axis.set_title(f"{network} on {dataset}, {kind} factors", fontsize="small")
-        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axis.yaxis.set_major_formatter(PercentFormatter(1))
+        _lines(axis, mine.assign(lost=(100 * (dense - mine["accuracy"])).clip(lower=LEAST)))
+        axis.set_title(f"{network} on {dataset}, {NAMES.get(kind, kind)} factors", fontsize="small")
     for axis in axes[-len(kinds) :]:
         axis.set_xlabel("MACs kept (share of dense)")
     for axis in axes[:: len(kinds)]:
-        axis.set_ylabel("accuracy")
-    axes[0].legend(fontsize="small")
+        axis.set_ylabel("points lost, test images")
     return figure
 
 
-SEARCHES = ("ENC-Map", "ENC-Model", "ENC-Inf")
-SETTING = ["dataset", "network", "budget"]
-DRAW = ["dataset", "network", "draw"]
+def _lines(axis: Axes, rows: pd.DataFrame) -> None:
+    """Draw points lost against MACs kept, a line a chooser, named at its end; small networks are on the right."""
+    ends = {}
+    for chooser in in_order(rows["chooser"]):
+        line = rows[rows["chooser"] == chooser].groupby("budget", sort=False)
+        kept = line["macs_kept"].mean().sort_values(ascending=False)
+        lost = line["lost"].agg(["mean", "min", "max"]).reindex(kept.index)
+        axis.plot(kept, lost["mean"], label=chooser, **line_style(chooser, alone=len(kept) == 1))
+        axis.fill_between(kept, lost["min"], lost["max"], color=colour_of(chooser), alpha=0.15)
+        ends[chooser] = (float(kept.iloc[-1]), float(lost["mean"].iloc[-1]))
+    axis.set(yscale="log", ylim=(0.8 * LEAST, 110), xlim=(0.8, 0.02))
+    axis.xaxis.set_major_locator(FixedLocator([0.75, 0.5, 0.35, 0.25]))
+    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.yaxis.set_major_locator(FixedLocator([0.1, 1, 10, 100]))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}" if value > LEAST else f"{value:g} or less")
+    axis.yaxis.set_minor_locator(NullLocator())
+    name_ends(axis, ends, gap=9)
 
 
-def _plain(table: pd.DataFrame, chooser: str) -> pd.DataFrame:
-    """Return the rows of one chooser in plain factors, at all sizes and draws.
-
-    Layer-wise energy stands in notebook 02b, once: plain factors see no images, so it is the same for every draw.
-    """
-    sized = (table["factors"] == "svd") & at_share(table, *SIZES)
-    mine = table[sized & (table["notebook"] == NOTEBOOK)]
-    if chooser != "energy":
-        return mine[mine["chooser"] == chooser]
-    energy = table[sized & (table["notebook"] == "02b_convolutions") & (table["chooser"] == "energy")]
-    draws = mine[["dataset", "network", "seed", "draw"]].drop_duplicates()
-    return energy.drop(columns="draw").merge(draws, on=["dataset", "network", "seed"])
-
-
-def _settings(table: pd.DataFrame, keys: Sequence[str]) -> list[tuple]:
-    mine = table[(table["notebook"] == NOTEBOOK) & at_share(table, *SIZES)]
-    return sorted(mine[[*keys]].drop_duplicates().itertuples(index=False, name=None))
-
-
-def enc_ahead(ours: str, theirs: str) -> Callable[[pd.DataFrame], Verdict | None]:
-    """Return the function of result rows that judges whether a search is ahead of "fixed" or "energy" at equal MACs."""
-
-    def measure(table: pd.DataFrame) -> Verdict | None:
-        settings, sides = _settings(table, SETTING), [_plain(table, chooser) for chooser in (ours, theirs)]
-        if not settings or not all(map(len, sides)):
-            return None
-        than = {"fixed": "one fixed share", "energy": "layer-wise energy"}[theirs]
-        return verdicts.ahead_verdict(*sides, over="draw", settings=settings, absent=f"no row of {than}", than=than)
-
-    return measure
-
-
-def small_on_test(chooser: str) -> Callable[[pd.DataFrame], Verdict | None]:
-    """Return the function of result rows that judges the smallest size of a chooser, read off the test curve."""
-
-    def measure(table: pd.DataFrame) -> Verdict | None:
-        curve = _plain(table, chooser)
-        if not len(curve):
-            return None
-        dense = verdicts.dense_rows(table, NOTEBOOK, DRAW)
-        how = {"chosen_on": "accuracy", "size": "macs_kept", "on": DRAW, "unit": "MACs"}
-        return verdicts.size_verdict(curve, dense, settings=_settings(table, DRAW), **how)
-
-    return measure
-
-
-def lossless(chooser: str) -> Callable[[pd.DataFrame], Verdict | None]:
-    """Return the function of result rows that judges at which sizes a search loses nothing, by the mean over draws."""
-
-    def measure(table: pd.DataFrame) -> Verdict | None:
-        curve = _plain(table, chooser)
-        if not len(curve):
-            return None
-        lost = _lost(table, curve).groupby(SETTING)[["lost", "noise"]].mean().reset_index()
-        good, told = lost["lost"] <= lost["noise"], []
-        for network, part in lost.groupby("network"):
-            free = part[good[part.index]]
-            told.append(f"{network} " + (f"{100 * free['budget'].min():.0f} %" if len(free) else "none"))
-        least = f"{lost['lost'].min():.1f}".replace("-0.0", "0.0")
-        said = f"smallest share of the MACs without loss: {', '.join(told)}; {least} to {lost['lost'].max():.1f} points lost"
-        return Verdict(said, verdict_of(good.mean()), len(lost), {}, ("nothing",) * len(lost))
-
-    return measure
-
-
-def _lost(table: pd.DataFrame, cut: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows with the points that they lose on test, and two standard errors of the dense accuracy, in points."""
-    dense = verdicts.dense_rows(table, NOTEBOOK, DRAW)
-    found = cut.merge(dense[[*DRAW, "accuracy"]], on=DRAW, suffixes=("", "_dense"))
-    before = found["accuracy_dense"]
-    noise = 200 * (before * (1 - before) / verdicts.TEST_IMAGES) ** 0.5
-    return found.assign(lost=100 * (before - found["accuracy"]), noise=noise)
-
-
-def lossless_by_our_search(table: pd.DataFrame) -> Verdict | None:
-    """Return the verdict on the networks that our search found to lose nothing, each of a size of its own."""
-    mine = table[(table["notebook"] == NOTEBOOK) & (table["budget_kind"] == "lossless")]
-    mine = mine[mine["chooser"] == "exact-Fisher"]
-    if not len(mine):
-        return None
-    found = _lost(table, mine)
-    sizes = {
-        name: dict.fromkeys(f"{100 * v:.0f}" for v in (part.min(), part.max()))
-        for name, part in mine.groupby("network")["macs_kept"]
-    }
-    told = ", ".join(f"{network} {' to '.join(ends)} %" for network, ends in sizes.items())
-    said = f"MACs kept: {told}; at most {max(found['lost'].max(), 0):.1f} points lost on test"
-    good = found["lost"] <= found["noise"]
-    return Verdict(said, verdict_of(good.mean()), len(found), {}, ("nothing",) * len(found))
-
-
-def as_the_paper(chooser: str) -> Callable[[pd.DataFrame], Verdict | None]:
-    """Return the function of result rows that puts a search on ResNet-56 at half of the MACs beside the paper's number."""
-
-    def measure(table: pd.DataFrame) -> Verdict | None:
-        mine = _plain(table, chooser)
-        mine = mine[(mine["network"] == "resnet56") & (mine["budget"] == 0.5)]
-        if not len(mine):
-            return None
-        accuracy, theirs = 100 * mine["accuracy"].mean(), float(_ENC_TABLE["cifar10", "resnet56"][chooser])
-        dense = 100 * verdicts.dense_rows(table, NOTEBOOK, DRAW).query("network == 'resnet56'")["accuracy"].mean()
-        again = batch_norm.published()
-        told = again[(again["network"] == "resnet56") & (again["chooser"] == chooser)] if again is not None else None
-        why = (
-            "unexplained"
-            if told is None or told.empty
-            else f"{100 * told['recalibrated'].mean():.1f} % with batch norms recalibrated"
+def promised(table: pd.DataFrame) -> Figure:
+    """Return what single layers promise of a whole plan beside what was measured of it; `table` of `promised_and_measured`."""
+    figure, (axis,) = canvas(width=7.5, height=0.9 + 0.3 * len(table))
+    places = range(len(table))
+    axis.hlines(places, table["measured"], table["A_m"], color="silver", linewidth=2, zorder=1)
+    for column, words, colour in (
+        ("measured", "measured", "black"),
+        ("A_m", "promised", colour_of("component magnitude")),
+    ):
+        axis.plot(table[column], places, "o", color=colour)
+        axis.annotate(
+            words,
+            (table[column].iloc[-1], len(table) - 1),
+            (0, -15),
+            textcoords="offset points",
+            color=colour,
+            ha="center",
         )
-        said = f"{accuracy:.1f} %, {dense - accuracy:.1f} points below our dense network and {theirs - accuracy:.1f} below the paper; {why}"
-        return Verdict(said, "yes" if accuracy >= theirs else "no", 1)
-
-    return measure
-
-
-RERUN = f"for p in rank-search-vgg-small rank-search-resnet20 rank-search-resnet56; do for d in 0 1 2; do {RUN} $p --set draw=$d --seeds 0 --only 05; done; done"
+    names = [f"{SHOWN.get(name, name)}, {kept:.0%} kept" for name, kept in zip(table["chooser"], table["kept"])]
+    axis.set(yticks=places, yticklabels=names, xlabel="accuracy or likelihood (share of the dense network's)")
+    axis.set_ylim(len(table), -0.6)
+    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return figure
 
 
-# Kim, Khan & Kyung 2019: accuracy at half of the FLOPs, plain factors, no fine-tuning, another training of the network
-_ENC_TABLE: dict[tuple[Hashable, ...], dict[str, str]] = {
-    ("cifar10", "resnet56"): {"ENC-Map": "89.8", "ENC-Model": "89.6", "ENC-Inf": "90.2"}
-}
+def ranks_in_blocks(plans: Mapping[str, Any], block: int = BLOCK) -> Figure:
+    """Return the rank of each layer in some plans, {words: plan}, with lines at the multiples of `block`.
+
+    A plan that is none, as when an exercise is not answered yet, is left out, and the figure says so.
+    """
+    known = {words: plan for words, plan in plans.items() if isinstance(plan, Mapping)}
+    layers = list(dict.fromkeys(name for plan in known.values() for name in plan))
+    figure, (axis,) = canvas(width=8)
+    highest = 0
+    for shift, (words, plan) in zip((-0.15, 0.15), known.items()):
+        ranks = {layers.index(name): unfold.parse_entry(entry)[1] for name, entry in plan.items()}
+        colour = sns.color_palette("colorblind")[0 if shift < 0 else 1]
+        axis.bar([place + shift for place in ranks], list(ranks.values()), 0.28, color=colour, label=words)
+        for place, rank in ranks.items():
+            axis.text(place + shift, rank + 0.3, str(rank), ha="center", fontsize=9)
+        highest = max([highest, *ranks.values()])
+    axis.set(xticks=range(len(layers)), xticklabels=layers, ylabel="rank", ylim=(0, 1.25 * highest + 1))
+    axis.yaxis.set_major_locator(FixedLocator(range(0, highest + 2 * block, block * max(1, highest // (6 * block)))))
+    for words in plans.keys() - known.keys():
+        axis.text(0.98, 0.9, f"{words}: no answer yet", transform=axis.transAxes, ha="right")
+    axis.legend(loc="upper left", ncols=2, fontsize="small")
+    return figure
+
+
+# ---- what the text says ---------------------------------------------------------------------------------------------
+
+
+def about_work(read: Profile) -> str:
+    """Return in sentences which layer does most of the work, and which holds most parameters for its work."""
+    macs, parameters = (
+        {own.name: getattr(own, what) / plan_cost(read, {}, what) for own in read} for what in ("macs", "parameters")
+    )
+    most = max(macs, key=macs.__getitem__)
+    heavy = max(macs, key=lambda name: parameters[name] / macs[name])
+    return (
+        f"`{most}` does {macs[most]:.0%} of the work. `{heavy}` does {macs[heavy]:.1%} of the work, but it holds {parameters[heavy]:.0%} of the "
+        "parameters. So a budget of MACs and a budget of parameters are two different things."
+    )
+
+
+def about_damage(table: pd.DataFrame, curve: str = "accuracy") -> str:
+    """Return in sentences how well each forecast orders the cuts, and how far the predicted loss is from the divergence."""
+    columns_ = {
+        "energy": "the energy curve",
+        "measured curve": f"the measured {curve}",
+        "predicted loss": "the predicted loss",
+    }
+    ranked = {words: table[name].corr(table["divergence"], "spearman") for name, words in columns_.items()}
+    told = ", ".join(f"{value:.2f} for {words}" for words, value in ranked.items())
+    ratio = (table["divergence"] / table["predicted loss"]).replace([np.inf, -np.inf], np.nan).dropna()
+    low, middle, high = ratio.quantile([0.1, 0.5, 0.9])
+    none = int((table["measured curve"] <= 0).sum())
+    return (
+        f"How well does each forecast order the {len(table)} cuts? Spearman's rank correlation with the measured divergence is {told}. "
+        f"In {none} of the {len(table)} cuts the measured {curve} did not fall at all, and such a curve says nothing there. "
+        f"The measured divergence is typically {middle:.1f} times the predicted loss ({low:.1f} to {high:.1f} times in the middle 80 % of the cuts)."
+    )
+
+
+def about_box(told: pd.DataFrame, found: Mapping[tuple, SearchResult]) -> str:
+    """Return in sentences how many plans the box of ENC-Model holds, and its own score beside that of the exact plan."""
+    lines = []
+    for share, part in told.groupby("kept", sort=False):
+        score_of = part.set_index("chooser")["A_c"]
+        box, exact = score_of["ENC-Model"], score_of["exact"]
+        count = found[share, "ENC-Model"].candidates
+        than = "higher" if exact > box + 5e-4 else "lower" if exact < box - 5e-4 else "equal"
+        lines.append(
+            f"- {float(str(share)):.0%} of the MACs: ENC-Model compares {count:,} plan{'s' * (count != 1)}. Its best $A_c$ is {box:.3f}. The exact plan has an $A_c$ "
+            f"of {exact:.3f}, which is {than}."
+        )
+    return "\n".join(lines)
+
+
+def about_gains(rows: pd.DataFrame) -> str:
+    """Return in sentences what the best chooser gains over one fixed share, for each network, kind of factors and size."""
+    gains, lines = _gains(rows), []
+    for (network, kind), part in gains.groupby(["network", "factors"], sort=False):
+        each = part.groupby(["budget", "chooser"])["gain"].mean()
+        told = []
+        for size in sorted(part["budget"].unique(), reverse=True):
+            best = str(each[size].idxmax())
+            told.append(f"{each[size].max():+.1f} points at {size:.0%} ({SHOWN.get(best, best)})")
+        lines.append(f"- `{network}`, {NAMES.get(kind, kind)} factors: {', '.join(told)}.")
+    return "The largest gain over one fixed share at each share of the MACs:\n\n" + "\n".join(lines)
+
+
+def about_batch_norms(rows: pd.DataFrame) -> str:
+    """Return in sentences what ENC's searches reach on ResNet-56, as cut and recalibrated, beside the numbers of the paper."""
+    mine = rows[rows["network"] == "resnet56"].set_index("chooser")
+    lines = [
+        f"- {name}: {100 * mine.loc[name, 'accuracy']:.1f} % as cut, {100 * mine.loc[name, 'recalibrated']:.1f} % recalibrated; {theirs} % in the paper."
+        for name, theirs in PAPER["cifar10", "resnet56"].items()
+        if name in mine.index
+    ]
+    return "ResNet-56 with half of the MACs, plain factors, no fine-tuning:\n\n" + "\n".join(lines)
+
+
+def about_lossless(row: Mapping[str, Any], dense: Mapping[str, Any]) -> str:
+    """Return in sentences the network that loses nothing on fresh validation images, and what it does on test images."""
+    return (
+        f"The smallest network without loss keeps {row['macs_kept']:.1%} of the MACs. {row['evaluations']:.0f} networks were tried. On the "
+        f"test images it has {row['accuracy']:.2%}, and the dense network {dense['accuracy']:.2%}."
+    )
+
+
+def about_times(times: pd.DataFrame, values: Values) -> str:
+    """Return in sentences how long the searches take, and how long it takes to find out what a rank is worth."""
+    per = {row["chooser"]: row["seconds"] for row in times.to_dict("records")}
+    losses = sum(values.seconds[name] for name in ("moments", "fisher", "losses"))
+    return (
+        f"ENC-Map takes {1000 * per['ENC-Map']:.1f} ms, ENC-Model {1000 * per['ENC-Model']:.1f} ms and the exact search {1000 * per['exact']:.1f} ms, each a "
+        f"median of several runs. ENC-Inf measures {int(times['networks'].max())} networks and takes {per['ENC-Inf']:.1f} s. What takes time is the values. The "
+        f"measured curves took {values.seconds['measured']:.0f} s for {values.evaluations} networks, and the predicted losses {losses:.0f} s."
+    )
+
+
+def spent_exactly(values: Sequence[np.ndarray], costs: Sequence[np.ndarray]) -> set[int]:
+    """Return the costs of the plans that layers choose on their own at some price; what a learner is asked for.
+
+    >>> sorted(spent_exactly([np.array([0.0, 5.0])], [np.array([1, 4])]))
+    [1, 4]
+    """
+    prices = np.linspace(1e-6, 10, 20_001)
+    return {int(sum(c[int(np.argmax(v - price * c))] for v, c in zip(values, costs))) for price in prices}
+
+
+# ---- tables and figure of the gallery -------------------------------------------------------------------------------
 
 
 def tables(table: pd.DataFrame) -> dict[str, str]:
@@ -622,8 +504,8 @@ def tables(table: pd.DataFrame) -> dict[str, str]:
                 ]
             )
             spread.append([*key, factors, *(at_sizes(by[c], range_in_words) for c in choosers)])
-        if key in _ENC_TABLE:
-            lines = (_ENC_TABLE[key].get(name) for name in choosers)
+        if key in PAPER:
+            lines = (PAPER[key].get(name) for name in choosers)
             equal.append(
                 [*key, "-", "svd, in the paper", "1", *(f"- / {line} / - / -" if line else "-" for line in lines)]
             )
@@ -656,43 +538,3 @@ def usable(table: pd.DataFrame) -> pd.Series:
 
 
 figure = choosers
-
-
-def _claims() -> tuple[Claim, ...]:
-    three = "vgg_small, ResNet-20, ResNet-56, 75 to 25 % of the MACs, plain factors"
-    ahead = [
-        Claim("ENC", "ranks of the whole network at once are the better compromise", f"{chooser} against {words}; {three}", "ahead", "-", enc_ahead(chooser, theirs), RERUN, posed=True)
-        for theirs, words in (("fixed", "one fixed share"), ("energy", "layer-wise energy")) for chooser in SEARCHES
-    ]  # fmt: skip
-    small = [
-        Claim("ENC", "compression at little loss, no fine-tuning", f"{chooser}; {three}", "size, test curve", "-", small_on_test(chooser), RERUN, posed=True)
-        for chooser in SEARCHES
-    ]  # fmt: skip
-    ours = [
-        Claim("ENC", f"the same, improved: {words}", three, "size, test curve", "-", small_on_test(chooser), RERUN)
-        for chooser, words in (("exact", "exact search on its curves"), ("exact-Fisher", "exact search on predicted losses"))
-    ]  # fmt: skip
-    free = [
-        Claim("ENC", "lossless compression", f"{chooser}, its own search; {three}", "no loss", "-", lossless(chooser), RERUN, posed=True, unmet={4: _UNPAIRED})
-        for chooser in SEARCHES
-    ]  # fmt: skip
-    free.append(Claim("ENC", "the same, improved: exact search on predicted losses", "no loss on images held out of training (the public ResNets were trained on them), sequential factors", "no loss", "-", lossless_by_our_search, RERUN, unmet={4: _UNPAIRED}))  # fmt: skip
-    paper = [
-        Claim("ENC", "accuracy of ResNet-56 at half of the FLOPs, no fine-tuning", f"{chooser}, plain factors; the paper has another training of the network", "as in the paper", f"{number} %", as_the_paper(chooser), RERUN, posed=True, unmet={1: _BESIDE})
-        for chooser, number in _ENC_TABLE["cifar10", "resnet56"].items()
-    ]  # fmt: skip
-    rows = "the rows of VGG-16 need ImageNet"
-    seconds = "the seconds of the rows do not count the curves that the searches read"
-    unmet = {1: _BESIDE, 2: "ImageNet is not at hand; the preset runs it for whoever has the images."}
-    more = (
-        Claim("ENC", "VGG-16 with fewer FLOPs more accurate than the baseline", "ImageNet, fine-tuned", "as in the paper", "25 % of FLOPs, +0.7 points", lambda table: verdicts.not_measured(rows, _VGG), IMAGENET, posed=True, unmet=unmet),
-        Claim("ENC", "its ranks found on a CPU", "VGG-16, statistics included", "as in the paper", "about 5 seconds (Map), 3 minutes (Model)", lambda table: verdicts.not_measured(seconds, _VGG), IMAGENET, posed=True, unmet=unmet),
-    )  # fmt: skip
-    return (*ahead, *small, *ours, *free, *paper, *more)
-
-
-_UNPAIRED = "A test in pairs shows a loss, not that there is none: where it settles nothing, as with three draws, much may be lost. So the points lost are held against their standard error."
-_BESIDE = "The paper's number can stand beside the paper's own measure alone."
-_VGG = ["imagenet, vgg16"]
-IMAGENET = f"{RUN} rank-search-imagenet --only 05 --set dataset=folder:PATH"
-CLAIMS = _claims()

@@ -1,0 +1,175 @@
+"""ENC's claims (Kim, Khan & Kyung 2019), judged by the published rows of notebook 05."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+import pandas as pd
+
+from lowrank_utils.workbook import batch_norm, verdicts
+from lowrank_utils.workbook.search_lab import NOTEBOOK
+from lowrank_utils.workbook.tables import RUN, SIZES, at_share, verdict_of
+from lowrank_utils.workbook.verdicts import Claim, Verdict
+
+# Kim, Khan & Kyung 2019: accuracy at half of the FLOPs, plain factors, no fine-tuning, another training of the network
+PAPER: dict[tuple[Hashable, ...], dict[str, str]] = {
+    ("cifar10", "resnet56"): {"ENC-Map": "89.8", "ENC-Model": "89.6", "ENC-Inf": "90.2"}
+}
+
+
+SEARCHES = ("ENC-Map", "ENC-Model", "ENC-Inf")
+SETTING = ["dataset", "network", "budget"]
+DRAW = ["dataset", "network", "draw"]
+
+
+def _plain(table: pd.DataFrame, chooser: str) -> pd.DataFrame:
+    """Return the rows of one chooser in plain factors, at all sizes and draws.
+
+    Layer-wise energy stands in notebook 02b, once: plain factors see no images, so it is the same for every draw.
+    """
+    sized = (table["factors"] == "svd") & at_share(table, *SIZES)
+    mine = table[sized & (table["notebook"] == NOTEBOOK)]
+    if chooser != "energy":
+        return mine[mine["chooser"] == chooser]
+    energy = table[sized & (table["notebook"] == "02b_convolutions") & (table["chooser"] == "energy")]
+    draws = mine[["dataset", "network", "seed", "draw"]].drop_duplicates()
+    return energy.drop(columns="draw").merge(draws, on=["dataset", "network", "seed"])
+
+
+def _settings(table: pd.DataFrame, keys: Sequence[str]) -> list[tuple]:
+    mine = table[(table["notebook"] == NOTEBOOK) & at_share(table, *SIZES)]
+    return sorted(mine[[*keys]].drop_duplicates().itertuples(index=False, name=None))
+
+
+THAN = {"fixed": "one fixed share", "energy": "layer-wise energy"}
+
+
+def judged(chooser: str, than: str = "") -> Callable[[pd.DataFrame], Verdict | None]:
+    """Return the function of result rows that judges a search in plain factors.
+
+    With `than`, a key of `THAN`: whether it is ahead of that at equal MACs. Without: its smallest size, read off the test curve.
+    """
+
+    def measure(table: pd.DataFrame) -> Verdict | None:
+        sides = [_plain(table, name) for name in (chooser, than) if name]
+        if not all(map(len, sides)):
+            return None
+        if than:
+            how = {"settings": _settings(table, SETTING), "absent": f"no row of {THAN[than]}", "than": THAN[than]}
+            return verdicts.ahead_verdict(*sides, over="draw", **how)
+        how = {"chosen_on": "accuracy", "size": "macs_kept", "on": DRAW, "unit": "MACs"}
+        dense = verdicts.dense_rows(table, NOTEBOOK, DRAW)
+        return verdicts.size_verdict(*sides, dense, settings=_settings(table, DRAW), **how)
+
+    return measure
+
+
+def lossless(chooser: str) -> Callable[[pd.DataFrame], Verdict | None]:
+    """Return the function of result rows that judges at which sizes a search loses nothing, by the mean over draws."""
+
+    def measure(table: pd.DataFrame) -> Verdict | None:
+        curve = _plain(table, chooser)
+        if not len(curve):
+            return None
+        lost = _lost(table, curve).groupby(SETTING)[["lost", "noise"]].mean().reset_index()
+        good, told = lost["lost"] <= lost["noise"], []
+        for network, part in lost.groupby("network"):
+            free = part[good[part.index]]
+            told.append(f"{network} " + (f"{100 * free['budget'].min():.0f} %" if len(free) else "none"))
+        least = f"{lost['lost'].min():.1f}".replace("-0.0", "0.0")
+        said = f"smallest share of the MACs without loss: {', '.join(told)}; {least} to {lost['lost'].max():.1f} points lost"
+        return Verdict(said, verdict_of(good.mean()), len(lost), {}, ("nothing",) * len(lost))
+
+    return measure
+
+
+def _lost(table: pd.DataFrame, cut: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with the points that they lose on test, and two standard errors of the dense accuracy, in points."""
+    dense = verdicts.dense_rows(table, NOTEBOOK, DRAW)
+    found = cut.merge(dense[[*DRAW, "accuracy"]], on=DRAW, suffixes=("", "_dense"))
+    before = found["accuracy_dense"]
+    noise = 200 * (before * (1 - before) / verdicts.TEST_IMAGES) ** 0.5
+    return found.assign(lost=100 * (before - found["accuracy"]), noise=noise)
+
+
+def lossless_by_our_search(table: pd.DataFrame) -> Verdict | None:
+    """Return the verdict on the networks that our search found to lose nothing, each of a size of its own."""
+    mine = table[(table["notebook"] == NOTEBOOK) & (table["budget_kind"] == "lossless")]
+    mine = mine[mine["chooser"] == "exact-Fisher"]
+    if not len(mine):
+        return None
+    found = _lost(table, mine)
+    sizes = {
+        name: dict.fromkeys(f"{100 * v:.0f}" for v in (part.min(), part.max()))
+        for name, part in mine.groupby("network")["macs_kept"]
+    }
+    told = ", ".join(f"{network} {' to '.join(ends)} %" for network, ends in sizes.items())
+    said = f"MACs kept: {told}; at most {max(found['lost'].max(), 0):.1f} points lost on test"
+    good = found["lost"] <= found["noise"]
+    return Verdict(said, verdict_of(good.mean()), len(found), {}, ("nothing",) * len(found))
+
+
+def as_the_paper(chooser: str) -> Callable[[pd.DataFrame], Verdict | None]:
+    """Return the function of result rows that puts a search on ResNet-56 at half of the MACs beside the paper's number."""
+
+    def measure(table: pd.DataFrame) -> Verdict | None:
+        mine = _plain(table, chooser)
+        mine = mine[(mine["network"] == "resnet56") & (mine["budget"] == 0.5)]
+        if not len(mine):
+            return None
+        accuracy, theirs = 100 * mine["accuracy"].mean(), float(PAPER["cifar10", "resnet56"][chooser])
+        dense = 100 * verdicts.dense_rows(table, NOTEBOOK, DRAW).query("network == 'resnet56'")["accuracy"].mean()
+        again = batch_norm.published()
+        told = again[(again["network"] == "resnet56") & (again["chooser"] == chooser)] if again is not None else None
+        why = (
+            "unexplained"
+            if told is None or told.empty
+            else f"{100 * told['recalibrated'].mean():.1f} % with batch norms recalibrated"
+        )
+        said = f"{accuracy:.1f} %, {dense - accuracy:.1f} points below our dense network and {theirs - accuracy:.1f} below the paper; {why}"
+        return Verdict(said, "yes" if accuracy >= theirs else "no", 1)
+
+    return measure
+
+
+RERUN = f"for p in rank-search-vgg-small rank-search-resnet20 rank-search-resnet56; do for d in 0 1 2; do {RUN} $p --set draw=$d --seeds 0 --only 05; done; done"
+
+
+def _claims() -> tuple[Claim, ...]:
+    three = "vgg_small, ResNet-20, ResNet-56, 75 to 25 % of the MACs, plain factors"
+    ahead = [
+        Claim("ENC", "ranks of the whole network at once are the better compromise", f"{chooser} against {words}; {three}", "ahead", "-", judged(chooser, theirs), RERUN, posed=True)
+        for theirs, words in THAN.items() for chooser in SEARCHES
+    ]  # fmt: skip
+    small = [
+        Claim("ENC", "compression at little loss, no fine-tuning", f"{chooser}; {three}", "size, test curve", "-", judged(chooser), RERUN, posed=True)
+        for chooser in SEARCHES
+    ]  # fmt: skip
+    ours = [
+        Claim("ENC", f"the same, improved: {words}", three, "size, test curve", "-", judged(chooser), RERUN)
+        for chooser, words in (("exact", "exact search on its curves"), ("exact-Fisher", "exact search on predicted losses"))
+    ]  # fmt: skip
+    free = [
+        Claim("ENC", "lossless compression", f"{chooser}, its own search; {three}", "no loss", "-", lossless(chooser), RERUN, posed=True, unmet={4: _UNPAIRED})
+        for chooser in SEARCHES
+    ]  # fmt: skip
+    free.append(Claim("ENC", "the same, improved: exact search on predicted losses", "no loss on images held out of training (the public ResNets were trained on them), sequential factors", "no loss", "-", lossless_by_our_search, RERUN, unmet={4: _UNPAIRED}))  # fmt: skip
+    paper = [
+        Claim("ENC", "accuracy of ResNet-56 at half of the FLOPs, no fine-tuning", f"{chooser}, plain factors; the paper has another training of the network", "as in the paper", f"{number} %", as_the_paper(chooser), RERUN, posed=True, unmet={1: _BESIDE})
+        for chooser, number in PAPER["cifar10", "resnet56"].items()
+    ]  # fmt: skip
+    rows = "the rows of VGG-16 need ImageNet"
+    seconds = "the seconds of the rows do not count the curves that the searches read"
+    unmet = {1: _BESIDE, 2: "ImageNet is not at hand; the preset runs it for whoever has the images."}
+    more = (
+        Claim("ENC", "VGG-16 with fewer FLOPs more accurate than the baseline", "ImageNet, fine-tuned", "as in the paper", "25 % of FLOPs, +0.7 points", lambda table: verdicts.not_measured(rows, _VGG), IMAGENET, posed=True, unmet=unmet),
+        Claim("ENC", "its ranks found on a CPU", "VGG-16, statistics included", "as in the paper", "about 5 seconds (Map), 3 minutes (Model)", lambda table: verdicts.not_measured(seconds, _VGG), IMAGENET, posed=True, unmet=unmet),
+    )  # fmt: skip
+    return (*ahead, *small, *ours, *free, *paper, *more)
+
+
+_UNPAIRED = "A test in pairs shows a loss, not that there is none: where it settles nothing, as with three draws, much may be lost. So the points lost are held against their standard error."
+_BESIDE = "The paper's number can stand beside the paper's own measure alone."
+_VGG = ["imagenet, vgg16"]
+IMAGENET = f"{RUN} rank-search-imagenet --only 05 --set dataset=folder:PATH"
+CLAIMS = _claims()
