@@ -142,9 +142,9 @@ def knapsack(values: Sequence[np.ndarray], costs: Sequence[np.ndarray], budget: 
         ("first layer", "second layer"), values, costs, sns.color_palette("colorblind")
     ):
         left.plot(cost, value, "o-", color=colour)
-        left.annotate(name, (cost[-1], value[-1]), (8, 0), textcoords="offset points", color=colour, va="center")
+        left.annotate(name, (cost[-1], value[-1]), (8, 3), textcoords="offset points", color=colour)
         for rank, (x, y) in enumerate(zip(cost, value), 1):
-            left.annotate(f"rank {rank}", (x, y), (0, 6), textcoords="offset points", fontsize=8, ha="right")
+            left.annotate(f"rank {rank}", (x, y), (7, -10), textcoords="offset points", fontsize=8, color=colour)
     ends = max(float(cost.max()) for cost in costs)
     left.set(
         xlabel="cost", ylabel="value", xlim=(0, 1.5 * ends), ylim=(-0.5, 1.15 * max(float(v.max()) for v in values))
@@ -276,7 +276,10 @@ def gained(rows: pd.DataFrame, factors: Sequence[str] = ("svd", "sequential")) -
             axis.plot(each["mean"], places, "o", color=tints[size], label=f"{size:.0%} of the MACs")
         axis.set(xlabel="points gained over one fixed share", yticks=range(len(names)), yticklabels=names)
         axis.set_title(f"{network} on {dataset}, {NAMES.get(kind, kind)} factors", fontsize="medium")
+        for place in range(0, len(names), 2):
+            axis.axhspan(place - 0.5, place + 0.5, color="0.95", zorder=0)
         axis.set_ylim(len(names) - 0.5, -0.5)
+        axis.grid(False, axis="y")
         axis.margins(x=0.08)
     if len(cases):
         handles, labels = axes[0].get_legend_handles_labels()
@@ -328,7 +331,7 @@ def _lines(axis: Axes, rows: pd.DataFrame) -> None:
     name_ends(axis, ends, gap=9)
 
 
-def promised(table: pd.DataFrame) -> Figure:
+def promised(table: pd.DataFrame, curve: str = "accuracy") -> Figure:
     """Return what single layers promise of a whole plan beside what was measured of it; `table` of `promised_and_measured`."""
     figure, (axis,) = canvas(width=7.5, height=0.9 + 0.3 * len(table))
     places = range(len(table))
@@ -347,7 +350,7 @@ def promised(table: pd.DataFrame) -> Figure:
             ha="center",
         )
     names = [f"{SHOWN.get(name, name)}, {kept:.0%} kept" for name, kept in zip(table["chooser"], table["kept"])]
-    axis.set(yticks=places, yticklabels=names, xlabel="accuracy or likelihood (share of the dense network's)")
+    axis.set(yticks=places, yticklabels=names, xlabel=f"{curve} (share of the dense network's)")
     axis.set_ylim(len(table), -0.6)
     axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return figure
@@ -386,7 +389,8 @@ def about_work(read: Profile) -> str:
         {own.name: getattr(own, what) / plan_cost(read, {}, what) for own in read} for what in ("macs", "parameters")
     )
     most = max(macs, key=macs.__getitem__)
-    heavy = max(macs, key=lambda name: parameters[name] / macs[name])
+    cut = [own.name for own in read if not own.reason]
+    heavy = max(cut, key=lambda name: parameters[name] / macs[name])
     return (
         f"`{most}` does {macs[most]:.0%} of the work. `{heavy}` does {macs[heavy]:.1%} of the work, but it holds {parameters[heavy]:.0%} of the "
         "parameters. So a budget of MACs and a budget of parameters are two different things."
@@ -395,18 +399,23 @@ def about_work(read: Profile) -> str:
 
 def about_damage(table: pd.DataFrame, curve: str = "accuracy") -> str:
     """Return in sentences how well each forecast orders the cuts, and how far the predicted loss is from the divergence."""
-    columns_ = {
+    names = {
         "energy": "the energy curve",
         "measured curve": f"the measured {curve}",
         "predicted loss": "the predicted loss",
     }
-    ranked = {words: table[name].corr(table["divergence"], "spearman") for name, words in columns_.items()}
-    told = ", ".join(f"{value:.2f} for {words}" for words, value in ranked.items())
+    each = {
+        name: [part[name].corr(part["divergence"], "spearman") for _, part in table.groupby("level")] for name in names
+    }
+    told = ", ".join(
+        f"{np.nanmean(values):.2f} for {names[name]}" for name, values in each.items() if not np.isnan(values).all()
+    )
     ratio = (table["divergence"] / table["predicted loss"]).replace([np.inf, -np.inf], np.nan).dropna()
     low, middle, high = ratio.quantile([0.1, 0.5, 0.9])
     none = int((table["measured curve"] <= 0).sum())
     return (
-        f"How well does each forecast order the {len(table)} cuts? Spearman's rank correlation with the measured divergence is {told}. "
+        f"How well does each forecast order the layers, when all are cut to the same share? Spearman's rank correlation with the measured divergence, a mean over "
+        f"the {table['level'].nunique()} shares, is {told}. "
         f"In {none} of the {len(table)} cuts the measured {curve} did not fall at all, and such a curve says nothing there. "
         f"The measured divergence is typically {middle:.1f} times the predicted loss ({low:.1f} to {high:.1f} times in the middle 80 % of the cuts)."
     )
