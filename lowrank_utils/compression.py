@@ -56,8 +56,11 @@ class Compressed:
 
     @property
     def tuned(self) -> str:
-        """What the column of this name says of the network: "none" or "refined without labels"."""
-        return "none" if self.refined is None else "refined without labels"
+        """What the column of this name says of the network: "none" or "refined without labels".
+
+        It is "none", too, where refinement kept the network that it began with.
+        """
+        return "refined without labels" if self.refined is not None and self.refined.changed else "none"
 
     def __str__(self) -> str:
         cut = int((self.layers["planned"] != "dense").sum())
@@ -126,14 +129,15 @@ def compress(
         of a transformer, as the literature on language models counts. All other layers stay dense. Default: all.
     floor : as in `search.rank_options`.
     runtime, batch, threads : in what time is measured, for a budget of it: "torch" (eager) or "onnxruntime", so many inputs
-        a pass, on so many CPU threads. `multiple` : ranks are multiples of it (None: of 8 where a layer has room).
+        a pass, on so many CPU threads. `multiple` : ranks are multiples of it (None: of 8 where a layer has room);
+        only with a budget of time.
     samples, estimator, draws, seed : how many positions a layer looks at, and how the Fisher information is estimated,
         as in `profile`; `points`, as in `search.output_error`. ``samples=None, estimator="exact", draws=10`` looks at
         everything, in three times the time; the gallery's figure of shortcuts shows what each costs.
     batch_size : how many inputs pass at once, as in `profile`.
     refine, refine_steps, refine_seconds, augment : whether to refine, for how long, and how inputs are varied meanwhile, as in
-        `refine.refine`. Then the last 15 % of the inputs, 250 at most, are seen neither by the sweep nor by the steps, and
-        decide which state is kept. None: refined, unless the inputs are token ids and no budget is given. (On SmolLM2-135M with 16 windows of 512
+        `refine.refine`. Then 15 % of the inputs, 250 at most, drawn with `seed`, are seen neither by the sweep nor by the
+        steps, and decide which state is kept. None: refined, unless the inputs are token ids and no budget is given. (On SmolLM2-135M with 16 windows of 512
         tokens no state was better on two held-out windows, and 40 steps took 12 minutes.) For images pass the augmentation that the network was trained with, such as
         `lab.training.crop_flip`.
     progress : whether bars show the time left (None: in a terminal only).
@@ -149,13 +153,15 @@ def compress(
     began = time.perf_counter()
     clock = timing.Clock(runtime, batch, threads)
     _check(model, kept, resource, factors, dense)
+    if multiple is not None and resource != "latency":
+        raise ValueError(f"multiple={multiple} needs resource='latency'; under other budgets a rank may be any number")
     model, calibration = with_linear_layers(model), as_inputs(calibration)
     if torch.is_tensor(calibration) and (calibration.ndim < 2 or len(calibration) == 0):
         raise ValueError("calibration must be a tensor of at least one input, with the inputs along its first axis")
     given = len(calibration)
     if refine is None:
         refine = not tokens_of(calibration) or refine_steps is not None or refine_seconds is not None
-    calibration, unseen = held_apart(calibration) if refine else (calibration, calibration[:0])
+    calibration, unseen = held_apart(calibration, seed) if refine else (calibration, calibration[:0])
     how = {"samples": samples, "estimator": estimator, "draws": draws, "seed": seed, "batch_size": batch_size}
     with shown(progress):
         read, inside = _within(_read(model, calibration, dense, how), within)
@@ -215,16 +221,20 @@ def compress(
     return Compressed(small, found.plan, counted, found, table, seconds, told, seen, before, refined)
 
 
-def held_apart(calibration: Batch) -> tuple[Batch, Batch]:
-    """Return (inputs that the sweep and the steps of a refinement see, inputs that judge it): the last 15 %, 250 at most.
+def held_apart(calibration: Batch, seed: int = 0) -> tuple[Batch, Batch]:
+    """Return (inputs that the sweep and the steps of a refinement see, inputs that judge it): 15 % for these, 250 at most.
 
-    What the sweep has seen tells nothing of how far it is off. Of fewer than 50 inputs none is kept apart.
+    What the sweep has seen tells nothing of how far it is off. Both parts are drawn with `seed`, so that inputs may come
+    sorted by class, and keep their order. Of fewer than 50 inputs none is kept apart.
 
     >>> [len(part) for part in held_apart(torch.zeros(300, 4))], [len(part) for part in held_apart(torch.zeros(40, 4))]
     ([255, 45], [40, 0])
     """
     held = min(round(HELD_OUT * len(calibration)), MOST_HELD_OUT) if len(calibration) >= FEW else 0
-    return calibration[: len(calibration) - held], calibration[len(calibration) - held :]
+    if not held:
+        return calibration, calibration[:0]
+    order = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(seed))
+    return calibration[order[held:].sort().values], calibration[order[:held].sort().values]
 
 
 def predict(

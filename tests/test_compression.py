@@ -1,6 +1,7 @@
 """The one call: within its budget, exact about what it did, and a clear sentence for what it cannot take."""
 
 import copy
+import dataclasses
 from functools import partial
 
 import pytest
@@ -341,14 +342,34 @@ def test_places_without_gradients_or_numbers():
 def test_refinement_is_the_default_and_keeps_the_plan(x):
     model = net()
     found = lowrank_utils.compress(model, x, kept=0.6, refine_steps=20)
-    before = swept(
-        model, x[: len(x) - round(0.15 * len(x))], kept=0.6
-    )  # the sweep does not see what refinement is judged by
+    before = swept(model, compression.held_apart(x)[0], kept=0.6)  # it does not see what refinement is judged by
     assert found.plan == before.plan and found.kept == before.kept
     assert torch.equal(found.swept(x), before.model(x))
     assert found.refined.steps <= 20 and found.refined.after <= found.refined.before
-    assert (found.tuned, before.tuned) == ("refined without labels", "none")
-    assert "without labels" in str(found) and before.swept is None
+    assert before.tuned == "none" and before.swept is None
+
+
+@pytest.mark.parametrize(
+    ("best_step", "tuned", "said"),
+    [(12, "refined without labels", "Refined in 20"), (0, "none", "kept none of its 20")],
+)
+def test_only_a_network_that_refinement_changed_is_called_refined(x, best_step, tuned, said):
+    found = lowrank_utils.compress(net(), x, kept=0.6, refine_steps=2)
+    refined = dataclasses.replace(found.refined, steps=20, best_step=best_step)
+    assert dataclasses.replace(found, refined=refined).tuned == tuned and said in str(refined)
+
+
+def test_inputs_held_apart_are_drawn_from_all_of_them():
+    ordered = torch.arange(200.0).view(-1, 1)
+    seen, unseen = compression.held_apart(ordered)
+    assert torch.equal(torch.cat([seen, unseen]).sort(0).values, ordered)
+    assert unseen.min() < 50 and unseen.max() > 150 and torch.equal(seen, seen.sort(0).values)
+    assert not torch.equal(compression.held_apart(ordered, seed=1)[1], unseen)
+
+
+def test_multiples_of_ranks_need_a_budget_of_time(x):
+    with pytest.raises(ValueError, match="multiple=8 needs resource='latency'"):
+        lowrank_utils.compress(net(), x, kept=0.6, multiple=8)
 
 
 def test_a_budget_of_refinement_that_is_none_is_refused(x):

@@ -44,7 +44,7 @@ class Refined:
     """What `refine` made: the new ``model`` in eval mode, and how it came about.
 
     ``before``, ``after``: loss on the held-out calibration inputs (NaN where it was not measured); ``steps`` taken;
-    ``seconds`` of processor time; ``note``: what the reader should know, or empty; ``history``: (step, seconds, held-out
+    ``best_step``: after which the state was reached that was kept, 0 for the network that it began with; ``seconds`` of processor time; ``note``: what the reader should know, or empty; ``history``: (step, seconds, held-out
     loss) of each look at the held-out inputs.
     """
 
@@ -55,8 +55,16 @@ class Refined:
     seconds: float
     note: str = ""
     history: tuple[tuple[int, float, float], ...] = field(default=(), repr=False)
+    best_step: int = 0
+
+    @property
+    def changed(self) -> bool:
+        """Whether any step was kept."""
+        return self.best_step > 0
 
     def __str__(self) -> str:
+        if not self.changed:
+            return f"Refinement without labels kept none of its {self.steps} steps; {self.seconds:.0f} s."
         return (
             f"Refined in {self.steps} steps without labels: loss on held-out inputs {self.before:.3g} before, "
             f"{self.after:.3g} after; {self.seconds:.0f} s."
@@ -375,7 +383,9 @@ def _tune(new, task, budget, rate, points):
         value.requires_grad_(flag)
     if not note and look.best_step == 0:
         note = "No state was better on the held-out inputs than the one it began with, which is kept."
-    return Refined(new.eval(), look.history[0][2], look.best, step, budget.elapsed(), note, tuple(look.history))
+    return Refined(
+        new.eval(), look.history[0][2], look.best, step, budget.elapsed(), note, tuple(look.history), look.best_step
+    )
 
 
 class _Looks:

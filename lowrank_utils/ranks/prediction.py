@@ -29,6 +29,13 @@ FELT = 0.02  # nats; from here on the accuracy lost stands out from the noise of
 TRUSTED = 1.0  # nats; no more than two networks were measured near or above it
 
 
+COLUMNS = ["kept", "rise", "positions", "entropy", "divergence", "low", "high", "lost", "note"]
+ONE_MODEL = (
+    "The scale for networks that answer every token comes from one language model, SmolLM2-135M, on two texts. For another "
+    "model measure one budget before you trust it. Divergences are nats a token."
+)
+
+
 @dataclass(frozen=True)
 class Calibration:
     """``scale``: a, b, c, d of log divergence = a + b log rise + c log positions + d log entropy; ``factor``: 90 % of the
@@ -43,6 +50,10 @@ class Calibration:
 # vgg_small on Fashion-MNIST, the MLP of CIFAR-10, ResNet-20 and -56 on CIFAR-10; tests/test_prediction.py refits them.
 MEASURED = Calibration((1.416, 1.112, -0.361, -0.660), 3.52, (22.7, 0.905))
 
+# The same for networks that answer every token: SmolLM2-135M, calibrated on two texts. One network tells nothing of what
+# positions and entropy do, and a perplexity has no points of accuracy. ``factor`` is the largest error of a text left out.
+TOKENS = Calibration((0.0, 1.0, 0.0, 0.0), 1.0, (float("nan"), 1.0))
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -50,7 +61,8 @@ class Prediction:
 
     Columns: kept; rise (predicted rise of the loss, nats, as the search adds it up); divergence (expected
     Kullback-Leibler divergence of the compressed network's answers from the dense ones, nats an answer); low, high (90 % of
-    the networks left out of the calibration lay between them); lost (expected points of accuracy lost); note.
+    the networks left out of the calibration lay between them; of a language model all rows of the text left out); lost
+    (expected points of accuracy lost; NaN of a language model); note.
     """
 
     table: pd.DataFrame = field(repr=False)
@@ -89,16 +101,28 @@ def _scale(rows):
     return np.linalg.lstsq(np.stack([np.ones(len(kept)), *logs], 1), np.log(kept["divergence"]), rcond=None)[0]
 
 
+def _line(rows):
+    # the scale of networks that answer every token: log divergence = a + b log rise
+    b, a = np.polyfit(np.log(rows["rise"]), np.log(rows["divergence"]), 1)
+    return float(a), float(b), 0.0, 0.0
+
+
 def left_out(rows: pd.DataFrame) -> pd.Series:
     """Return the predicted divergence of each row by a fit to all other networks (leave one network out).
 
-    `rows` have the columns dataset, network, rise, positions, entropy (nats) and divergence (nats, measured).
+    `rows` have the columns dataset, network, rise, positions, entropy (nats) and divergence (nats, measured), all of networks
+    with one answer an input or all of networks that answer every token. Of the latter there is one; a data set (text) is left out.
     """
+    fitted = _line if _of_tokens(rows).any() else _scale
     name, found = rows["dataset"] + " " + rows["network"], pd.Series(np.nan, rows.index)
     for each in name.unique():
         mine = rows[name == each]
-        found[mine.index] = divergence(mine["rise"], mine["positions"], mine["entropy"], _scale(rows[name != each]))
+        found[mine.index] = divergence(mine["rise"], mine["positions"], mine["entropy"], fitted(rows[name != each]))
     return found
+
+
+def _of_tokens(rows):
+    return rows.get("answers", pd.Series(1, rows.index)) > 1
 
 
 def errors(rows: pd.DataFrame) -> pd.Series:
@@ -112,8 +136,11 @@ def fit(rows: pd.DataFrame) -> Calibration:
     """Return the `Calibration` that least squares of logarithms finds in measured `rows` (see `left_out`).
 
     The points lost come from the columns dense_accuracy and accuracy (shares), where the divergence is at least `FELT`.
-    Raises ValueError for rows of fewer than three networks.
+    Rows of networks that answer every token (column answers above 1) are fitted by themselves, by the rise alone.
+    Raises ValueError for rows of fewer than three networks, or two texts.
     """
+    if _of_tokens(rows).any():
+        return _fit_tokens(rows)
     if (rows["dataset"] + rows["network"]).nunique() < 3:
         raise ValueError("a calibration needs measured rows of at least three networks")
     points = 100 * (rows["dense_accuracy"] - rows["accuracy"])
@@ -121,6 +148,12 @@ def fit(rows: pd.DataFrame) -> Calibration:
     p, log_k = np.polyfit(np.log(rows["divergence"][felt]), np.log(points[felt]), 1)
     a, b, c, d = map(float, _scale(rows))
     return Calibration((a, b, c, d), float(errors(rows).quantile(0.9)), (float(np.exp(log_k)), float(p)))
+
+
+def _fit_tokens(rows):
+    if rows["dataset"].nunique() < 2 or not _of_tokens(rows).all():
+        raise ValueError("a calibration for tokens needs measured rows of at least two texts, and of nothing else")
+    return Calibration(_line(rows), float(errors(rows).max()), TOKENS.accuracy)
 
 
 def entropy(profile: Profile, images: int = ENTROPY_IMAGES) -> tuple[float, int]:
@@ -171,11 +204,9 @@ def curve(
         rise, positions = (np.nan, np.nan) if note else _rise(profile, options, values, plan, answers)
         rows.append({"kept": each, "rise": rise, "positions": positions, "entropy": unsure, "note": ""})
     told = f"{note} Nothing can be said of the loss." if note else ""
-    table = _told(rows)
     if answers > 1:
-        table[["divergence", "low", "high", "lost"]] = np.nan
-        told = "The scale was fitted to classifiers of images, not to networks that answer every token: of those the measured rise was 3 to 4 times `rise`."
-    return Prediction(table, plans, resource, told)
+        told = ONE_MODEL
+    return Prediction(_told(rows, TOKENS if answers > 1 else MEASURED), plans, resource, told)
 
 
 def _rise(profile, options, values, plan, answers):
@@ -188,15 +219,17 @@ def _rise(profile, options, values, plan, answers):
     return total / answers, float(np.exp(logs / total))
 
 
-def _told(rows):
+def _told(rows, known):
     table = pd.DataFrame(rows).reindex(columns=["kept", "rise", "positions", "entropy", "note"])
-    expected = divergence(*(table[name].to_numpy(float) for name in ("rise", "positions", "entropy")))
+    expected = divergence(*(table[name].to_numpy(float) for name in ("rise", "positions", "entropy")), known.scale)
     expected = np.where(table["rise"] == 0, 0.0, expected)
-    table = table.assign(divergence=expected, low=expected / MEASURED.factor, high=expected * MEASURED.factor)
-    table["lost"] = lost(table["divergence"])
+    table = table.assign(divergence=expected, low=expected / known.factor, high=expected * known.factor)
+    table["lost"] = lost(table["divergence"], known.accuracy)
+    if known is TOKENS:
+        return table[COLUMNS]
     few = f"Below {LEAST} nats, where no loss of accuracy was measured; the figure itself is not calibrated."
     far = f"Above {TRUSTED:g} nat the prediction is not to be trusted."
     table.loc[table["divergence"] < LEAST, "note"] = few
     table.loc[table["high"] > TRUSTED, "note"] = "The interval reaches above 1 nat, where few networks were measured."
     table.loc[table["divergence"] > TRUSTED, "note"] = far
-    return table[["kept", "rise", "positions", "entropy", "divergence", "low", "high", "lost", "note"]]
+    return table[COLUMNS]

@@ -364,7 +364,7 @@ def refined_rows(bench: Bench, one: Subject, share: float, steps: int = STEPS) -
     notes = {"exact-Fisher": ours.refined.note if ours.refined else "Nothing was cut."}
     before = ours.swept or ours.model
     _enter_refined(bench, one, share, ours.model, before, "exact-Fisher", "fisher-weighted", ours.plan, seconds)
-    seen, unseen = held_apart(calibration)
+    seen, unseen = held_apart(calibration, seed)
     judged: dict[str, Any] = {"held_out": unseen} if len(unseen) else {}
     read = one.profile.but(calibration=seen)
     for chooser, factors in RIVALS.items():

@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from lowrank_utils import compression, paths
-from lowrank_utils.lab import data, training
+from lowrank_utils.factors import replace
+from lowrank_utils.lab import data, language, text, training
+from lowrank_utils.network.inputs import logits
 from lowrank_utils.network.profile import profile
 from lowrank_utils.ranks import prediction
 from lowrank_utils.workbook import plots, rivals
@@ -31,6 +33,8 @@ NETWORKS = (  # data set, network, checkpoint
     ("cifar10", "resnet20", "public"),
     ("cifar10", "resnet56", "public"),
 )
+TEXTS = ("wikitext-2", "python-topics")
+KEPT_TOKENS = (0.95, 0.9, 0.8, 0.7, 0.6)  # of all parameters of a language model
 
 
 def measure(
@@ -45,7 +49,7 @@ def measure(
     `networks`: (data set, network, checkpoint) as `training.trained` takes them; `kept`: shares of the MACs; those out of
     reach are left out. The first `images` validation images are measured, never test images. Columns: dataset, network, kept,
     rise, positions, entropy, divergence and its standard error (nats), dense_accuracy, accuracy (shares), images, seen
-    (whether the network was trained on the validation images, as the public ResNets were).
+    (whether the network was trained on the validation images, as the public ResNets were), answers (of an input: 1).
     """
     rows = []
     for name, network, checkpoint in networks:
@@ -65,7 +69,42 @@ def measure(
                 | {column: float(told[column]) for column in ("rise", "positions", "entropy")}
                 | {"divergence": float(apart.mean()), "standard_error": float(apart.std() / len(apart) ** 0.5)}
                 | {"dense_accuracy": dense, "accuracy": training.evaluate(small, inputs, labels).accuracy}
-                | {"images": len(inputs), "seen": checkpoint == "public"}
+                | {"images": len(inputs), "seen": checkpoint == "public", "answers": 1}
+            )
+    return pd.DataFrame(rows)
+
+
+def measure_tokens(
+    texts: Sequence[str] = TEXTS,
+    kept: Sequence[float] = KEPT_TOKENS,
+    *,
+    name: str = "smollm2-135m",
+    length: int = 512,
+    calibration_windows: int = 16,
+    windows: int = 8,
+) -> pd.DataFrame:
+    """Return the same rows for a language model `name`: one a text and share of all its parameters.
+
+    The windows of `length` tokens come from the text to calibrate on (`text.Text.calibration`); those that are measured
+    were not calibrated on. Factors are Fisher-weighted layer by layer. The column answers says how many tokens an input
+    has; accuracies are NaN. Five minutes a text.
+    """
+    model, rows = language.load(name), []
+    for each in texts:
+        corpus = text.load(each)
+        drawn = text.windows(corpus.calibration, model.tokenizer, length, calibration_windows + windows, seed=0).ids
+        calibration, unseen = drawn[:calibration_windows], drawn[calibration_windows:]
+        read = profile(model.model, calibration, samples=compression.SAMPLES, estimator="signs", draws=1, spectra=False)
+        expected = compression.predict(read, kept, resource="parameters")
+        for budget, plan in expected.plans.items():
+            small = replace.apply_plan(read, plan, factors=replace.LAYERWISE, resource=None)
+            apart = divergences(model.model, small, unseen, batch=1)
+            told: Any = expected.table.set_index("kept").loc[budget]
+            rows.append(
+                {"dataset": each, "network": name, "kept": budget}
+                | {column: float(told[column]) for column in ("rise", "positions", "entropy")}
+                | {"divergence": float(apart.mean()), "standard_error": float(apart.std() / len(apart) ** 0.5)}
+                | {"images": len(unseen), "seen": False, "answers": length}
             )
     return pd.DataFrame(rows)
 
@@ -74,13 +113,16 @@ def _swept(model, calibration, kept):
     return compression.compress(model, calibration, kept=kept, refine=False).model  # the plain sweep
 
 
-def divergences(dense: nn.Module, small: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Return the Kullback-Leibler divergence (nats) of the answers of `small` from those of `dense`, one number an image."""
+def divergences(dense: nn.Module, small: nn.Module, images: torch.Tensor, batch: int = 100) -> torch.Tensor:
+    """Return the Kullback-Leibler divergence (nats) of the answers of `small` from those of `dense`, one number an answer.
+
+    `images`: inputs of both, N first, images or token ids; `batch` of them pass at once.
+    """
     found = []
     with torch.inference_mode():
-        for batch in images.split(100):
-            p, q = (net(batch).double().log_softmax(1) for net in (dense, small))
-            found.append((p.exp() * (p - q)).sum(1))
+        for some in images.split(batch):
+            p, q = (logits(net(some)).double().log_softmax(-1) for net in (dense, small))
+            found.append((p.exp() * (p - q)).sum(-1).flatten())
     return torch.cat(found)
 
 
@@ -134,7 +176,10 @@ validation images. Their deep cuts, above about 0.1 nat, come out too low, and n
 
 
 def renew() -> None:
-    """Measure every network anew and write the rows of the gallery (about ten minutes)."""
-    rows = measure()
+    """Measure every network anew and write the rows of the gallery (about twenty minutes).
+
+    Raises OSError where CIFAR-10, the public ResNets, WikiText-2 or the language model cannot be had.
+    """
+    rows = pd.concat([measure(), measure_tokens()], ignore_index=True)
     with paths.atomic_write(paths.GALLERY / f"{NAME}.csv") as temporary:
         rows.to_csv(temporary, index=False, float_format="%.6g")
