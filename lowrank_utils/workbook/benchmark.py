@@ -147,18 +147,19 @@ def searched(one: Subject, share: float, evaluations: int = 10) -> dict[str, Tim
 class Bench:
     """The table as it grows: every network is scored, timed and kept with its row.
 
-    ``threads`` of the CPU run while latency is measured.
+    ``threads`` of the CPU run while latency is measured, which is a median of ``repeats`` readings.
     """
 
     images: Dataset
     threads: int
+    repeats: int = 30
     entries: list[tuple[dict, nn.Module]] = field(default_factory=list)
 
     def enter(self, one: Subject, net: nn.Module, times: dict | None = None, **more) -> dict:
         """Add a network to the table and return its row; `times`: milliseconds that are known, None to measure them."""
         nothing = dict.fromkeys(("tuned_accuracy", "tuned_f1", "tuned_seconds"), np.nan)
         row = one.row(net, source="here", **nothing | more)
-        row |= clock(net, one.model, self.images.input_shape, self.threads) if times is None else times
+        row |= clock(net, one.model, self.images.input_shape, self.threads, self.repeats) if times is None else times
         self.entries.append((row | {"threads": self.threads}, net))
         return self.entries[-1][0]
 
@@ -195,15 +196,15 @@ class Bench:
         return columns.table([row for row, _ in self.entries])
 
 
-def clock(net: nn.Module, dense: nn.Module, shape: Sequence[int], threads: int) -> dict[str, float]:
+def clock(net: nn.Module, dense: nn.Module, shape: Sequence[int], threads: int, repeats: int = 30) -> dict[str, float]:
     """Return milliseconds for 1 and 64 inputs on the CPU, and how many times faster than the `dense` network in torch."""
     whole, found = copy.deepcopy(dense).cpu(), {}
     for batch in (1, 64):
         if isinstance(net, export.Session):  # threads of two runtimes in turn would be in each other's way
-            before, own, after = (score.latency(n, shape, batch, threads) for n in (whole, net, whole))
+            before, own, after = (score.latency(n, shape, batch, threads, repeats) for n in (whole, net, whole))
             faster = (before + after) / (2 * own)
         else:
-            mine, other = score.latencies([copy.deepcopy(net).cpu(), whole], shape, batch, threads)
+            mine, other = score.latencies([copy.deepcopy(net).cpu(), whole], shape, batch, threads, repeats)
             own, faster = np.median(mine), np.median(np.divide(other, mine))
         found |= {f"latency_ms_{batch}": float(own), f"faster_{batch}": float(faster)}
     return found

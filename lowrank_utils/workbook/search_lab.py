@@ -189,7 +189,7 @@ def damage(
     factors: str,
     *,
     levels: Sequence[float] = LEVELS,
-    images: int = 500,
+    images: int = 300,
     layers: int = 8,
 ) -> pd.DataFrame:
     """Return what cutting one layer alone does: what each curve foretells, and what is measured; one row a layer and level.
@@ -393,7 +393,7 @@ def searched_rows(
     lab: Laboratory, found: dict[tuple, SearchResult], told: pd.DataFrame, methods: Sequence[str]
 ) -> list[dict]:
     """Return the rows of every plan of `searches` in every kind of factors of `methods`; `told` is what `promises` says."""
-    predicted, rows = told.set_index(["kept", "chooser"])["predicted"], []
+    predicted, rows, known = told.set_index(["kept", "chooser"])["predicted"], [], {}
     for ((share, chooser), one), method in itertools.product(found.items(), methods):
         began = time.perf_counter()
         net = lab.network(one.plan, method)
@@ -401,7 +401,9 @@ def searched_rows(
         about = {"chooser": chooser, "factors": method, "budget_kind": "macs", "budget": share}
         about |= {"plan": json.dumps(one.plan), "predicted": predicted[share, chooser], "seconds_to_find": seconds}
         about |= {"value": one.value, "bound": one.bound, "gap": one.gap, "evaluations": one.evaluations}
-        rows.append(lab.row(net, **about))
+        same = known.get((about["plan"], method))  # another chooser's plan may be the very same
+        rows.append(lab.row(net, **about) if same is None else same | about)
+        known.setdefault((about["plan"], method), rows[-1])
     return rows
 
 

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import copy
-import io
-import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
-from pandas.io.formats.style import Styler
 from torch import nn
 
 from lowrank_utils import checks
-from lowrank_utils.factors import replace
 from lowrank_utils.factors.refine import STEPS
-from lowrank_utils.lab import columns, score, training
-from lowrank_utils.lab.data import Dataset
-from lowrank_utils.network import unfold
-from lowrank_utils.network.profile import LayerProfile, plan_cost
-from lowrank_utils.ranks import rules, search
+from lowrank_utils.lab import training
+from lowrank_utils.lab.data import Dataset, Split
+from lowrank_utils.ranks import search
+from lowrank_utils.workbook import controls as control
+from lowrank_utils.workbook.bench_figures import SHOWN, lost_by_seed, trade_off, way_of
 from lowrank_utils.workbook.benchmark import (
     REFINED,
     Bench,
@@ -41,12 +35,10 @@ from lowrank_utils.workbook.benchmark import (
     searched,
     subject,
 )
-from lowrank_utils.workbook.chapters.rank_search import check_asked, kept_by_layer, values_where_known
-from lowrank_utils.workbook.plots import BESIDE, COLOURS, canvas
-from lowrank_utils.workbook.tables import markdown, mean_and_spread
-
-if TYPE_CHECKING:
-    import ipywidgets
+from lowrank_utils.workbook.chapters.ten_minutes import NAMES
+from lowrank_utils.workbook.search_lab import check_asked, values_where_known
+from lowrank_utils.workbook.tables import at_share, markdown, mean_and_spread
+from lowrank_utils.workbook.verdicts import LEVEL, holm, mcnemar
 
 NOTEBOOK = "06_side_by_side"
 CAPTIONS = {  # of its tables
@@ -65,17 +57,17 @@ UNMET = {  # rules of fair comparison that tables do not keep, and why; see `aud
         7: "The first table shows the sizes of its heading; the second has every row.",
     },
 }
-FIGURE_CAPTION = (
-    "What loses more than ten points is counted in the corner. The steps pass over what was refined or fine-tuned."
-)
+FIGURE_CAPTION = "What loses more than ten points is counted in the corner. The Pareto front passes over what was refined or fine-tuned."
 
+
+TIGHT = (0.05, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5)  # shares of the MACs, for the first exercise
 
 # ---- the experiment --------------------------------------------------------------------------------------------------
 
 
-def experiment(
+def measured(
     images: Dataset,
-    networks: dict[str, nn.Module],
+    networks: Mapping[str, nn.Module],
     *,
     dataset: str,
     seed: int = 0,
@@ -84,13 +76,14 @@ def experiment(
     evaluations: int = 10,
     refine_steps: int = STEPS,
     finetuned: Sequence[str] = (),
-    finetuning: dict | None = None,
+    finetuning: Mapping[str, Any] | None = None,
     convex: bool = False,
     max_seconds: float = 60.0,
     threads: int = 1,
+    repeats: int = 30,
     **options,
-) -> pd.DataFrame:
-    """Return all rows of this chapter: every chooser in every kind of factors, what is not low rank, and files in onnxruntime.
+) -> tuple[Bench, dict[str, Subject]]:
+    """Return (a bench with every network of this chapter and its row, {name: what was asked of each dense network}).
 
     Parameters
     ----------
@@ -101,7 +94,7 @@ def experiment(
     refine_steps : steps of the refinement without labels, for the networks that `refined_rows` enters; 0: none of them.
     finetuned : choosers whose networks are fine-tuned; `finetuning` : the options of `fine_tune`.
     convex, max_seconds : whether DDLR and Net-Trim are solved, and the time that each layer has at most.
-    threads : of the CPU, while latency is measured.
+    threads, repeats : of the CPU while latency is measured, and readings of which the median counts.
     options : those of `subject`: floor, curve, measure_images, calibration_images.
 
     Raises ValueError for no network, shares and a curve that are none, and a size that no plan reaches.
@@ -110,9 +103,9 @@ def experiment(
     checks.check_count(0, refine_steps=refine_steps)
     if not networks:
         raise ValueError("networks=[] names no network")
-    bench = Bench(images, min(threads, torch.get_num_threads()))
+    bench, subjects = Bench(images, min(threads, torch.get_num_threads()), repeats), {}
     for name, model in networks.items():
-        one = subject(images, model, dataset=dataset, network=name, seed=seed, **options)
+        one = subjects[name] = subject(images, model, dataset=dataset, network=name, seed=seed, **options)
         low_rank_rows(bench, one, {share: searched(one, share, evaluations) for share in shares}, factorisers)
         other_rows(bench, one, shares, factorisers[-1])
         if convex:
@@ -122,7 +115,12 @@ def experiment(
         for share in shares if refine_steps else ():
             refined_rows(bench, one, share, refine_steps)
     fine_tune(bench, finetuned, **finetuning or {})
-    return bench.table()
+    return bench, subjects
+
+
+def experiment(images: Dataset, networks: Mapping[str, nn.Module], **options) -> pd.DataFrame:
+    """Return all rows of this chapter: those of `measured`, with the same options and errors."""
+    return measured(images, networks, **options)[0].table()
 
 
 def published_convex_rows(published: pd.DataFrame, sizes: Mapping[str, int], seed: int) -> pd.DataFrame:
@@ -141,31 +139,38 @@ def published_convex_rows(published: pd.DataFrame, sizes: Mapping[str, int], see
     return there
 
 
-# ---- what the text says, checked ---------------------------------------------------------------------------------------
+def few(images: Dataset, count: int) -> Dataset:
+    """Return a data set with its first `count` training images alone; its other splits are the same."""
+    some = Split(images.train.images[:count], images.train.labels[:count])
+    return dataclasses.replace(images, train=some)
 
 
-def statements(bench: Bench, network: str, factors: str) -> dict[str, bool]:
-    """Return {statement: whether it holds} for what the notebook says of its table, for one network.
+# ---- the ledger by hand ----------------------------------------------------------------------------------------------
 
-    Low rank is exact-Fisher in `factors`. Raises ValueError where the table lacks an entry that a statement needs.
+
+def ledger(d_out: int, d_in: int, rank: int, filled: float) -> pd.DataFrame:
+    """Return what one layer costs in six forms: columns numbers (held), macs and bytes, a row a form.
+
+    Parameters: the shape of the layer; `rank` of its factors; `filled`, the share of its weights that is not zero. A number takes
+    4 bytes, or 1 in 8 bits, and the index of a non-zero 2; biases, scales and headers are left out.
+
+    >>> ledger(300, 784, 20, 0.1).loc["rank 20"].astype(int).tolist()
+    [21680, 21680, 86720]
     """
-
-    def number(chooser, column="accuracy", factors=None, **what):
-        return float(bench.entry(network, chooser, factors, **what)[0][column])
-
-    rounded = {"runtime": "onnxruntime", "bits": 8}
-    whole, size = (number("dense", column) for column in ("accuracy", "bytes"))
-    eight = number("dense", **rounded)
-    both, file = (number("exact-Fisher", column, factors, **rounded) for column in ("accuracy", "bytes"))
-    low, tuned = (number("exact-Fisher", column, factors) for column in ("accuracy", "tuned_accuracy"))
-    zeros, tuned_zeros = (number("magnitude", column) for column in ("accuracy", "tuned_accuracy"))
-    return {
-        "8 bit loses less than half a point": whole - eight < 0.005,
-        "low rank and 8 bit: a twelfth of the file, less than 2 points lost": file < size / 12 and whole - both < 0.02,
-        "low rank more than a point ahead of units": low - number("units") > 0.01,
-        "low rank more than a point ahead of zeros by magnitude": low - zeros > 0.01,
-        "the same, both fine-tuned": tuned - tuned_zeros > 0.01,
+    whole, thin, some = d_out * d_in, rank * (d_out + d_in), round(filled * d_out * d_in)
+    zeros = f"{1 - filled:.0%} zeros"
+    rows = {
+        "dense": (whole, whole, 4 * whole),
+        "dense, 8 bits": (whole, whole, whole),
+        f"rank {rank}": (thin, thin, 4 * thin),
+        f"rank {rank}, 8 bits": (thin, thin, thin),
+        f"{zeros}, stored dense": (whole, whole, 4 * whole),
+        f"{zeros}, with indices": (round(1.5 * some), some, 6 * some),
     }
+    return pd.DataFrame(rows, index=["numbers", "macs", "bytes"]).T
+
+
+# ---- what the text says ---------------------------------------------------------------------------------------------
 
 
 def right_answers(net: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, batch: int = 50) -> torch.Tensor:
@@ -175,150 +180,218 @@ def right_answers(net: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, ba
         return torch.cat([net(x).argmax(1) for x in inputs.split(batch)]) == labels
 
 
-def mcnemar(answers: Sequence[torch.Tensor]) -> np.ndarray:
-    """Return z of the network with the most right answers against each network, 0 against itself.
+def about_crossed(table: pd.DataFrame, share: float) -> str:
+    """Return in sentences, for each network and kind of factors, what the best and the worst ranks reach at one share of the MACs."""
+    low = table[(table["stored_as"] == "low rank") & (table["runtime"] == "torch") & (table["tuned"] == "none")]
+    low, lines = low[(low["budget_kind"] == "macs") & (low["budget"] == share)], []
+    for network, part in low.groupby("network", sort=False):
+        told = []
+        for kind, column in part.groupby("factors", sort=False):
+            scores = 100 * column.set_index("chooser")["accuracy"]
+            worst, best = str(scores.idxmin()), str(scores.idxmax())
+            told.append(
+                f"{NAMES.get(str(kind), kind)} {scores.min():.1f} % ({SHOWN.get(worst, worst)}) to {scores.max():.1f} % ({SHOWN.get(best, best)})"
+            )
+        lines.append(f"- `{network}`: {'; '.join(told)}.")
+    return "From the worst ranks to the best, in each kind of factors:\n\n" + "\n".join(lines)
 
-    z = (b - c) / sqrt(b + c), where the best alone is right b times and the other alone c times (McNemar 1947).
-    `answers` : for each network, whether it is right on the same inputs (n, bool).
 
-    >>> best, other = torch.tensor([True, True, True, True]), torch.tensor([True, False, False, False])
-    >>> mcnemar([other, best]).round(3).tolist()
-    [1.732, 0.0]
+def about_speed(table: pd.DataFrame) -> str:
+    """Return in sentences how fast low rank is beside the dense network in torch, and where it is slower."""
+    lines = []
+    low = table[(table["chooser"] == "exact-Fisher") & (table["bits"] == 32) & (table["tuned"] == "none")]
+    for network, part in low.groupby("network", sort=False):
+        torch_row, onnx = (part[part["runtime"] == name].iloc[-1] for name in ("torch", "onnxruntime"))
+        one, many = float(torch_row["faster_1"]), float(torch_row["faster_64"])
+        slower = (
+            " **For one input low rank is slower than dense here:** two small layers take longer to start than one."
+            * (one < 1)
+        )
+        lines.append(
+            f"- `{network}`, low rank in torch: {one:.1f} times as fast for one input and {many:.1f} times for 64; in onnxruntime "
+            f"{float(onnx['faster_1']):.1f} and {float(onnx['faster_64']):.1f} times.{slower}"
+        )
+    return "\n".join(lines)
+
+
+def about_tuned(table: pd.DataFrame) -> str:
+    """Return in sentences what refinement gained ours and its two rivals, and what fine-tuning gained, for each network."""
+    lines = []
+    for (network, share), part in refined_beside(table).groupby(["network", "MACs %"], sort=False):
+        gains = [
+            f"{r['gained']:+.1f} ({r['ranks']}, {NAMES.get(r['factors'], r['factors'])})"
+            for r in part.to_dict("records")
+        ]
+        lines.append(
+            f"- `{network}` at {float(str(share)):.0f} % of the MACs, refined without labels: {', '.join(gains)} points."
+        )
+    gained = 100 * (table["tuned_accuracy"] - table["accuracy"])
+    for network, part in gained[gained.notna()].groupby(table["network"], sort=False):
+        lines.append(
+            f"- `{network}`, fine-tuned with labels: {part.min():+.1f} to {part.max():+.1f} points; {int((part < 0).sum())} of {len(part)} networks "
+            "became worse."
+        )
+    return "\n".join(lines)
+
+
+CASES: tuple[tuple[str, str, dict[str, Any], str], ...] = (  # situation, what to take, which row, whether something was trained
+    ("The weights may not change", "another runtime (onnxruntime)", {"chooser": "dense", "runtime": "onnxruntime", "bits": 32}, "no"),
+    ("Only the file matters", "8 bits", {"chooser": "dense", "bits": 8}, "no"),
+    ("The smallest file", "low rank, then 8 bits", {"chooser": "exact-Fisher", "bits": 8}, "no"),
+    ("Fewer MACs, no data", "ENC-Map, plain factors", {"chooser": "ENC-Map", "factors": "svd", "tuned": "none"}, "no"),
+    ("Fewer MACs, unlabelled inputs", "exact search, sequential factors", {"chooser": "exact-Fisher", "factors": "sequential", "bits": 32, "runtime": "torch"}, "no"),
+    ("The same, and a minute to spare", "`compress`, which refines", {"chooser": "exact-Fisher", "tuned": REFINED}, "without labels"),
+    ("Layers of ordinary shape", "units removed", {"chooser": "units", "runtime": "torch"}, "no"),
+    ("A sparse runtime", "small weights set to zero", {"chooser": "magnitude"}, "no"),
+)  # fmt: skip
+
+
+def decision(table: pd.DataFrame, share: float) -> str:
+    """Return a Markdown table: what to take in which situation, and what that costs each network of this run.
+
+    `share` of the MACs is what low rank and units keep, and zeros of the parameters. A cell says points lost on test images and
+    kilobytes; "-" where no network was measured. The column *trained* says whether weights were tuned after the cut.
     """
-    best = max(answers, key=lambda right: int(right.sum()))  # the first of several
-    alone = [(int((best & ~right).sum()), int((right & ~best).sum())) for right in answers]
-    return np.array([(b - c) / max(b + c, 1) ** 0.5 for b, c in alone])
+    networks = list(table["network"].unique())
+    lines = []
+    for situation, choice, asked, trained in CASES:
+        cells = []
+        for network in networks:
+            mine = table[(table["network"] == network) & (table["budget"].isna() | (table["budget"] == share))]
+            dense = mine.loc[(mine["chooser"] == "dense") & (mine["runtime"] == "torch"), "accuracy"].iloc[0]
+            for column, value in asked.items():
+                mine = mine[mine[column] == value]
+            cells.append(
+                f"{100 * (dense - mine['accuracy'].iloc[-1]):.1f} points, {mine['bytes'].iloc[-1] / 1000:.0f} kB"
+                if len(mine)
+                else "-"
+            )
+        lines.append([situation, choice, trained, *cells])
+    return markdown(["situation", "take", "trained", *networks], lines)
 
 
-# ---- networks that leave the notebook ----------------------------------------------------------------------------------
+def about_ties(bench: Bench, network: str, share: float) -> str:
+    """Return in sentences how many low-rank networks cannot be told from the best one on the test images.
 
-
-def in_new_process(code: str, folder: str | Path) -> str:
-    """Return what Python `code` prints in a new process whose working directory is `folder`.
-
-    Raises RuntimeError with the last line of its error stream where it fails.
+    Two networks are compared by McNemar's exact test on the same images, with Holm's correction over all comparisons.
     """
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"the new process failed: {(done.stderr.strip() or 'without a word').splitlines()[-1]}")
-    return done.stdout.strip()
+    table = bench.table()
+    low = table[at_share(table, share) & (table["stored_as"] == "low rank") & (table["runtime"] == "torch")]
+    low = low[low["network"] == network].drop_duplicates(["plan", "factors"])
+    inputs, labels = bench.images.tensors("test")
+    keys = zip(low["chooser"], low["factors"], low["budget"])
+    answers = [right_answers(bench.entry(network, *key)[1], inputs, labels).numpy() for key in keys]
+    first = int(np.argmax([right.sum() for right in answers]))
+    others = [right for i, right in enumerate(answers) if i != first]
+    level = int((holm([mcnemar(answers[first], right) for right in others]) >= LEVEL).sum())
+    halves = [int(np.argmax([right[half::2].mean() for right in answers])) for half in (0, 1)]
+    places = [int((np.array([right[1::2].mean() for right in answers]) > answers[halves[0]][1::2].mean()).sum()) + 1]
+    error = 100 * (answers[first].mean() * (1 - answers[first].mean()) / len(labels)) ** 0.5
+    return (
+        f"`{network}`, {share:.0%} of the MACs: the best of {len(answers)} networks has a standard error of {error:.2f} points. Of the other {len(others)}, "
+        f"{level} cannot be told from it. The network that is best on one half of the test images is number {places[0]} on the other half."
+    )
 
 
-def relative_difference(outputs: torch.Tensor, expected: torch.Tensor) -> float:
-    """Return the norm of what two tensors of one shape differ by, as a share of the norm of `expected`."""
-    return float((outputs - expected).detach().norm() / expected.detach().norm())
+def about_seeds(rows: pd.DataFrame, share: float, factors: Sequence[str]) -> str:
+    """Return in sentences how far the choosers lie apart on average, and how much a seed moves one of them."""
+    kept, lines = lost_by_seed(rows, share, factors), []
+    for network, part in kept.groupby("network", sort=False):
+        told = []
+        for kind in factors:
+            each = part[part["factors"] == kind].groupby("chooser")["lost"].agg(["mean", "std"])
+            if len(each):
+                told.append(
+                    f"{NAMES.get(kind, kind)} {each['mean'].max() - each['mean'].min():.1f} (seeds {each['std'].median():.1f})"
+                )
+        lines.append(f"- `{network}`: {', '.join(told)}.")
+    return (
+        "Points between the best and the worst chooser, means over seeds. In brackets, the typical standard deviation over seeds:\n\n"
+        + "\n".join(lines)
+    )
 
 
-def even_plan(one: Subject, share: float, multiple: int, floor: float = 0.02) -> tuple[dict, int]:
-    """Return (plan, multiple) of the exact search on predicted losses, its ranks multiples of `multiple`.
+def about_controls(rows: pd.DataFrame) -> str:
+    """Return in Markdown where a control or a rival is ahead of ours, and what recalibration and 8 bits do, for each network."""
+    parts = []
+    for (_, network), mine in rows.groupby(["dataset", "network"], sort=False):
+        lines = control.verdicts(mine)
+        first = control.shown(mine[(mine["draw"] == 0) & (mine["chooser"].isin(["dense", "exact-Fisher"]))])
+        wide, narrow = (first[(first["bits"] == bits) & (first["tuned"] == "none")] for bits in (32, 8))
+        both = narrow.merge(wide, on=["method", "budget"], suffixes=("_8", ""))
+        if len(both):
+            change = 100 * (both["accuracy_8"] - both["accuracy"])
+            lines.append(
+                f"- 8 bits, dense and ours: {change.min():+.1f} to {change.max():+.1f} points against 32 bits."
+            )
+        again = mine[(mine["tuned"] == "recalibrated") & mine["accuracy"].notna()]
+        if len(again) and again["untuned_accuracy"].notna().any():
+            change = 100 * (again["accuracy"] - again["untuned_accuracy"])
+            lines.append(f"- batch norms recalibrated: {change.min():+.1f} to {change.max():+.1f} points.")
+        else:
+            lines.append(
+                "- batch norms recalibrated: not measured here; notebook 05 has them for the residual networks."
+            )
+        parts.append(f"**`{network}`**\n\n" + "\n".join(lines))
+    return "\n\n".join(parts)
 
-    Thin layers may have no such rank within the budget: then `multiple` is halved until a plan fits, and the one that did is
-    returned. `share` of the MACs is kept; `floor` as in `search.rank_options`. Raises ValueError where no plan fits at all.
+
+def about_own(before: float, after: float, small: Any) -> str:
+    """Return in a sentence what compression did to a network: accuracies as shares, and `small`, what `compress` returned."""
+    return (
+        f"{small.kept['macs']:.1%} of the MACs and {small.kept['parameters']:.1%} of the parameters stay. On the test images the network had "
+        f"{before:.1%}, and it now has {after:.1%}."
+    )
+
+
+def about_rises(smaller: Mapping[float, Any], measured_rises: Sequence[float]) -> str:
+    """Return in a sentence how the measured rise of the loss compares with the predicted one, over some compressed networks."""
+    ratios = [rise / -one.found.value for one, rise in zip(smaller.values(), measured_rises) if one.found.value]
+    return (
+        f"The measured rise of the loss is {min(ratios):.1f} to {max(ratios):.1f} times the predicted one. It is larger in "
+        f"{sum(ratio > 1 for ratio in ratios)} of {len(ratios)} networks."
+    )
+
+
+# ---- what learners are asked for -------------------------------------------------------------------------------------
+
+
+def at_tight_budget(one: Subject, factorisers: Sequence[str], evaluations: int = 10) -> tuple[float, pd.DataFrame]:
+    """Return (a small share of the MACs, accuracy on measuring images in percent: choosers x kinds of factors).
+
+    The share is the smallest of `TIGHT` that every chooser can reach.
     """
-    while True:
-        try:  # a multiple may leave no layer an option, or too few for the budget
-            options = search.rank_options(one.profile, mixed=True, floor=floor, multiple=multiple)
-            values = values_where_known(options, one.values.mixed, one.values.damage)
-            return search.exact_search(one.profile, share, options=options, values=values).plan, multiple
-        except ValueError:
-            if multiple == 1:
-                raise
-            multiple //= 2
-
-
-def faster_than_dense(
-    pairs: Mapping[tuple[str, str], tuple[nn.Module, nn.Module]],
-    test: tuple[torch.Tensor, torch.Tensor],
-    threads: int = 1,
-) -> pd.DataFrame:
-    """Return how many times faster each network is than the dense one that runs beside it, for 1 and 64 inputs.
-
-    `pairs` : {(ranks in words, runtime): (network, dense network in the same runtime)}; one row each, with its accuracy on
-    the `test` inputs and labels in percent. `threads` of the CPU.
-    """
-    faster, shape = {}, test[0].shape[1:]
-    for (ranks, runtime), (net, dense) in pairs.items():
-        name = f"{ranks}, {100 * training.evaluate(net, *test).accuracy:.1f} %"
-        ratios = {f"batch {n}": score.latency_ratio(net, dense, shape, n, threads)[0] for n in (1, 64)}
-        faster[name, runtime] = ratios
-    return pd.DataFrame(faster).T
-
-
-def time_by_operation(net: nn.Module, inputs: torch.Tensor, repeats: int = 20) -> pd.Series:
-    """Return {operation: share of the CPU time} of `repeats` passes of a network in torch, the largest first."""
-    with torch.inference_mode(), torch.profiler.profile() as seen:
-        for _ in range(repeats):
-            net(inputs)
-    times = pd.Series({event.key: float(event.self_cpu_time_total) for event in seen.key_averages()}, dtype=float)
-    return (times / times.sum()).sort_values(ascending=False)
-
-
-class PlanExplorer:
-    """One threshold of energy for all layers beside the exact search at one share of the MACs, for a reader who moves sliders.
-
-    Networks are in data-aware factors and measured on the measuring images, each once. `one` is the network; `kept` the share
-    at which the exact search begins.
-    """
-
-    def __init__(self, one: Subject, kept: float):
-        self.one, self.kept = one, kept
-        self.layers = [own.name for own in one.values.options]
-        self._factors = replace.decompose_layers(one.profile, one.plain, "data-aware")
-        self._curves = search.logarithms(one.values.energy, one.values.measured)
-        self._points: dict[str, tuple[float, float]] = {"dense": (1.0, one.goodness.dense().accuracy)}
-
-    def plans(self, threshold: float, kept: float) -> dict[str, dict]:
-        """Return {label: plan} of both choosers."""
-        options = self.one.values.options
-        least = search.exact_search(self.one.profile, kept, options=options, values=self._curves)
-        by_energy = rules.threshold_plan(self.one.profile, threshold=threshold)
-        return {f"energy {threshold:.2f}": by_energy, f"exact, {kept:.0%} of MACs": least.plan}
-
-    def point(self, label: str, plan: dict) -> tuple[float, float]:
-        """Return (share of the MACs, accuracy) of a plan, measured when its label is first asked for."""
-        if label not in self._points:
-            read = self.one.profile
-            net = replace.apply_plan(read, plan, factors=self._factors)
-            share = plan_cost(read, plan) / plan_cost(read, {})
-            self._points[label] = share, self.one.goodness.scores(net).accuracy
-        return self._points[label]
-
-    def figure(self, threshold: float = 0.9, kept: float | None = None, layer: str | None = None) -> Figure:
-        """Return `explorer` for one threshold, one share of the MACs and the spectrum of one layer, by default a middle one."""
-        read, layer = self.one.profile, layer or self.layers[len(self.layers) // 2]
-        plans = self.plans(threshold, self.kept if kept is None else kept)
-        stays = {label: kept_by_layer(read, plan) for label, plan in plans.items()}
-        points = {"dense": self._points["dense"]} | {label: self.point(label, plan) for label, plan in plans.items()}
-        entry = next(iter(plans.values())).get(layer)  # of the threshold
-        return explorer(read[layer], unfold.parse_entry(entry)[1] if entry else None, pd.DataFrame(stays), points)
-
-    def sliders(self) -> ipywidgets.VBox:
-        """Return two sliders and a menu above the figure, which is drawn again whenever one of them is moved."""
-        import ipywidgets as widgets
-
-        controls: dict[str, Any] = {
-            "threshold": widgets.FloatSlider(0.9, min=0.5, max=0.99, step=0.01),
-            "kept": widgets.FloatSlider(self.kept, min=min(0.15, self.kept), max=max(0.9, self.kept), step=0.05),
-            "layer": widgets.Dropdown(options=self.layers),
+    for share in TIGHT:
+        try:
+            plans = searched(one, share, evaluations)
+        except ValueError:  # what stays dense holds too much
+            continue
+        cells = {
+            method: {
+                name: one.goodness.scores(one.network(found.plan, method)).accuracy for name, found in plans.items()
+            }
+            for method in factorisers
         }
-        picture = widgets.Image(format="png")
-
-        def redraw(_=None):
-            drawn = io.BytesIO()
-            self.figure(**{name: control.value for name, control in controls.items()}).savefig(drawn, format="png")
-            picture.value = drawn.getvalue()
-
-        for name, control in controls.items():
-            control.description, control.continuous_update = name, False
-            control.observe(redraw, "value")
-        redraw()
-        return widgets.VBox([*controls.values(), picture])
+        return share, 100 * pd.DataFrame(cells)
+    raise ValueError(f"no chooser reaches {max(TIGHT):.0%} of the MACs of {one.name}")
 
 
-# ---- names in words, figures, tables ---------------------------------------------------------------------------------
+def plan_by_parameters(one: Subject, share: float) -> dict:
+    """Return the exact plan of least predicted loss that keeps a `share` of the parameters in place of the MACs."""
+    options = search.rank_options(one.profile, "parameters", mixed=True, floor=one.floor)
+    values = values_where_known(options, one.values.mixed, one.values.damage)
+    return search.exact_search(one.profile, share, resource="parameters", options=options, values=values).plan
 
-SHOWN = {"exact-Fisher": "exact, Fisher", "units then ranks": "units, then ranks"}
-SHOWN |= {"DDLR": "DDLR, cut, refit", "Net-Trim": "Net-Trim, cut, refit"}
+
+def points_lost(model: nn.Module, smaller: Mapping[float, Any], images: Dataset) -> list[float]:
+    """Return the points of accuracy on validation images that each of some compressed networks loses."""
+    valid = images.tensors("valid")
+    dense = training.evaluate(model, *valid).accuracy
+    return [100 * (dense - training.evaluate(one.model, *valid).accuracy) for one in smaller.values()]
+
+
+# ---- names in words --------------------------------------------------------------------------------------------------
+
 WRITTEN = {"units": "refitted", "magnitude": "zeros", "DDLR": "refit", "Net-Trim": "refit", "dense": "dense"}
 SIZE = {"macs": "macs {:.2f}", "kept": "kept {:.2f}", "epsilon": "epsilon {:g}", "own": "own size", "dense": "dense"}
 
@@ -335,164 +408,6 @@ def named(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**{"method": method, "written as": written, "size": sizes, "way": way_of(table)})
 
 
-def way_of(table: pd.DataFrame) -> pd.Series:
-    """Return for each row how the network is made smaller, as the figure tells them apart: a key of `WAYS`."""
-    way = table["stored_as"].astype(object).replace({"both": "units", "sparse": "zeros"})
-    return way.where(table["bits"] != 8, "8 bit").where(table["tuned"] != REFINED, "refined")
-
-
-WAYS = {"dense": (7, "*"), "low rank": (0, "o"), "units": (1, "s"), "zeros": (2, "X"), "8 bit": (3, "D")}
-WAYS |= {"refined": (4, "P")}
-
-
-def trade_off(table: pd.DataFrame, floor: float = 0.1) -> Figure:
-    """Return accuracy against bytes on disk and against the time of a batch of 64, one row of panels for each network.
-
-    `table`: result rows, with columns dataset, network, those of `columns.KEY`, accuracy, bytes, faster_64 (how many times
-    faster than the dense network in torch); of several seeds (column
-    seed) the means are drawn. The steps join what nothing smaller (or faster) beats of all that was not trained after the
-    cut; what loses more than `floor` is below the panel and is counted in its corner. Where the column tuned_accuracy has a value, a hollow marker stands at it; what
-    runs in onnxruntime has a black ring.
-    """
-    table = table.assign(way=way_of(table))
-    if "seed" in table and table["seed"].nunique() > 1:
-        same = ["dataset", "network", "way", *columns.KEY]
-        values = [name for name in ("accuracy", "bytes", "faster_64", "tuned_accuracy") if name in table]
-        table = table.groupby(same, sort=False, dropna=False)[values].mean().reset_index()
-    cases = list(table[["dataset", "network"]].drop_duplicates().itertuples(index=False, name=None))
-    table = table.assign(kilobytes=table["bytes"] / 1000, time=1 / table["faster_64"])
-    costs = {"kilobytes": "kB on disk", "time": "time for 64 inputs (dense network in torch: 1)"}
-    figure, axes = canvas(2, len(cases), width=4.8, height=3.4, sharey="row")
-    colours = sns.color_palette("colorblind")
-    for place, axis in enumerate(axes):
-        (dataset, network), (column, label) = cases[place // 2], list(costs.items())[place % 2]
-        case = table[(table["dataset"] == dataset) & (table["network"] == network)]
-        mine = case[case[column].notna()]
-        dense = mine.loc[mine["way"] == "dense", "accuracy"].max()
-        axis.axhline(dense, color="black", linestyle=":", linewidth=1)
-        for way in [w for w in WAYS if w in set(mine["way"])]:
-            part, (colour, marker) = mine[mine["way"] == way], WAYS[way]
-            style = {
-                "linestyle": "none",
-                "color": colours[colour],
-                "marker": marker,
-                "markersize": 10 if way == "dense" else 6,
-            }
-            axis.plot(part[column], part["accuracy"], label=way, **style, alpha=0.8)
-            if "tuned_accuracy" in part:
-                axis.plot(part[column], part["tuned_accuracy"], markerfacecolor="none", **style)
-        part = mine[mine["runtime"] == "onnxruntime"]
-        style = {"linestyle": "none", "marker": "o", "color": "black", "markersize": 12, "markerfacecolor": "none"}
-        if len(part):
-            axis.plot(part[column], part["accuracy"], label="in onnxruntime", **style)
-        untrained = mine[mine["way"] != "refined"]
-        front = pd.DataFrame({"cost": untrained[column], "best": untrained["accuracy"]})
-        front = front.sort_values(["cost", "best"], ascending=[True, False])
-        front = front[front["best"] > front["best"].cummax().shift(fill_value=-np.inf)]
-        axis.step(front["cost"], front["best"], where="post", color="gray", linewidth=1, zorder=0)
-        low = dense - floor
-        below = int((mine["accuracy"] < low).sum())
-        shown = case[[name for name in ("accuracy", "tuned_accuracy") if name in case]].stack()
-        bottom = max(low, shown[shown >= low].min() - 0.1 * floor)
-        if below:
-            axis.annotate(f"{below} lower down", (0.98, 0.03), xycoords="axes fraction", ha="right", fontsize="small")
-        axis.set(
-            xscale="log",
-            xlabel=label,
-            title=f"{network} on {dataset}",
-            ylim=(bottom, min(1.0, mine["accuracy"].max() + 0.1 * floor)),
-        )
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_minor_locator(NullLocator())
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_major_formatter(PercentFormatter(1))
-    for axis in axes[::2]:
-        axis.set_ylabel("accuracy")
-    title = "hollow: fine-tuned" if "tuned_accuracy" in table else None
-    axes[1].legend(**BESIDE, title=title)
-    return figure
-
-
-def explorer(
-    card: LayerProfile, rank: int | None, shares: pd.DataFrame, points: Mapping[str, tuple[float, float]]
-) -> Figure:
-    """Return three panels: one layer's spectrum with what a rank keeps, the work that each layer keeps, accuracy against size.
-
-    Parameters: `card`, a `profile.LayerProfile` with singular values; `rank` that stays of it (None: dense); `shares`, DataFrame of layers x
-    choosers with the share of each layer's MACs that stays; `points`, {label: (share of MACs, accuracy)}, "dense" among them.
-    """
-    figure, (left, middle, right) = canvas(3, width=4.2)
-    values = card.singular_values
-    index, stays = np.arange(1, len(values) + 1), len(values) if rank is None else rank
-    left.bar(index[:stays], values[:stays], width=1.0, color=COLOURS["energy"], label="stays")
-    left.bar(index[stays:], values[stays:], width=1.0, color="lightgray", label="goes")
-    left.set(
-        xlabel="component",
-        ylabel="singular value",
-        title=f"{card.name}: {'dense' if rank is None else f'rank {rank}'} of {len(values)}",
-    )
-    left.legend(fontsize="small")
-    colours = dict(zip(shares.columns, sns.color_palette("colorblind")))
-    shares.plot.bar(ax=middle, color=[*colours.values()], width=0.8, legend=len(shares.columns) > 1)
-    middle.set(
-        xlabel="", ylabel="MACs of the layer kept", title="which layers pay", ylim=(0, 1.3), yticks=np.linspace(0, 1, 6)
-    )
-    for label, (kept, accuracy) in points.items():
-        style = {"color": colours.get(label, "black"), "marker": "*" if label == "dense" else "o"}
-        right.plot(kept, accuracy, linestyle="none", markersize=9, label=label, **style)
-    reached = [accuracy for _, accuracy in points.values()]
-    right.set(
-        xlabel="MACs kept (share of dense)",
-        ylabel="accuracy",
-        title="what it costs",
-        xlim=(0, 1.05),
-        ylim=(max(0, min(reached) - 0.05), max(reached) + 0.02),
-    )
-    for axis in (right.xaxis, middle.yaxis):
-        axis.set_major_formatter(PercentFormatter(1, decimals=0))
-    right.yaxis.set_major_formatter(PercentFormatter(1))
-    right.legend(fontsize="small")
-    return figure
-
-
-def ledger(table: pd.DataFrame) -> Styler:
-    """Return the rows of notebook 06 as a table for readers: by network, size and accuracy, percent, kilobytes, milliseconds.
-
-    Refined rows are left out (`refined_beside`). A pandas Styler without its index; empty where nothing was measured.
-    """
-    from pandas.io.formats.style import Styler
-
-    percent = {"parameters_kept": "parameters %", "macs_kept": "MACs %", "accuracy": "accuracy %", "f1": "F1 %"}
-    percent |= {"tuned_accuracy": "tuned %", "tuned_f1": "tuned F1 %"}
-    words = {"bytes": "kB", "latency_ms_1": "ms, 1"}
-    words |= {
-        "latency_ms_64": "ms, 64",
-        "faster_1": "faster, 1",
-        "faster_64": "faster, 64",
-        "seconds_to_find": "seconds",
-        "evaluations": "tried",
-        "source": "from",
-    }
-    order = "needs parameters_kept macs_kept bytes latency_ms_1 faster_1 latency_ms_64 faster_64"
-    order += " accuracy f1 tuned_accuracy tuned_f1 seconds_to_find evaluations source"
-    table = table[table["tuned"] != REFINED]
-    shown = named(table).assign(**{name: 100 * table[name] for name in percent}, bytes=table["bytes"] / 1000)
-    shown = shown.sort_values(["network", "size", "accuracy"], ascending=[True, True, False])
-    shown = shown[["network", "size", "method", "written as", *order.split()]].rename(columns=percent | words)
-    shown = Styler(shown, cell_ids=False).hide()  # an id for each cell would double the file
-    digits: dict[Any, str | Callable[[object], str] | None] = {
-        "kB": "{:.0f}",
-        "ms, 1": "{:.2f}",
-        "ms, 64": "{:.2f}",
-        "faster, 1": "{:.1f}",
-        "faster, 64": "{:.1f}",
-        "seconds": "{:.2f}",
-        "tried": "{:.0f}",
-    }
-    digits |= dict.fromkeys(percent.values(), "{:.1f}")
-    return shown.format(digits, na_rep="").set_table_attributes('style="font-size: 75%"').set_sticky(axis="columns")
-
-
 def refined_beside(table: pd.DataFrame) -> pd.DataFrame:
     """Return one line a refined row, in the order of the rows: network, MACs asked for, ranks, factors, accuracy, gain.
 
@@ -506,17 +421,7 @@ def refined_beside(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(shown)
 
 
-def refined_in_words(table: pd.DataFrame) -> str:
-    """Return in Markdown what refinement gained for ours and for its rivals, a line for each network and size."""
-    lines = []
-    for (network, share), part in refined_beside(table).groupby(["network", "MACs %"], sort=False):
-        gains = [f"{r['gained']:.1f} points for *{r['ranks']}* ({r['factors']})" for _, r in part.iterrows()]
-        ours, best = part["refined"].iloc[0], part["refined"].iloc[1:].max()
-        lines.append(
-            f"- `{network}` at {share:.0f} % of the MACs: refinement gains {', '.join(gains)}. Then *{part['ranks'].iloc[0]}* "
-            f"has {ours:.1f} %, the better of the other two {best:.1f} %."
-        )
-    return "\n".join(lines)
+# ---- tables of the gallery -------------------------------------------------------------------------------------------
 
 
 def tables(table: pd.DataFrame) -> dict[str, str]:
