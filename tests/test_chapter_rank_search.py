@@ -7,12 +7,14 @@ import torch
 from torch import nn
 
 from lowrank_utils import profile
+from lowrank_utils.factors import replace
 from lowrank_utils.lab import columns, data, training
 from lowrank_utils.lab.fetch import DataUnavailable
+from lowrank_utils.network import unfold
 from lowrank_utils.network.profile import plan_cost
 from lowrank_utils.ranks import rules, search
 from lowrank_utils.ranks.search import Options
-from lowrank_utils.workbook import laboratory, scale
+from lowrank_utils.workbook import laboratory, scale, search_lab
 from lowrank_utils.workbook.chapters import rank_search
 
 ABOUT = {"dataset": "digits", "network": "toy", "seed": 0}
@@ -80,7 +82,7 @@ def test_a_fine_tuned_network_has_the_size_of_the_one_it_came_from(rows):
 def test_figures_tables_and_usable_read_the_rows(rows):
     assert rank_search.usable(rows).sum() == 48
     labels = {text for axis in rank_search.figure(rows).axes for text in axis.get_legend_handles_labels()[1]}
-    assert labels == {"dense", "fixed", "ENC-Map", "ENC-Model", "ENC-Inf", "exact", "exact, Fisher"}
+    assert labels == {"fixed", "ENC-Map", "ENC-Model", "ENC-Inf", "exact", "exact, Fisher"}
     told = rank_search.tables(pd.concat([rows, rows.assign(budget=rows["budget"].replace({0.6: 0.5}))]))
     assert list(told) == list(rank_search.CAPTIONS)
     assert "exact, Fisher" in next(iter(told.values())).splitlines()[0]
@@ -88,8 +90,8 @@ def test_figures_tables_and_usable_read_the_rows(rows):
 
 def test_goodness_is_a_share_of_the_dense_network(images, model):
     x, y = images.tensors("valid", limit=40)
-    for curve in rank_search.CURVES:
-        goodness = rank_search.Goodness(model, x, y, curve)
+    for curve in search_lab.CURVES:
+        goodness = search_lab.Goodness(model, x, y, curve)
         assert goodness(model) == goodness(model, 10) == 1
     torch.manual_seed(1)
     untrained = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
@@ -114,13 +116,13 @@ def test_bad_input_is_named(images, model):
     x = images.tensors("valid", limit=40)[0]
     wrong = (model(x).argmax(1) + 1) % 10
     with pytest.raises(ValueError, match="no measuring image is classified rightly"):
-        rank_search.Goodness(model, x, wrong)
+        search_lab.Goodness(model, x, wrong)
 
 
 def test_values_are_read_off_known_options():
     known = [Options("a", (None, ("spatial", 4), ("spatial", 2)), np.zeros((3, 1)), {}, ("macs",))]
     asked = [Options("a", (("spatial", 2), ("input", 2), None), np.zeros((3, 1)), {}, ("macs",))]
-    values = rank_search.values_where_known(asked, known, {"a": [0.0, -1.0, -2.0]})
+    values = search_lab.values_where_known(asked, known, {"a": [0.0, -1.0, -2.0]})
     assert values["a"].tolist() == [-2.0, -np.inf, 0.0]
 
 
@@ -131,29 +133,139 @@ def lab(images, model):
 
 @pytest.fixture(scope="module")
 def values(lab):
-    return rank_search.layer_values(lab.profile, lab.goodness)
+    return search_lab.layer_values(lab.profile, lab.goodness)
 
 
-def test_curves_of_options_are_those_of_the_values(values):
-    found = rank_search.option_curves(values, "likelihood")
-    assert found.columns[3] == "measured likelihood: -log y_m"
-    assert len(found) == sum(len(own.entries) for own in values.options)
+def test_damage_is_foretold_and_measured_at_the_same_options(lab, values):
+    table = search_lab.damage(lab, values, "data-aware", levels=(0.3, 0.7), images=40, layers=2)
+    assert len(table) == 2 * 2 and table["level"].tolist() == [0.3, 0.7] * 2
     own = values.options[0]
-    mine = found[found["layer"] == own.name]
-    dense = mine.iloc[-1]
-    assert own.entries[-1] is None and dense["macs"] == 1 and dense["predicted loss"] == 0 and not dense["tried"]
-    assert np.allclose(np.exp(-mine["energy: -log y_p"]), values.energy[own.name])
+    first = table.iloc[0]
+    shares = own.costs[:-1, 0] / own.costs[-1, 0]
+    at = int(np.abs(shares - 0.3).argmin())
+    assert first["layer"] == own.name and first["macs"] == shares[at]
+    assert first["energy"] == pytest.approx(-np.log(values.energy[own.name][at]))
     mixed = next(o for o in values.mixed if o.name == own.name)
-    known = dict(zip(mixed.entries, values.damage[own.name], strict=True))
-    assert mine["predicted loss"].tolist() == [-known[entry] for entry in own.entries]
-    assert mine["tried"].sum() == sum(map(len, search.measured_ranks(own).values()))
-    assert rank_search.option_curves(values, panels=1)["layer"].nunique() == 1
+    assert first["predicted loss"] == -values.damage[own.name][mixed.entries.index(own.entries[at])]
+    cut = replace.apply_plan(lab.profile, {own.name: own.entries[at]}, factors="data-aware")
+    p, q = (net(lab.goodness.images[:40]).double().log_softmax(1) for net in (lab.model, cut))
+    assert first["divergence"] == pytest.approx(float((p.exp() * (p - q)).sum(1).mean()), rel=1e-4, abs=1e-9)
+    assert first["divergence"] > table.iloc[1]["divergence"] >= 0
+
+
+def test_searches_are_timed_by_medians_and_inf_pays_for_its_networks(lab, values):
+    times = search_lab.search_times(lab, values, 0.6, evaluations=5, repeats=3).set_index("chooser")
+    assert list(times.index) == ["fixed", "ENC-Map", "ENC-Model", "ENC-Inf", "exact", "exact-Fisher"]
+    assert times["networks"].tolist() == [0, 0, 0, 5, 0, 0] and (times["seconds"] > 0).all()
+    assert times.loc["ENC-Inf", "seconds"] > times.loc["ENC-Model", "seconds"]
+    assert "ENC-Inf measures 5 networks" in rank_search.about_times(times.reset_index(), values)
+
+
+def test_two_budgets_are_kept_and_one_out_of_reach_says_why(lab, values):
+    table = search_lab.within_budgets(lab, values, [(0.6, 1.0), (0.6, 0.5), (0.6, 1e-4)])
+    within = table.iloc[:2]
+    assert (within["MACs kept"] <= within["MACs asked"]).all() and (within["gap"] < 1e-6).all()
+    assert (within["parameters kept"] <= within["parameters asked"]).all() and (within["note"] == "").all()
+    assert within["predicted loss"].is_monotonic_increasing
+    assert table["note"].iloc[2].startswith("kept=0.0001 of parameters cannot be reached")
+
+
+def test_plans_of_exercises_are_within_their_budgets(lab, values):
+    free = search.exact_search(lab.profile, 0.6, options=values.mixed, values=values.damage)
+    restricted = search_lab.one_scheme(lab, values, 0.6)
+    assert restricted.value <= free.value and plan_cost(lab.profile, restricted.plan) <= 0.6 * plan_cost(
+        lab.profile, {}
+    )
+    table = search_lab.block_costs(values, block=4)
+    own = values.mixed[0]
+    for entry, cost in zip(own.entries[:-1], own.costs[:, 0]):
+        rank = unfold.parse_entry(entry)[1]
+        assert table[own.name][entry] == pytest.approx(cost / rank * 4 * -(-rank // 4))
+    plan = search_lab.in_blocks(lab, values, 0.6, block=4).plan
+    spent = sum(each[plan.get(name)] for name, each in table.items())
+    assert spent <= 0.6 * sum(each[None] for each in table.values())
+    assert rank_search.about_blocks({"a": 8}, {"a": 8, "b": ("spatial", 3)}) == (
+        "Multiples of 8: 1 of 1 ranks under the budget of MACs and 1 of 2 ranks under the budget of blocks."
+    )
+
+
+def test_a_curve_from_few_images_gives_a_plan_of_its_own(lab, values):
+    few, every = search_lab.from_few_images(lab, values, 0.6, few=5)
+    assert 0 < few <= 1.2 and 0 < every <= 1.2
+
+
+def test_the_same_plan_is_measured_once(lab, values, monkeypatch):
+    found = {(0.6, name): search_lab.one_scheme(lab, values, 0.6) for name in ("exact", "exact-Fisher")}
+    told = pd.DataFrame({"kept": 0.6, "chooser": ["exact", "exact-Fisher"], "predicted": [-1.0, -2.0]})
+    measured = []
+    row = type(lab).row
+    monkeypatch.setattr(type(lab), "row", lambda self, net, **more: measured.append(net) or row(self, net, **more))
+    first, second = search_lab.searched_rows(lab, found, told, ["svd"])
+    assert len(measured) == 1 and first["accuracy"] == second["accuracy"]
+    assert (first["chooser"], second["chooser"], second["predicted"]) == ("exact", "exact-Fisher", -2.0)
+
+
+def test_sentences_and_figures_of_the_lesson_read_their_tables(lab, values, rows):
+    table = search_lab.damage(lab, values, "data-aware", levels=(0.3, 0.7), images=40)
+    told = rank_search.about_damage(table)
+    assert "Spearman" in told and "for the predicted loss" in told
+    maps = rank_search.damage_maps(table).axes
+    assert [axis.get_title() for axis in maps][2:] == ["predicted loss (nats)", "measured divergence (nats)"]
+    assert len(maps[3].texts) == len(table)
+    searches = rank_search.searches(lab, values, [0.6], evaluations=2)
+    boxes = rank_search.about_box(rank_search.promises(lab, values, searches), searches)
+    count = searches[0.6, "ENC-Model"].candidates
+    assert boxes.startswith(f"- 60% of the MACs: ENC-Model compares {count:,} plan") and boxes.count("\n") == 0
+    (axis,) = rank_search.where_it_goes(lab.profile, searches).axes
+    assert len(axis.texts) == 6 * len([own for own in lab.profile if not own.reason])
+    work = rank_search.work(lab.profile).axes
+    assert [len(axis.patches) for axis in work] == [len(lab.profile)] * 2
+    assert "of the work" in rank_search.about_work(lab.profile)
+    name = values.options[0].name
+    assert rank_search.one_layer(values, name).axes[1].get_title() == f"{name}: predicted loss"
+    gains = rank_search.about_gains(rows)
+    assert "`toy`, plain factors" in gains and "at 60%" in gains and "at 40%" in gains
+    assert len(rank_search.gained(rows).axes) == 2
+
+
+def test_gains_are_over_the_fixed_share_of_the_same_draw():
+    about = {
+        "dataset": "d",
+        "network": "n",
+        "factors": "svd",
+        "budget": 0.5,
+        "seed": 0,
+        "budget_kind": "macs",
+        "tuned": "none",
+    }
+    each = [("fixed", 0, 0.5), ("exact", 0, 0.6), ("fixed", 1, 0.7), ("exact", 1, 0.6), ("ENC-Map", 1, 0.7)]
+    rows = pd.DataFrame([about | {"chooser": c, "draw": d, "accuracy": a} for c, d, a in each])
+    assert rank_search._gains(rows).set_index(["chooser", "draw"])["gain"].round(6).to_dict() == {
+        ("exact", 0): 10, ("exact", 1): -10, ("ENC-Map", 1): 0,
+    }  # fmt: skip
+    assert "+0.0 points at 50%" in rank_search.about_gains(rows)
+
+
+def test_the_knapsack_by_hand():
+    values = [np.array([0.0, 5.0, 6.0]), np.array([0.0, 3.0, 7.0])]
+    costs = [np.array([1, 4, 6]), np.array([2, 3, 6])]
+    assert rank_search.spent_exactly(values, costs) == {3, 4, 7, 10, 12}
+    bound = rank_search.knapsack(values, costs, 8).axes[1].lines[0]
+    assert bound.get_ydata().min() == pytest.approx(28 / 3, abs=0.01)
+    drawn = rank_search.ranks_in_blocks({"plain": {"a": 5}, "blocks": ...})
+    assert any("no answer yet" in text.get_text() for text in drawn.axes[0].texts)
+
+
+def test_batch_norms_stand_beside_the_paper():
+    rows = pd.DataFrame({"network": "resnet56", "chooser": ["ENC-Map", "exact"], "accuracy": 0.8, "recalibrated": 0.91})
+    told = rank_search.about_batch_norms(rows)
+    assert "- ENC-Map: 80.0 % as cut, 91.0 % recalibrated; 89.8 % in the paper." in told and "exact" not in told
 
 
 def test_what_a_plan_keeps_of_each_layer_adds_up_to_its_cost(lab):
     read = lab.profile
     plan = rules.plan_at_size(read, 0.6)
-    kept = rank_search.kept_by_layer(read, plan)
+    kept = search_lab.kept_by_layer(read, plan)
     assert list(kept) == [layer.name for layer in read if not layer.reason]
     left = sum(layer.macs * kept.get(layer.name, 1) for layer in read)
     assert left == pytest.approx(plan_cost(read, plan))
@@ -161,12 +273,13 @@ def test_what_a_plan_keeps_of_each_layer_adds_up_to_its_cost(lab):
 
 def test_a_promise_is_the_product_of_single_layers(lab, values):
     found = rank_search.searches(lab, values, [0.6], evaluations=2)
-    measure = rank_search.plan_goodness(lab.profile, values, lab.goodness)
+    measure = search_lab.plan_goodness(lab.profile, values, lab.goodness)
     some = {(0.6, "exact"): found[0.6, "exact"]}
-    (row,) = rank_search.promised_and_measured(values, some, measure).to_dict("records")
+    (row,) = search_lab.promised_and_measured(values, some, measure).to_dict("records")
     plan, product = found[0.6, "exact"].plan, 1.0
     for own in values.options:
         product *= values.measured[own.name][own.entries.index(plan.get(own.name))]
+    assert rank_search.promised(pd.DataFrame([row])).axes[0].get_xlabel().startswith("accuracy")
     assert row == {"kept": 0.6, "chooser": "exact", "A_m": pytest.approx(product), "measured": measure(plan)}
 
 

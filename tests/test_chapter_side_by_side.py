@@ -1,6 +1,6 @@
 """Chapter 06: the experiment's rows, and what figures and tables read from them."""
 
-import io
+import copy
 
 import numpy as np
 import pandas as pd
@@ -13,8 +13,8 @@ from lowrank_utils import compression
 from lowrank_utils.factors import refine, replace
 from lowrank_utils.lab import columns, data, export, score, training
 from lowrank_utils.network.profile import plan_cost
-from lowrank_utils.network.unfold import parse_entry
-from lowrank_utils.workbook import benchmark
+from lowrank_utils.workbook import bench_figures as draw
+from lowrank_utils.workbook import benchmark, controls
 from lowrank_utils.workbook.chapters import side_by_side
 
 ABOUT = {"dataset": "digits", "seed": 0}
@@ -196,7 +196,7 @@ def test_sparse_storage_by_hand():
 
 def test_figure_and_tables_read_the_rows(rows):
     labels = {text for axis in side_by_side.figure(rows).axes for text in axis.get_legend_handles_labels()[1]}
-    assert {"dense", "low rank", "units", "zeros", "8 bit", "refined", "in onnxruntime"} == labels
+    assert {"dense", "low rank", "units", "zeros", "8 bit", "refined", "Pareto front"} == labels
     assert list(side_by_side.tables(rows))[1:] == list(side_by_side.CAPTIONS)[1:]
     crossed, ways, refined = side_by_side.tables(rows).values()
     assert "| exact, Fisher |" in crossed and crossed.count("\n") == 1 + 9
@@ -204,14 +204,12 @@ def test_figure_and_tables_read_the_rows(rows):
     assert "| Net-Trim, cut, refit | refit | epsilon 0.1 |" in ways and "| evbmf | sequential | own size |" in ways
     assert refined.count("\n") == 1 + 3 and "| exact, Fisher | fisher-weighted |" in refined
     assert side_by_side.usable(rows).all()
-    assert len(side_by_side.ledger(rows).data) == len(rows) - 3
 
 
 def test_refined_rows_change_no_table_and_no_front_of_the_others(rows):
     best = rows.assign(accuracy=rows["accuracy"].where(rows["tuned"] == "none", 1.0))  # as if they won everywhere
     without = rows[rows["tuned"] == "none"]
     assert list(side_by_side.tables(best).values())[:2] == list(side_by_side.tables(without).values())
-    assert side_by_side.ledger(best).data.equals(side_by_side.ledger(without).data)
 
     def steps(table):
         lines = [line for axis in side_by_side.figure(table).axes for line in axis.lines]
@@ -220,67 +218,129 @@ def test_refined_rows_change_no_table_and_no_front_of_the_others(rows):
     assert steps(best) == steps(without)
 
 
-def test_what_refinement_gains_is_read_off_the_rows():
-    about = {"network": "mlp", "budget": 0.25, "tuned": "refined without labels"}
+def test_what_tuning_gains_is_read_off_the_rows():
+    about = {"network": "mlp", "budget": 0.25, "tuned": "refined without labels", "tuned_accuracy": np.nan}
     ours = about | {"chooser": "exact-Fisher", "factors": "fisher-weighted", "untuned_accuracy": 0.9, "accuracy": 0.91}
     rivals = [
         about | {"chooser": "ENC-Map", "factors": "svd", "untuned_accuracy": 0.6, "accuracy": 0.85},
         about | {"chooser": "fixed", "factors": "data-aware", "untuned_accuracy": 0.8, "accuracy": 0.87},
     ]
-    untouched = {"network": "mlp", "budget": 0.25, "tuned": "none", "chooser": "fixed", "accuracy": 0.99}
-    table = pd.DataFrame([untouched, ours, *rivals])
+    learned = {"network": "mlp", "budget": 0.25, "tuned": "none", "chooser": "fixed", "accuracy": 0.9, "factors": "svd"}
+    table = pd.DataFrame([learned | {"tuned_accuracy": 0.93}, learned | {"tuned_accuracy": 0.89}, ours, *rivals])
     assert side_by_side.refined_beside(table)["gained"].round(6).tolist() == [1, 25, 7]
-    assert side_by_side.refined_in_words(table) == (
-        "- `mlp` at 25 % of the MACs: refinement gains 1.0 points for *exact, Fisher* (fisher-weighted), 25.0 points for "
-        "*ENC-Map* (svd), 7.0 points for *fixed* (data-aware). Then *exact, Fisher* has 91.0 %, the better of the other two "
-        "87.0 %."
+    assert side_by_side.about_tuned(table) == (
+        "- `mlp` at 25 % of the MACs, refined without labels: +1.0 (exact, Fisher, fisher-weighted), +25.0 (ENC-Map, plain), "
+        "+7.0 (fixed, data-aware) points.\n- `mlp`, fine-tuned with labels: -1.0 to +3.0 points; 1 of 2 networks became worse."
     )
 
 
-# ---- what notebook 06 says beside its table
+def test_the_decision_table_reads_each_choice_and_leaves_open_what_was_not_measured(rows):
+    told = side_by_side.decision(rows, 0.4)
+    lines = told.splitlines()
+    assert lines[0] == "| situation | take | trained | mlp |" and len(lines) == 2 + len(side_by_side.CASES)
+    units = rows[(rows["chooser"] == "units") & (rows["runtime"] == "torch")].iloc[0]
+    dense = rows[(rows["chooser"] == "dense") & (rows["runtime"] == "torch")].iloc[0]
+    change = 100 * (units["accuracy"] - dense["accuracy"])
+    assert f"| units removed | no | {change:+.1f} points, {units['bytes'] / 1000:.0f} kB |" in told
+    assert "| `compress`, which refines | without labels |" in told
+    without = side_by_side.decision(rows[rows["chooser"] != "units"], 0.4)
+    assert "| units removed | no | - |" in without
 
 
-def bench_of(images, **rows):
-    """A table with one network; rows: {chooser: columns}, a second file of a chooser behind an underscore."""
+def test_sentences_and_figures_of_the_lesson_read_the_rows(rows):
+    told = side_by_side.about_crossed(rows, 0.4)
+    assert told.count("plain") == 1 and "sequential" in told
+    (axis,) = draw.crossed(rows, 0.4).axes
+    assert len(axis.texts) == 9 * 2 and "exact, Fisher (images)" in [t.get_text() for t in axis.get_yticklabels()]
+    (axis,) = draw.tuned(rows).axes
+    names = [text.get_text() for text in axis.get_yticklabels()]
+    assert sum(name.endswith("refined") for name in names) == 3 and "magnitude, fine-tuned" in names
+    (axis,) = draw.speed(rows).axes
+    assert "dense" not in [text.get_text() for text in axis.get_yticklabels()]
+    slow = side_by_side.about_speed(rows.assign(faster_1=0.5))
+    assert "slower than dense" in slow and "slower than dense" not in side_by_side.about_speed(rows)
+
+
+def test_the_pareto_front_has_nothing_that_was_trained_after_the_cut(rows):
+    front = draw.pareto(rows.assign(accuracy=rows["accuracy"].where(rows["tuned"] == "none", 1.0)), "bytes")
+    assert (front["tuned"] == "none").all() and front["bytes"].is_monotonic_increasing
+    assert front["accuracy"].is_monotonic_increasing and front["accuracy"].is_unique
+
+
+def test_the_ledger_by_hand():
+    counted = side_by_side.ledger(300, 784, 20, 0.1)
+    assert counted.loc["dense"].tolist() == [235_200, 235_200, 940_800]
+    assert counted.loc["90% zeros, with indices"].tolist() == [35_280, 23_520, 141_120]
+    assert counted.loc["90% zeros, stored dense"].equals(counted.loc["dense"].rename("90% zeros, stored dense"))
+    assert [len(axis.patches) for axis in draw.ledger_bars(counted).axes] == [6, 6, 6]
+
+
+def test_seeds_are_held_against_their_own_dense_network():
+    about = {"network": "a", "dataset": "d", "runtime": "torch", "bits": 32, "tuned": "none", "budget": 0.25}
+    cut = about | {"factors": "svd", "budget_kind": "macs"}
+    rows = [
+        about | {"chooser": "dense", "budget_kind": "dense", "seed": s, "accuracy": a} for s, a in ((0, 0.9), (1, 0.8))
+    ]
+    rows += [cut | {"chooser": "fixed", "seed": s, "accuracy": a} for s, a in ((0, 0.85), (1, 0.77))]
+    rows += [cut | {"chooser": "exact", "seed": s, "accuracy": 0.8} for s in (0, 1)]
+    table = pd.DataFrame(rows)
+    lost = draw.lost_by_seed(table, 0.25, ["svd"]).set_index(["chooser", "seed"])["lost"].round(6)
+    assert lost.to_dict() == {("fixed", 0): 5, ("fixed", 1): 3, ("exact", 0): 10, ("exact", 1): 0}
+    assert "- `a`: plain 1.0 (seeds " in side_by_side.about_seeds(table, 0.25, ["svd"])
+    assert len(draw.over_seeds(table, 0.25, ["svd"]).axes) == 1
+    none = table[table["network"] == "b"]
+    assert side_by_side.about_seeds(none, 0.25, ["svd"]).startswith("The gallery has no rows")
+    assert "no rows" in draw.over_seeds(none, 0.25, ["svd"]).axes[0].texts[0].get_text()
+
+
+def test_ties_are_counted_by_the_exact_test(images, model):
     bench = benchmark.Bench(images, 1)
-    for name, columns_ in rows.items():
-        chooser = name.split("_")[0].replace("Fisher", "exact-Fisher")
-        bench.entries.append(({"network": "mlp", "chooser": chooser} | columns_, None))
-    return bench
+    x, y = images.tensors("test")
+    about = {"network": "mlp", "budget_kind": "macs", "budget": 0.4, "stored_as": "low rank", "tuned": "none"}
+    about |= {
+        "notebook": "06_side_by_side",
+        "dataset": "digits",
+        "seed": 0,
+        "scope": "hidden layers",
+        "factors": "svd",
+        "bits": 32,
+        "runtime": "torch",
+    }
+    torch.manual_seed(5)
+    for chooser, net in (
+        ("exact", model),
+        ("fixed", copy.deepcopy(model)),
+        ("ENC-Map", nn.Sequential(nn.Flatten(), nn.Linear(64, 10))),
+    ):
+        accuracy = training.evaluate(net, x, y).accuracy
+        bench.entries.append((about | {"chooser": chooser, "plan": chooser, "accuracy": accuracy}, net))
+    told = side_by_side.about_ties(bench, "mlp", 0.4)
+    assert "the best of 3 networks" in told and "Of the other 2, 1 cannot be told from it." in told
 
 
-TABLE = {
-    "dense": {"accuracy": 0.9, "bytes": 1200},
-    "dense_8": {"accuracy": 0.896, "bytes": 300, "runtime": "onnxruntime", "bits": 8},
-    "Fisher": {"accuracy": 0.89, "tuned_accuracy": 0.9, "factors": "svd"},
-    "Fisher_8": {"accuracy": 0.885, "bytes": 99, "factors": "svd", "runtime": "onnxruntime", "bits": 8},
-    "units": {"accuracy": 0.87},
-    "magnitude": {"accuracy": 0.85, "tuned_accuracy": 0.88},
-}
+def test_controls_that_win_are_named():
+    said = side_by_side.about_controls(controls.published())
+    assert "ahead of ours" in said and "- 8 bits, dense and ours:" in said and "batch norms recalibrated" in said
+    assert draw.beaten(controls.published()).axes[0].get_xlabel() == "points ahead of ours"
 
 
-@pytest.mark.parametrize(
-    ("chooser", "column", "value", "untrue"),
-    [
-        ("dense_8", "accuracy", 0.894, "8 bit loses less than half a point"),
-        ("Fisher_8", "bytes", 101, "low rank and 8 bit: a twelfth of the file, less than 2 points lost"),
-        ("Fisher_8", "accuracy", 0.879, "low rank and 8 bit: a twelfth of the file, less than 2 points lost"),
-        ("units", "accuracy", 0.885, "low rank more than a point ahead of units"),
-        ("magnitude", "accuracy", 0.885, "low rank more than a point ahead of zeros by magnitude"),
-        ("magnitude", "tuned_accuracy", 0.895, "the same, both fine-tuned"),
-    ],
-)
-def test_each_statement_is_read_off_its_own_numbers(images, chooser, column, value, untrue):
-    held = side_by_side.statements(bench_of(images, **TABLE), "mlp", "svd")
-    assert len(held) == 5 and all(held.values())
-    changed = TABLE | {chooser: TABLE[chooser] | {column: value}}
-    held = side_by_side.statements(bench_of(images, **changed), "mlp", "svd")
-    assert [statement for statement, holds in held.items() if not holds] == [untrue]
-
-
-def test_a_statement_without_its_entry_says_so(images):
-    with pytest.raises(ValueError, match="the table has no 'dense' of 'cnn'"):
-        side_by_side.statements(bench_of(images, **TABLE), "cnn", "svd")
+def test_what_learners_are_asked_for(one, images, model):
+    share, cells = side_by_side.at_tight_budget(one, ["svd"], evaluations=1)
+    assert share in side_by_side.TIGHT and list(cells) == ["svd"] and len(cells) == len(benchmark.NEEDS)
+    plan = side_by_side.plan_by_parameters(one, 0.4)
+    assert plan_cost(one.profile, plan, "parameters") <= 0.4 * plan_cost(one.profile, {}, "parameters")
+    smaller = {k: lowrank_utils.compress(model, one.profile.calibration, kept=k, refine=False) for k in (0.8, 0.4)}
+    lost = side_by_side.points_lost(model, smaller, images)
+    valid = images.tensors("valid")
+    dense, cut = (training.evaluate(net, *valid).accuracy for net in (model, smaller[0.4].model))
+    assert lost[1] == 100 * (dense - cut)
+    told = side_by_side.about_rises(smaller, [-2 * one.found.value for one in smaller.values()])
+    assert (
+        told == "The measured rise of the loss is 2.0 to 2.0 times the predicted one. It is larger in 2 of 2 networks."
+    )
+    assert "no answer" in draw.foretold(smaller, ...).axes[0].texts[0].get_text()
+    assert len(draw.foretold(smaller, lost).axes[0].lines) == 1
+    assert len(side_by_side.few(images, 7).train.labels) == 7
 
 
 def test_published_convex_rows_are_those_of_the_same_size_networks_and_seed():
@@ -293,77 +353,11 @@ def test_published_convex_rows_are_those_of_the_same_size_networks_and_seed():
     assert set(found["source"]) == {"gallery"} and set(found["needs"]) == {"images"}
 
 
-def test_right_answers_and_mcnemar_by_hand(model, images):
+def test_right_answers(model, images):
     inputs, labels = images.tensors("test", limit=120)
     right = side_by_side.right_answers(model, inputs, labels)
     assert float(right.double().mean()) == pytest.approx(training.evaluate(model, inputs, labels).accuracy)
     assert not side_by_side.right_answers(model, inputs, model(inputs).argmin(1)).any()
-    best, other = torch.ones(9).bool(), torch.tensor([True] * 5 + [False] * 4)
-    best[0] = False  # alone right 4 times, the other once
-    assert side_by_side.mcnemar([other, best]) == pytest.approx([3 / 5**0.5, 0])
-
-
-def test_code_runs_in_a_new_process_and_a_failure_is_one_sentence(tmp_path):
-    (tmp_path / "word").write_text("here")
-    assert side_by_side.in_new_process("print(open('word').read())", tmp_path) == "here"
-    with pytest.raises(RuntimeError, match="the new process failed: ZeroDivisionError: division by zero"):
-        side_by_side.in_new_process("1 / 0", tmp_path)
-
-
-def test_relative_difference_by_hand():
-    expected = torch.tensor([3.0, 4.0], requires_grad=True)
-    assert side_by_side.relative_difference(torch.tensor([3.0, 5.0]), expected) == pytest.approx(0.2)
-
-
-def test_even_ranks_are_multiples_as_large_as_fit(one):
-    plan, multiple = side_by_side.even_plan(one, 0.5, 4)
-    assert multiple == 4 and plan and all(parse_entry(entry)[1] % 4 == 0 for entry in plan.values())
-    assert plan_cost(one.profile, plan) <= 0.5 * plan_cost(one.profile, {})
-    plan, multiple = side_by_side.even_plan(one, 0.3, 64)  # no layer has 64 components
-    assert multiple < 64 and all(parse_entry(entry)[1] % multiple == 0 for entry in plan.values())
-    with pytest.raises(ValueError):
-        side_by_side.even_plan(one, 0.01, 4)  # the dense layers alone hold more
-
-
-def test_speed_is_told_beside_accuracy(images):
-    large, small = (nn.Sequential(nn.Flatten(), nn.Linear(64, d), nn.ReLU(), nn.Linear(d, 10)) for d in (4000, 8))
-    test = images.tensors("test", limit=100)
-    faster = side_by_side.faster_than_dense({("even", "torch"): (small.eval(), large.eval())}, test)
-    accuracy = 100 * training.evaluate(small, *test).accuracy
-    assert faster.index.tolist() == [(f"even, {accuracy:.1f} %", "torch")]
-    assert faster.columns.tolist() == ["batch 1", "batch 64"] and faster["batch 64"].iloc[0] > 2
-
-
-def test_time_by_operation_is_shares_of_one(model, images):
-    spent = side_by_side.time_by_operation(model, images.tensors("test", limit=64)[0], repeats=3)
-    assert spent.sum() == pytest.approx(1) and spent.is_monotonic_decreasing
-    assert "aten::addmm" in spent.index
-
-
-def test_the_explorer_measures_each_plan_once_and_shows_what_is_asked(one, monkeypatch):
-    measured = []
-    scores = type(one.goodness).scores
-    monkeypatch.setattr(type(one.goodness), "scores", lambda self, net: measured.append(net) or scores(self, net))
-    explored = side_by_side.PlanExplorer(one, 0.4)
-    figure = explored.figure()
-    assert len(measured) == 2 and explored.figure(0.9, 0.4) and len(measured) == 2
-    explored.figure(0.5)
-    assert len(measured) == 3  # another threshold, the same exact plan
-    left, _, right = figure.axes
-    assert left.get_title().startswith(explored.layers[len(explored.layers) // 2])
-    points = {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in right.lines}
-    assert points["dense"] == (1, one.goodness.dense().accuracy)
-    assert points["exact, 40% of MACs"][0] <= 0.4
-    assert "dense" in explored.figure(1.0, layer=explored.layers[0]).axes[0].get_title()
-
-
-def test_sliders_draw_the_figure_again(one):
-    controls = side_by_side.PlanExplorer(one, 0.4).sliders().children
-    threshold, kept, layer, picture = controls
-    assert (threshold.value, kept.value) == (0.9, 0.4) and list(layer.options) == ["1", "3"]
-    before = bytes(picture.value)
-    layer.value = layer.options[0] if layer.value != layer.options[0] else layer.options[1]
-    assert picture.value != before and io.BytesIO(picture.value).read(4) == b"\x89PNG"
 
 
 def test_bad_input_is_named(images, model):

@@ -125,8 +125,9 @@ def latencies(
     threads: int = 1,
     repeats: int = 30,
     warmup: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[float]]:
-    """Return, for each of `models`, a list of milliseconds a forward pass in eval mode, timed as in `alternately`.
+    """Return, for each of `models`, a list of milliseconds a forward pass in eval mode, timed by `clock` as in `alternately`.
 
     Raises ValueError where a count is not a whole number of at least 1.
     """
@@ -135,7 +136,7 @@ def latencies(
     with contextlib.ExitStack() as stack:
         for model in models:
             stack.enter_context(evaluating(model))
-        return alternately(calls, threads, repeats, warmup)
+        return alternately(calls, threads, repeats, warmup, clock)
 
 
 def latency(

@@ -70,16 +70,17 @@ def crossed(table: pd.DataFrame, share: float) -> Figure:
         cells.index = [f"{SHOWN.get(name, name)} ({NEEDS[name]})" for name in cells.index]
         cells.columns = [NAMES.get(name, name) for name in cells.columns]
         heat_map(axis, (dense - cells).clip(lower=LEAST), LogNorm(LEAST, 40), cells.map("{:.1f}".format))
-        axis.set_title(f"{network}, dense {dense:.1f} %, {share:.0%} of the MACs kept", fontsize="medium")
+        axis.set_title(f"{network}, dense {dense:.1f}")
+    figure.suptitle(f"accuracy on test images (%), {share:.0%} of the MACs kept", fontsize="medium")
     return figure
 
 
 def label_of(row: Mapping[str, Any]) -> str:
     """Return a short name of a row for a figure: what chose the ranks and wrote the factors, bits and runtime where they are not the usual ones."""
     name = str(SHOWN.get(row["chooser"], row["chooser"]))
-    if row["stored_as"] == "low rank" and row["factors"] != "none":
+    if row["stored_as"] == "low rank" and row["factors"] != "none" and row["bits"] == 32:
         name += f", {NAMES.get(row['factors'], row['factors'])}"
-    name += ", 8 bit" * (row["bits"] == 8) + " (onnx)" * (row["runtime"] == "onnxruntime")
+    name += ", 8 bit" * (row["bits"] == 8) + " (onnx)" * (row["runtime"] == "onnxruntime" and row["bits"] == 32)
     return name + ", refined" * (row["tuned"] == REFINED)
 
 
@@ -153,7 +154,7 @@ def _points(axis: Axes, case: pd.DataFrame, dense: float, column: str, floor: fl
             f"{below} lose more", (0.98, 0.97), xycoords="axes fraction", ha="right", va="top", fontsize="small"
         )
     reach = mine[column]
-    axis.set(xscale="log", yscale="log", ylim=(0.35 * LEAST, 130 * floor), xlim=(0.25 * reach.min(), 1.3 * reach.max()))
+    axis.set(xscale="log", yscale="log", ylim=(0.35 * LEAST, 130 * floor), xlim=(0.13 * reach.min(), 1.3 * reach.max()))
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter("{x:g}")
@@ -215,7 +216,7 @@ def speed(table: pd.DataFrame) -> Figure:
     shown = table[(table["tuned"] == "none") & table["faster_1"].notna()]
     shown = shown[shown["chooser"].isin(["dense", "exact-Fisher", "units", "magnitude"])]
     shown = shown.assign(label=[label_of({**row, "factors": "none"}) for row in shown.to_dict("records")])
-    shown = shown.drop_duplicates(["network", "label"], keep="last")
+    shown = shown.drop_duplicates(["network", "label"], keep="last").query("label != 'dense'")
     networks = list(shown["network"].unique())
     figure, axes = canvas(max(len(networks), 1), width=4.9, height=3.0, sharey=True)
     order = list(shown["label"].unique())

@@ -197,14 +197,20 @@ class Bench:
 
 
 def clock(net: nn.Module, dense: nn.Module, shape: Sequence[int], threads: int, repeats: int = 30) -> dict[str, float]:
-    """Return milliseconds for 1 and 64 inputs on the CPU, and how many times faster than the `dense` network in torch."""
+    """Return milliseconds for 1 and 64 inputs on the CPU, and how many times faster than the `dense` network in torch.
+
+    Medians of `repeats` readings. On one thread it is the time of the processor that counts, which other programs do not disturb.
+    """
     whole, found = copy.deepcopy(dense).cpu(), {}
+    how: dict[str, Any] = {"threads": threads, "repeats": repeats}
+    how["clock"] = time.process_time if threads == 1 else time.perf_counter
     for batch in (1, 64):
         if isinstance(net, export.Session):  # threads of two runtimes in turn would be in each other's way
-            before, own, after = (score.latency(n, shape, batch, threads, repeats) for n in (whole, net, whole))
+            each = (score.latencies([n], shape, batch, **how)[0] for n in (whole, net, whole))
+            before, own, after = (float(np.median(readings)) for readings in each)
             faster = (before + after) / (2 * own)
         else:
-            mine, other = score.latencies([copy.deepcopy(net).cpu(), whole], shape, batch, threads, repeats)
+            mine, other = score.latencies([copy.deepcopy(net).cpu(), whole], shape, batch, **how)
             own, faster = np.median(mine), np.median(np.divide(other, mine))
         found |= {f"latency_ms_{batch}": float(own), f"faster_{batch}": float(faster)}
     return found

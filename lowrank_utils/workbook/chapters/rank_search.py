@@ -479,6 +479,15 @@ def about_times(times: pd.DataFrame, values: Values) -> str:
     )
 
 
+def about_blocks(plain: Mapping[str, Any], blocks: Mapping[str, Any], block: int = BLOCK) -> str:
+    """Return in a sentence how many ranks of two plans are multiples of `block`: of a budget of MACs, and of one of blocks."""
+    told = []
+    for words, plan in (("the budget of MACs", plain), ("the budget of blocks", blocks)):
+        ranks = [unfold.parse_entry(entry)[1] for entry in plan.values()]
+        told.append(f"{sum(rank % block == 0 for rank in ranks)} of {len(ranks)} ranks under {words}")
+    return f"Multiples of {block}: {' and '.join(told)}."
+
+
 def spent_exactly(values: Sequence[np.ndarray], costs: Sequence[np.ndarray]) -> set[int]:
     """Return the costs of the plans that layers choose on their own at some price; what a learner is asked for.
 

@@ -249,8 +249,8 @@ CASES: tuple[tuple[str, str, dict[str, Any], str], ...] = (  # situation, what t
 def decision(table: pd.DataFrame, share: float) -> str:
     """Return a Markdown table: what to take in which situation, and what that costs each network of this run.
 
-    `share` of the MACs is what low rank and units keep, and zeros of the parameters. A cell says points lost on test images and
-    kilobytes; "-" where no network was measured. The column *trained* says whether weights were tuned after the cut.
+    `share` of the MACs is what low rank and units keep, and zeros of the parameters. A cell says by how many points the accuracy on test images changes,
+    and kilobytes; "-" where no network was measured. The column *trained* says whether weights were tuned after the cut.
     """
     networks = list(table["network"].unique())
     lines = []
@@ -258,14 +258,15 @@ def decision(table: pd.DataFrame, share: float) -> str:
         cells = []
         for network in networks:
             mine = table[(table["network"] == network) & (table["budget"].isna() | (table["budget"] == share))]
-            dense = mine.loc[(mine["chooser"] == "dense") & (mine["runtime"] == "torch"), "accuracy"].iloc[0]
+            here = (mine["chooser"] == "dense") & (mine["runtime"] == "torch")
+            dense = float(mine.loc[here, "accuracy"].iloc[0])
             for column, value in asked.items():
                 mine = mine[mine[column] == value]
-            cells.append(
-                f"{100 * (dense - mine['accuracy'].iloc[-1]):.1f} points, {mine['bytes'].iloc[-1] / 1000:.0f} kB"
-                if len(mine)
-                else "-"
-            )
+            if not len(mine):
+                cells.append("-")
+                continue
+            change = 100 * (float(mine["accuracy"].iloc[-1]) - dense)
+            cells.append(f"{change:+.1f} points, {mine['bytes'].iloc[-1] / 1000:.0f} kB")
         lines.append([situation, choice, trained, *cells])
     return markdown(["situation", "take", "trained", *networks], lines)
 
@@ -284,18 +285,20 @@ def about_ties(bench: Bench, network: str, share: float) -> str:
     first = int(np.argmax([right.sum() for right in answers]))
     others = [right for i, right in enumerate(answers) if i != first]
     level = int((holm([mcnemar(answers[first], right) for right in others]) >= LEVEL).sum())
-    halves = [int(np.argmax([right[half::2].mean() for right in answers])) for half in (0, 1)]
-    places = [int((np.array([right[1::2].mean() for right in answers]) > answers[halves[0]][1::2].mean()).sum()) + 1]
+    half = int(np.argmax([right[::2].mean() for right in answers]))
+    place = int((np.array([right[1::2].mean() for right in answers]) > answers[half][1::2].mean()).sum()) + 1
     error = 100 * (answers[first].mean() * (1 - answers[first].mean()) / len(labels)) ** 0.5
     return (
         f"`{network}`, {share:.0%} of the MACs: the best of {len(answers)} networks has a standard error of {error:.2f} points. Of the other {len(others)}, "
-        f"{level} cannot be told from it. The network that is best on one half of the test images is number {places[0]} on the other half."
+        f"{level} cannot be told from it. The network that is best on one half of the test images is number {place} on the other half."
     )
 
 
 def about_seeds(rows: pd.DataFrame, share: float, factors: Sequence[str]) -> str:
     """Return in sentences how far the choosers lie apart on average, and how much a seed moves one of them."""
     kept, lines = lost_by_seed(rows, share, factors), []
+    if not len(kept):
+        return "The gallery has no rows of these networks at this size."
     for network, part in kept.groupby("network", sort=False):
         told = []
         for kind in factors:
