@@ -89,7 +89,7 @@ def test_refined_rows_say_so_and_have_the_same_inputs_steps_and_seed(rows, image
         one.model, calibration, kept=0.4, floor=0.02, dense=one.profile.dense, refine_steps=20
     )
     assert refined["accuracy"].iloc[0] == training.evaluate(ours.model, *test).accuracy
-    seen, unseen = calibration[:85], calibration[85:]
+    seen, unseen = compression.held_apart(calibration, 0)
     plan = benchmark.choosers(one, 0.4)["fixed"]()
     before = replace.apply_plan(one.profile.but(calibration=seen), plan, factors="data-aware")
     rival = refine.refine(one.model, before, seen, held_out=unseen, steps=20, seed=0)

@@ -77,9 +77,9 @@ def crossed(table: pd.DataFrame, share: float) -> Figure:
 
 def label_of(row: Mapping[str, Any]) -> str:
     """Return a short name of a row for a figure: what chose the ranks and wrote the factors, bits and runtime where they are not the usual ones."""
-    name = str(SHOWN.get(row["chooser"], row["chooser"]))
-    if row["stored_as"] == "low rank" and row["factors"] != "none" and row["bits"] == 32:
-        name += f", {NAMES.get(row['factors'], row['factors'])}"
+    name, factors = str(SHOWN.get(row["chooser"], row["chooser"])), row.get("factors", "none")
+    if row["stored_as"] == "low rank" and factors != "none" and row["bits"] == 32:
+        name += f", {NAMES.get(factors, factors)}"
     name += ", 8 bit" * (row["bits"] == 8) + " (onnx)" * (row["runtime"] == "onnxruntime" and row["bits"] == 32)
     return name + ", refined" * (row["tuned"] == REFINED)
 

@@ -252,7 +252,7 @@ def searches(
 def search_times(
     lab: Laboratory, values: Values, share: float, evaluations: int = 20, repeats: int = 7
 ) -> pd.DataFrame:
-    """Return how long each search takes once the values are known: one row a chooser, medians of `repeats` timings.
+    """Return how long each search takes once the values are known: one row a chooser, medians of `repeats` timings by the processor's clock.
 
     Columns: chooser; networks, those measured on images; seconds. ENC-Inf is ENC-Model and `evaluations` measured networks, of which one is
     timed.
@@ -268,9 +268,9 @@ def search_times(
         "exact": lambda: search.exact_search(read, share, options=values.options, values=both),
         "exact-Fisher": lambda: search.exact_search(read, share, options=values.mixed, values=values.damage),
     }
-    readings = score.alternately([*calls.values()], repeats=repeats, warmup=1)
+    readings = score.alternately([*calls.values()], repeats=repeats, warmup=1, clock=time.process_time)
     seconds = {name: float(np.median(each)) / 1000 for name, each in zip(calls, readings)}
-    (each,) = score.alternately([lambda: measure(plan)], repeats=3, warmup=1)
+    (each,) = score.alternately([lambda: measure(plan)], repeats=3, warmup=1, clock=time.process_time)
     seconds["ENC-Inf"] = seconds["ENC-Model"] + evaluations * float(np.median(each)) / 1000
     order = ["fixed", *(name for name in ("ENC-Map", "ENC-Model", "ENC-Inf")), "exact", "exact-Fisher"]
     counts = {"ENC-Inf": evaluations}
