@@ -75,7 +75,7 @@ def crossed(table: pd.DataFrame, share: float) -> Figure:
     return figure
 
 
-def label_of(row: Mapping[str, Any]) -> str:
+def label_of(row: Mapping[Any, Any]) -> str:
     """Return a short name of a row for a figure: what chose the ranks and wrote the factors, bits and runtime where they are not the usual ones."""
     name, factors = str(SHOWN.get(row["chooser"], row["chooser"])), row.get("factors", "none")
     if row["stored_as"] == "low rank" and factors != "none" and row["bits"] == 32:

@@ -51,15 +51,15 @@ def judged(chooser: str, than: str = "") -> Callable[[pd.DataFrame], Verdict | N
     """
 
     def measure(table: pd.DataFrame) -> Verdict | None:
-        sides = [_plain(table, name) for name in (chooser, than) if name]
-        if not all(map(len, sides)):
+        ours, theirs = _plain(table, chooser), _plain(table, than) if than else None
+        if not len(ours) or (theirs is not None and not len(theirs)):
             return None
-        if than:
+        if theirs is not None:
             how = {"settings": _settings(table, SETTING), "absent": f"no row of {THAN[than]}", "than": THAN[than]}
-            return verdicts.ahead_verdict(*sides, over="draw", **how)
+            return verdicts.ahead_verdict(ours, theirs, over="draw", **how)
         how = {"chosen_on": "accuracy", "size": "macs_kept", "on": DRAW, "unit": "MACs"}
         dense = verdicts.dense_rows(table, NOTEBOOK, DRAW)
-        return verdicts.size_verdict(*sides, dense, settings=_settings(table, DRAW), **how)
+        return verdicts.size_verdict(ours, dense, settings=_settings(table, DRAW), **how)
 
     return measure
 

@@ -211,7 +211,9 @@ def damage(
         bases = replace.decompose_layers(lab.profile, {own.name: next(iter(own.full))}, factors)
         for level in levels:
             at = int(np.abs(shares - level).argmin())
-            net = replace.apply_plan(lab.profile, {own.name: own.entries[at]}, factors=bases)
+            entry = own.entries[at]
+            assert entry is not None, "dense is the last option, which is no cut"
+            net = replace.apply_plan(lab.profile, {own.name: entry}, factors=bases)
             with np.errstate(divide="ignore"):
                 told = [-float(np.log(curve[own.name][at])) for curve in (values.energy, values.measured)]
             row = {"layer": own.name, "level": level, "macs": float(shares[at])}
