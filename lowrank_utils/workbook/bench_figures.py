@@ -160,6 +160,9 @@ def _points(axis: Axes, case: pd.DataFrame, dense: float, column: str, floor: fl
     axis.xaxis.set_major_formatter("{x:g}")
     axis.set_yticks([0.1, 0.3, 1, 3, 10], ["0.1 or less", "0.3", "1", "3", "10"])
     axis.yaxis.set_minor_locator(NullLocator())
+    front = front[
+        front[column].shift(-1, fill_value=np.inf) > 1.05 * front[column]
+    ]  # of points as cheap, the best is named
     _name_front(axis, front[column], lost(front["accuracy"]), [label_of(row) for row in front.to_dict("records")])
 
 

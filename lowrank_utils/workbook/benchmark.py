@@ -202,7 +202,7 @@ def clock(net: nn.Module, dense: nn.Module, shape: Sequence[int], threads: int, 
     Medians of `repeats` readings. On one thread it is the time of the processor that counts, which other programs do not disturb.
     """
     whole, found = copy.deepcopy(dense).cpu(), {}
-    how: dict[str, Any] = {"threads": threads, "repeats": repeats}
+    how: dict[str, Any] = {"threads": threads, "repeats": repeats, "warmup": 2}
     how["clock"] = time.process_time if threads == 1 else time.perf_counter
     for batch in (1, 64):
         if isinstance(net, export.Session):  # threads of two runtimes in turn would be in each other's way
