@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class AtScale:
 
     Attributes
     ----------
-    seconds : {stage: wall-clock seconds}, in the order of the stages.
+    seconds : {stage: wall-clock seconds}, in the order of the stages; of a search the median of three runs.
     options : of each layer that can be cut.
     found : {"exact", "bound only", "ENC-Map", "ENC-Model": SearchResult}, on the energy curves.
     """
@@ -62,10 +63,13 @@ def at_scale(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224), kept:
     """
     seconds, found = {}, {}
 
-    def timed(stage, call):
-        began = time.perf_counter()
-        answer = call()
-        seconds[stage] = time.perf_counter() - began
+    def timed(stage, call, repeats=1):
+        took = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            answer = call()
+            took.append(time.perf_counter() - began)
+        seconds[stage] = statistics.median(took)
         return answer
 
     def spectra():
@@ -89,5 +93,5 @@ def at_scale(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224), kept:
         "ENC-Model": lambda: enc.enc_model(read, kept, **given),
     }
     for name, call in searches.items():
-        found[name] = timed(f"search: {name}", call)
+        found[name] = timed(f"search: {name}", call, repeats=3)
     return AtScale(pd.Series(seconds, name="seconds"), options, found)
