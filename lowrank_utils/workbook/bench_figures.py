@@ -333,5 +333,5 @@ def foretold(smaller: Mapping[float, Any], answer: Any) -> Figure:
         return figure
     axis.plot(rises, found, "o-", color=colour_of("exact, Fisher"))
     for kept, x, y in zip(smaller, rises, found):
-        axis.annotate(f"{kept:.0%} kept", (x, y), (7, -3), textcoords="offset points", fontsize=9)
+        axis.annotate(f"{kept:.0%} kept", (x, y), (0, 8), textcoords="offset points", fontsize=9, ha="center")
     return figure
