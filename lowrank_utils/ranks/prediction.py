@@ -160,7 +160,7 @@ def entropy(profile: Profile, images: int = ENTROPY_IMAGES) -> tuple[float, int]
     """Return the mean entropy (nats) of the network's answers on the first `images` calibration inputs, and answers an input."""
     first, found, answers = next(profile.model.parameters()), [], 1
     given = profile.needed_calibration("the entropy of the answers needs")
-    batch = profile.batch_size or 100
+    batch = profile.batch_size or inputs.at_once(given, 100)
     with evaluating(profile.model):
         for start in range(0, min(images, len(given)), batch):
             part = given[start : min(start + batch, images)]
@@ -221,7 +221,8 @@ def _rise(profile, options, values, plan, answers):
 
 def _told(rows, known):
     table = pd.DataFrame(rows).reindex(columns=["kept", "rise", "positions", "entropy", "note"])
-    expected = divergence(*(table[name].to_numpy(float) for name in ("rise", "positions", "entropy")), known.scale)
+    rise, positions, unsure = (table[name].to_numpy(float) for name in ("rise", "positions", "entropy"))
+    expected = divergence(rise, positions, unsure, known.scale)
     expected = np.where(table["rise"] == 0, 0.0, expected)
     table = table.assign(divergence=expected, low=expected / known.factor, high=expected * known.factor)
     table["lost"] = lost(table["divergence"], known.accuracy)
