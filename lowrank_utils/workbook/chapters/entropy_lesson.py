@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from scipy.special import entr
-from scipy.stats import spearmanr
 
 from lowrank_utils.network.profile import LayerProfile
 from lowrank_utils.ranks.rules import energy_shares
@@ -91,11 +90,20 @@ def units(
         mine = answers[:, unit].numpy()
         below.hist(mine, bins=bins, color=COLOURS["unit entropy"])
         below.set(yscale="log", ylim=(0.7, 3 * len(mine)), xlabel="answer")
-        below.set_title(f"0 for {(mine == 0).mean():.0%} of the images", fontsize=9)
+        below.set_title(f"0 for {_percent((mine == 0).mean())} of the images", fontsize=9)
         below.tick_params(labelsize=8, labelleft=unit == chosen[0])
     axes[0].set_ylabel("weights")
     axes[len(chosen)].set_ylabel("images")
     return figure
+
+
+def _percent(share: float) -> str:
+    """Return a share as text, which is 100% only for all of it.
+
+    >>> _percent(0.5), _percent(0.9996), _percent(1.0)
+    ('50%', '99.96%', '100%')
+    """
+    return f"{share:.0%}" if share < 0.995 or share > 1 - 1e-6 else f"{share:.2%}"
 
 
 def about_units(entropy: Mapping[str, np.ndarray], bins: int) -> str:
@@ -154,7 +162,7 @@ def entropy_terms(shares: Sequence[float], largest: Mapping[str, float]) -> Figu
     axis.annotate(f"components 2 to {len(shares)}", (last, entr(last)), (12, -4), textcoords="offset points")
     for name, share in largest.items():
         axis.plot(share, entr(share), "v", color=COLOURS["component entropy"], markersize=9, zorder=3)
-        axis.annotate(f"{name}, its largest", (share, entr(share)), (-8, 9), textcoords="offset points", ha="center")
+        axis.annotate(f"{name}, its largest", (share, entr(share)), (9, -9), textcoords="offset points")
     axis.set(xlabel="share p of the layer's energy", ylabel="entropy term -p log p (nats)", ylim=(0, 0.44))
     return figure
 
@@ -162,14 +170,15 @@ def entropy_terms(shares: Sequence[float], largest: Mapping[str, float]) -> Figu
 def ranking(table: pd.DataFrame, stays: Mapping[str, int]) -> Figure:
     """Return the score of every component, one panel a layer: the columns of `components.rank_components`.
 
-    The grey dashed line is the score itself; the dots are what counts once a larger component must not go before a smaller one.
+    The dots are what counts once a larger component must not go before a smaller one; where the score itself differs, it is a dashed line.
     `stays`: {layer: rank}, drawn as full dots; a layer that is absent stays whole.
     """
     names = list(dict.fromkeys(table.sort_values("component", kind="stable")["layer"]))
     figure, axes = canvas(len(names), width=10 / max(3, len(names)), sharey=True)
     for axis, name in zip(axes, names):
         mine = table[table["layer"] == name].sort_values("component")
-        axis.plot(mine["component"], mine["score"], "--", color="gray")
+        if (mine["score"] != mine["key"]).any():
+            axis.plot(mine["component"], mine["score"], "--", color="gray")
         rank = stays.get(name, len(mine))
         for part, style in ((mine[:rank], {}), (mine[rank:], {"mfc": "white"})):
             axis.plot(part["component"], part["key"], "o", color=COLOURS["component entropy"], ms=3.5, mew=0.8, **style)
@@ -213,7 +222,8 @@ def points_lost(rows: pd.DataFrame) -> Figure:
         for rule in RULES:
             line = found[(found["kind"] == kind) & (found["rule"] == rule)].sort_values("parameters_kept")
             x, y = line["parameters_kept"], line["lost"].clip(lower=LEAST)
-            axis.plot(x, y, label=rule, **line_style(f"unit {rule}", alone=len(line) == 1))
+            wide = {"linewidth": 4, "markersize": 9} if rule == "entropy" else {}  # others may lie on top of it
+            axis.plot(x, y, label=rule, **line_style(f"unit {rule}", alone=len(line) == 1) | wide)
             if len(line):
                 ends[f"unit {rule}"] = (float(x.iloc[-1]), float(y.iloc[-1]))
         name_ends(axis, ends, names={f"unit {rule}": rule for rule in RULES})
@@ -264,7 +274,7 @@ def smallest(rows: pd.DataFrame) -> Figure:
         kept, inside = float(row["parameters_kept"]), float(row["parameters_kept"]) > 0.6
         axis.barh(place, kept, color=colour(key[1]), height=0.75)
         axis.text(
-            kept + (-0.01 if inside else 0.01), place, f"{kept:.1%}; test {-row['lost']:+.1f}", va="center", fontsize=9,
+            kept + (-0.01 if inside else 0.01), place, f"{kept:.1%}; test {round(-row['lost'], 1) + 0.0:+.1f}", va="center", fontsize=9,
             ha="right" if inside else "left", color="white" if inside else "black",
         )  # fmt: skip
     axis.set(xlabel="parameters kept (share of dense)", xlim=(0, 1.02), yticks=range(len(order)))
@@ -309,18 +319,24 @@ def advantage(rows: pd.DataFrame) -> Figure:
         axis.axhline(0, color="black", linestyle=":")
         budgets, ends = sized(rows)["budget"], {}
         _shares(axis, budgets, room=2.4)
-        for rule, shift in (("output", 1.03), ("entropy", 0.97)):
+        for rule, shift, wide in (("entropy", 0.97, 4), ("output", 1.03, 1.5)):
             mine = gains(rows, rule, "random")
             mine = mine[mine["kind"] == kind]
             mean = mine.groupby("budget")["gain"].mean()
             axis.plot(mine["budget"] * shift, mine["gain"], "o", markersize=4, alpha=0.6, color=colour(rule))
-            axis.plot(mean.index * shift, mean, color=colour(rule), label=rule)
+            axis.plot(mean.index, mean, color=colour(rule), label=rule, linewidth=wide)
             if len(mean):
-                ends[f"unit {rule}"] = (float(mean.index[-1] * shift), float(mean.iloc[-1]))
+                ends[f"unit {rule}"] = (float(mean.index[-1]), float(mean.iloc[-1]))
         axis.set_title(title)
-        name_ends(axis, ends, names={f"unit {rule}": rule for rule in RULES})
+        name_ends(axis, ends, names={f"unit {rule}": rule for rule in RULES}, gap=15)
     axes[0].set_ylabel("points ahead of random")
     return figure
+
+
+def _counts(gain: pd.Series) -> tuple[int, int, int]:
+    """Return in how many comparisons a ranking is ahead, level and behind."""
+    ahead, behind = int((gain >= LEVEL).sum()), int((gain <= -LEVEL).sum())
+    return ahead, len(gain) - ahead - behind, behind
 
 
 def _told(gain: pd.Series) -> str:
@@ -328,17 +344,18 @@ def _told(gain: pd.Series) -> str:
     gain = gain.round(1) + 0.0  # no -0.0
     if not len(gain):
         return "not reached"
-    ahead, behind = int((gain >= LEVEL).sum()), int((gain <= -LEVEL).sum())
     mean = round(float(gain.mean()), 1) + 0.0
-    counts = f"{ahead} ahead, {len(gain) - ahead - behind} level, {behind} behind"
-    return f"{mean:+.1f} ({gain.min():+.1f} to {gain.max():+.1f}); {counts}"
+    return f"{mean:+.1f} ({gain.min():+.1f} to {gain.max():+.1f}); {' / '.join(map(str, _counts(gain)))}"
 
 
 COMPARED = (("entropy", "random"), ("output", "random"), ("output", "entropy"))
 
 
 def about_seeds(rows: pd.DataFrame) -> str:
-    """Return a Markdown table of how the rankings compare at equal size: a comparison is one seed and size."""
+    """Return a Markdown table of how the rankings compare at equal size: a comparison is one seed and size.
+
+    A cell has the mean, the lowest and the highest gain in points, and how many comparisons are ahead, level and behind.
+    """
     lines = []
     for kind in KINDS:
         for pair in COMPARED:
@@ -356,19 +373,21 @@ def about_answer(rows: pd.DataFrame) -> str:
     seeds = sorted(int(seed) for seed in rows["seed"].unique())
     for kind in KINDS:
         parts = []
-        for over in ("random", "output"):
+        for over, words in (("random", "a random order"), ("output", "the ranking by output")):
             mine = gains(rows, "entropy", over)
             gain = mine.loc[(mine["kind"] == kind) & mine["budget"].isin(EQUAL), "gain"].round(1)
-            ahead, behind = int((gain >= LEVEL).sum()), int((gain <= -LEVEL).sum())
-            name = "a random order" if over == "random" else "the ranking by output"
+            ahead, level, behind = _counts(gain)
             parts.append(
-                f"against {name} it is ahead in {ahead}, level in {len(gain) - ahead - behind} and behind in {behind} of {len(gain)} comparisons"
+                f"With {words} we have {len(gain)} comparisons: entropy is ahead in {ahead}, level in {level} and behind in {behind}."
             )
         kept = found[found["kind"] == kind].groupby("rule")["parameters_kept"].mean()
         sizes = ", ".join(f"{rule} {kept[rule]:.0%}" for rule in RULES if rule in kept)
-        told.append(f"**Does entropy find the {kind} that say little?** At 10 to 30 % kept, {'; '.join(parts)}. Kept at the allowed loss, on average: {sizes}.")  # fmt: skip
+        told.append(f"**Does entropy find the {kind} that say little?** {' '.join(parts)} At the allowed loss they keep, on average: {sizes}.")  # fmt: skip
     which = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    return f"We count {which}. A difference of less than {LEVEL:g} points is called level.\n\n" + "\n\n".join(told)
+    return (
+        f"We count {which} and the sizes from 10 to 30 % kept. A difference of less than {LEVEL:g} points is called level.\n\n"
+        + "\n\n".join(told)
+    )
 
 
 # ---- where it fails --------------------------------------------------------------------------------------------------
@@ -386,7 +405,7 @@ def damage(table: pd.DataFrame) -> Figure:
 
 
 def _correlation(table: pd.DataFrame, rule: str) -> float:
-    return float(spearmanr(table[rule], table["loss"])[0])
+    return round(table[rule].corr(table["loss"], method="spearman"), 2) + 0.0  # no -0.0
 
 
 def about_damage(table: pd.DataFrame, layer: str) -> str:
@@ -400,43 +419,46 @@ def about_damage(table: pd.DataFrame, layer: str) -> str:
     )  # fmt: skip
 
 
+CONTROLS = {"from scratch": "trained from scratch", "magnitude": "magnitude, fine-tuned"}
+
+
 def controls(rows: pd.DataFrame, beside: pd.DataFrame) -> Figure:
-    """Return accuracy against parameters kept of entropy pruning, cut and fine-tuned, and of controls: components left, units right.
+    """Return points of test accuracy lost by entropy pruning, cut and fine-tuned, and by controls: components left, units right.
 
     `beside`: rows of `entropy_pruning.beside`; where it is empty the figure says so.
     """
-    before, after = sized(rows), _fine_tuned(rows)
-    dense = float(rows.loc[rows["chooser"] == "dense", "accuracy"].iloc[0])
+    after = _fine_tuned(rows)
+    before = sized(rows)[sized(rows)["budget"].isin(after["budget"])]
+    beside = beside.assign(lost=100 * (_dense(rows) - beside["accuracy"].astype(float)))
+    most = max(before["lost"].max(), after["lost"].max())
     figure, axes = canvas(2, width=5.0, sharey=True)
     for axis, (kind, title) in zip(axes, KINDS.items()):
-        axis.axhline(dense, color="black", linestyle=":")
-        _shares(axis, after["parameters_kept"], room=2.6)
-        for table, style, words in (
-            (before[before["budget"].isin(after["budget"])], "--", "entropy, cut"),
-            (after, "-", "fine-tuned"),
-        ):
-            mine = table[(table["kind"] == kind) & (table["rule"] == "entropy")].sort_values("parameters_kept")
+        _shares(axis, after["parameters_kept"], room=3.2)
+        _points(axis, most, title)
+        ours = [table[(table["kind"] == kind) & (table["rule"] == "entropy")] for table in (before, after)]
+        theirs = [beside[beside["method"] == method] for method in CONTROLS]
+        drawn = zip(("component entropy", "unit entropy", "from scratch", "unit magnitude"), (*ours, *theirs), ("s--", "s-", "D-", "P-"))  # fmt: skip
+        ends = {}
+        for name, table, style in drawn:
+            line = table.sort_values("parameters_kept")
+            x, y = line["parameters_kept"], line["lost"].clip(lower=LEAST)
             axis.plot(
-                mine["parameters_kept"],
-                mine["accuracy"],
-                style,
-                marker="s",
-                color=colour("entropy"),
-                label=words,
-                **LOUD,
+                x, y, style, color=colour_of(name), label=name, linewidth=2.5 if name.endswith("entropy") else 1.5
             )
-        for method, style in (
-            ("from scratch", {"color": "dimgray", "marker": "D"}),
-            ("magnitude", {"color": COLOURS["unit magnitude"], "marker": "P"}),
-        ):
-            mine = beside[beside["method"] == method]
-            axis.plot(mine["parameters_kept"], mine["accuracy"], label=method, **style)
-        axis.set(title=title)
-        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes[0].set_ylabel("accuracy, test images")
+            if len(line):
+                ends[name] = (float(x.iloc[-1]), float(y.iloc[-1]))
+        names = ("entropy, cut", "entropy, fine-tuned", *CONTROLS.values())
+        name_ends(axis, ends, names=dict(zip(("component entropy", "unit entropy", "from scratch", "unit magnitude"), names)), gap=13)  # fmt: skip
+    axes[0].set_ylabel("points lost, test images")
     if not len(beside):
-        axes[0].text(0.97, 0.05, "no controls of this network in the gallery", transform=axes[0].transAxes, ha="right")
+        axes[0].text(
+            0.97, 0.95, "no controls of this network in the gallery", transform=axes[0].transAxes, ha="right", va="top"
+        )
     return figure
+
+
+def _dense(rows: pd.DataFrame, chooser: str = "dense") -> float:
+    return float(rows.loc[rows["chooser"] == chooser, "accuracy"].iloc[0])
 
 
 def _fine_tuned(rows: pd.DataFrame) -> pd.DataFrame:
@@ -446,13 +468,13 @@ def _fine_tuned(rows: pd.DataFrame) -> pd.DataFrame:
 def about_controls(rows: pd.DataFrame, beside: pd.DataFrame) -> str:
     """Return a Markdown table of entropy pruning beside its controls, and sentences that say which control is ahead where."""
     before, after = (table[table["rule"] == "entropy"] for table in (sized(rows), _fine_tuned(rows)))
-    names = {"from scratch": "trained from scratch", "magnitude": "magnitude, fine-tuned"}
     at: dict[str, pd.Series] = {}
     for kind in KINDS:
         for table, words in ((before, "cut"), (after, "fine-tuned")):
             at[f"{kind}, {words}"] = 100 * table[table["kind"] == kind].set_index("budget")["accuracy"]
     at |= {
-        words: 100 * beside[beside["method"] == name].set_index("budget")["accuracy"] for name, words in names.items()
+        words: 100 * beside[beside["method"] == name].set_index("budget")["accuracy"]
+        for name, words in CONTROLS.items()
     }
     table = pd.DataFrame(at).reindex(sorted(after["budget"].unique()))
     lines = [[f"{share:.0%}", *("-" if v != v else f"{v:.1f}" for v in table.loc[share])] for share in table.index]
@@ -461,21 +483,21 @@ def about_controls(rows: pd.DataFrame, beside: pd.DataFrame) -> str:
         return told[0] + "\n\nThe gallery has no controls of this network."
     for kind in KINDS:
         ours, parts = table[f"{kind}, fine-tuned"], []
-        for words in names.values():
-            gain = (table[words] - ours).dropna().round(1)
-            ahead = [f"{share:.0%} ({value:+.1f})" for share, value in gain.items() if value >= LEVEL]
-            level = [f"{share:.0%} ({value:+.1f})" for share, value in gain.items() if abs(value) < LEVEL]
-            where = [f"{word} at {', '.join(sizes)}" for word, sizes in (("ahead", ahead), ("level", level)) if sizes]
-            parts.append(f"*{words}* is {' and '.join(where) or 'behind at every size'}")
+        for words in CONTROLS.values():
+            gain = (table[words] - ours).dropna().round(1) + 0.0  # no -0.0
+            where = {"ahead": gain >= LEVEL, "level": gain.abs() < LEVEL, "behind": gain <= -LEVEL}
+            sizes = {
+                word: ", ".join(f"{share:.0%} ({value:+.1f})" for share, value in gain[at].items())
+                for word, at in where.items()
+            }
+            parts.append(f"*{words}* is {', '.join(f'{word} at {found}' for word, found in sizes.items() if found)}")
         told.append(f"Beside {kind} by entropy, fine-tuned: {'; '.join(parts)}.")
     return "\n\n".join(told)
 
 
 def about_fine_tuning(rows: pd.DataFrame) -> str:
     """Return in a sentence what the same fine-tuning gives the dense network."""
-    dense, tuned = (
-        100 * float(rows.loc[rows["chooser"] == name, "accuracy"].iloc[0]) for name in ("dense", "dense control")
-    )
+    dense, tuned = 100 * _dense(rows), 100 * _dense(rows, "dense control")
     return f"The dense network, trained on in the same way, goes from {dense:.1f} to {tuned:.1f}% of the test images."
 
 
@@ -513,13 +535,10 @@ def bins_curve(bins: Sequence[int], others: Mapping[str, float], answer: Any) ->
 def about_bins(bins: Sequence[int], others: Mapping[str, float], accuracies: Sequence[float]) -> str:
     """Return in sentences which number of bins serves entropy best, and whether it then reaches the other rankings."""
     best = int(np.argmax(accuracies))
-    beside = [
-        f"{'above' if accuracies[best] > height else 'not above'} {rule} with {height:.1%}"
-        for rule, height in others.items()
-    ]
+    beside = " and ".join(f"{rule} {height:.1%}" for rule, height in others.items())
     return (
-        f"With {bins[best]} bins entropy is best, with {accuracies[best]:.1%} of the validation images right. With the other numbers of bins it has "
-        f"{min(accuracies):.1%} or more. The best of them is {' and '.join(beside)}."
+        f"With {bins[best]} bins entropy is best, with {accuracies[best]:.1%} of the validation images right. The worst number of bins gives "
+        f"{min(accuracies):.1%}. At the same size the other rankings have: {beside}."
     )  # fmt: skip
 
 

@@ -88,7 +88,11 @@ def ways() -> list[Way]:
     ]
     found += [Way("energy", method, scope) for scope in ("every layer", "hidden layers") for method in svd.METHODS]
     rankings = [*(f"unit {rule}" for rule in units.UNIT_RULES), "unit entropy one range"]
-    found += [Way(name, "none", "hidden layers", "units", refit) for name in rankings for refit in REFITS]
+    found += [
+        Way(name, "none", "hidden layers", "units", refit, name.removeprefix("unit "))
+        for name in rankings
+        for refit in REFITS
+    ]
     found += [
         Way(f"both {rule}", "data-aware", "every layer", "both", "least squares", rule)
         for rule in ("entropy", "output")
@@ -98,7 +102,7 @@ def ways() -> list[Way]:
 
 TAUGHT = (
     *(Way(f"component {rule}", "data-aware", rule=rule) for rule in ("entropy", "output", "random")),
-    *(Way(f"unit {rule}", "none", "hidden layers", "units", "least squares") for rule in ("entropy", "output", "random")),
+    *(Way(f"unit {rule}", "none", "hidden layers", "units", "least squares", rule) for rule in ("entropy", "output", "random")),
 )  # fmt: skip
 
 
