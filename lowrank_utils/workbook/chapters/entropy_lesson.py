@@ -27,6 +27,7 @@ EQUAL = (0.1, 0.2, 0.3)  # sizes in the middle, of which sentences speak
 LEVEL = 0.5  # points; what differs by less is called level
 PEAK = float(1 / np.e)  # where -p log p is largest
 LOUD = {"linewidth": 2.5}
+WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
 
 
 def colour(rule: str) -> Any:
@@ -162,7 +163,7 @@ def entropy_terms(shares: Sequence[float], largest: Mapping[str, float]) -> Figu
     axis.annotate(f"components 2 to {len(shares)}", (last, entr(last)), (12, -4), textcoords="offset points")
     for name, share in largest.items():
         axis.plot(share, entr(share), "v", color=COLOURS["component entropy"], markersize=9, zorder=3)
-        axis.annotate(f"{name}, its largest", (share, entr(share)), (9, -9), textcoords="offset points")
+        axis.annotate(f"{name}, its largest", (share, entr(share)), (9, -9), textcoords="offset points", bbox=WHITE)
     axis.set(xlabel="share p of the layer's energy", ylabel="entropy term -p log p (nats)", ylim=(0, 0.44))
     return figure
 
@@ -286,27 +287,17 @@ def smallest(rows: pd.DataFrame) -> Figure:
 
 
 def about_drop(rows: pd.DataFrame, drop: float) -> str:
-    """Return in sentences the smallest network that loses at most `drop` on validation images, for components and for units."""
+    """Return in sentences what each ranking needs to lose at most `drop` on validation images, and how many lose more on test images."""
     found = taught(rows)
     found = found[found["budget_kind"] == "drop"]
     told = []
     for kind in KINDS:
-        best = found[found["kind"] == kind].sort_values("parameters_kept").to_dict("records")[0]
-        told.append(
-            f"The smallest network with fewer {kind} keeps {best['parameters_kept']:.1%} of the parameters (ranked by {best['rule']})."
-        )
-    units_at = found[found["kind"] == "units"].set_index("rule")["parameters_kept"]
-    told.append(
-        f"For units, entropy needs {units_at['entropy']:.1%}, {_more_or_fewer(units_at['entropy'] - units_at['random'])} a random order with {units_at['random']:.1%}."
-    )  # fmt: skip
+        kept = found[found["kind"] == kind].set_index("rule")["parameters_kept"]
+        told.append(f"Of the parameters, {kind} by entropy need {kept['entropy']:.1%}, by output {kept['output']:.1%}, and in a random order {kept['random']:.1%}.")  # fmt: skip
     over = int((found["lost"] > 100 * drop + 1e-9).sum())
     points = "point" if drop == 0.01 else "points"
     told.append(f"On test images, {over} of the {len(found)} networks lose more than the {100 * drop:g} {points} that validation images allowed.")  # fmt: skip
     return " ".join(told)
-
-
-def _more_or_fewer(difference: float) -> str:
-    return "more than" if difference > 0 else "fewer than" if difference < 0 else "as many as"
 
 
 # ---- three seeds -----------------------------------------------------------------------------------------------------
@@ -328,6 +319,7 @@ def advantage(rows: pd.DataFrame) -> Figure:
             if len(mean):
                 ends[f"unit {rule}"] = (float(mean.index[-1]), float(mean.iloc[-1]))
         axis.set_title(title)
+        axis.set_ylim(axis.get_ylim())  # names are placed by the limits as they are
         name_ends(axis, ends, names={f"unit {rule}": rule for rule in RULES}, gap=15)
     axes[0].set_ylabel("points ahead of random")
     return figure
@@ -378,7 +370,7 @@ def about_answer(rows: pd.DataFrame) -> str:
             gain = mine.loc[(mine["kind"] == kind) & mine["budget"].isin(EQUAL), "gain"].round(1)
             ahead, level, behind = _counts(gain)
             parts.append(
-                f"With {words} we have {len(gain)} comparisons: entropy is ahead in {ahead}, level in {level} and behind in {behind}."
+                f"Against {words} ({len(gain)} comparisons) entropy is ahead in {ahead}, level in {level} and behind in {behind}."
             )
         kept = found[found["kind"] == kind].groupby("rule")["parameters_kept"].mean()
         sizes = ", ".join(f"{rule} {kept[rule]:.0%}" for rule in RULES if rule in kept)
@@ -485,13 +477,11 @@ def about_controls(rows: pd.DataFrame, beside: pd.DataFrame) -> str:
         ours, parts = table[f"{kind}, fine-tuned"], []
         for words in CONTROLS.values():
             gain = (table[words] - ours).dropna().round(1) + 0.0  # no -0.0
-            where = {"ahead": gain >= LEVEL, "level": gain.abs() < LEVEL, "behind": gain <= -LEVEL}
-            sizes = {
-                word: ", ".join(f"{share:.0%} ({value:+.1f})" for share, value in gain[at].items())
-                for word, at in where.items()
-            }
-            parts.append(f"*{words}* is {', '.join(f'{word} at {found}' for word, found in sizes.items() if found)}")
-        told.append(f"Beside {kind} by entropy, fine-tuned: {'; '.join(parts)}.")
+            each = ", ".join(f"{value:+.1f} at {share:.0%}" for share, value in gain.items())
+            parts.append(
+                f"- *{words}*: {each} kept. It is ahead by {LEVEL:g} points or more at {_counts(gain)[0]} of {len(gain)} sizes."
+            )
+        told.append(f"Points of the controls over {kind} by entropy, fine-tuned:\n\n" + "\n".join(parts))
     return "\n\n".join(told)
 
 
