@@ -121,8 +121,8 @@ def test_without_a_component_a_layer_has_one_rank_less():
 def test_an_experiment_is_all_of_it(taught):
     columns.check(taught)
     sizes = taught["budget_kind"].value_counts().to_dict()
-    assert sizes == {"kept": 6 * 3 + 2 * 3, "drop": 6, "dense": 2}
-    assert taught.loc[taught["tuned"] == "fine-tuned", "steps"].tolist() == [3] * 7
+    assert sizes == {"kept": 6 * 3 + 2, "drop": 6, "dense": 2}
+    assert taught.loc[taught["tuned"] == "fine-tuned", "steps"].tolist() == [3] * 3
     assert set(taught.loc[taught["tuned"] == "fine-tuned", "rate"]) <= set(chapter.RATES)
 
 
@@ -130,7 +130,7 @@ def test_an_experiment_on_all_rankings_has_their_rows_too(lab, monkeypatch):
     few = [chapter.ways()[0], chapter.ways()[-1]]
     monkeypatch.setattr(chapter, "ways", lambda: few)
     found = chapter.experiment(lab, rankings="all", shares=(0.5,), finetune_steps=1, device="cpu")
-    assert len(found) == 1 + 2 + 2 + 7 and {"component entropy", "both output"} <= set(found["chooser"])
+    assert len(found) == 1 + 2 + 2 + 1 and {"component entropy", "both output"} <= set(found["chooser"])
 
 
 # ---- single looks

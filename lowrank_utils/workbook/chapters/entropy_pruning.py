@@ -412,12 +412,14 @@ def experiment(
     rankings : "six" or "all", as for `ways_of`.
     drop : accuracy that may be lost on validation images, a share in [0, 1).
     shares : sizes, as shares of the parameters in (0, 1].
-    finetune_steps : training steps at each rate for the networks of `fine_tuned`, at least 1.
+    finetune_steps : training steps at each rate for the networks of `fine_tuned`, at least 1; their sizes are those of
+        `TUNED_SHARES` that are among `shares`.
     """
     chosen = ways_of(rankings)
     searched = [way for way in chosen if (way.stored_as, way.refit) != ("units", "none")]
     rows = [lab.dense_row(), *at_sizes(lab, chosen, shares), *smallest(lab, drop, searched)]
-    return columns.table(rows + fine_tuned(lab, finetune_steps, device=device))
+    tuned = [share for share in TUNED_SHARES if share in shares]
+    return columns.table(rows + fine_tuned(lab, finetune_steps, shares=tuned, device=device))
 
 
 # ---- names, the gallery's figure and tables ------------------------------------------------------------------------------------------
