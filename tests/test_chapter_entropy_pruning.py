@@ -265,8 +265,8 @@ def test_six_rankings_are_told_as_measured():
     assert "output is ahead of entropy at 1 of 1" in units_told
     drop = lesson.about_drop(rows, 0.01)
     assert (
-        "components by entropy need 11.0%" in drop
-        and "units by entropy need 30.0%, by output 15.0%, and in a random order 20.0%" in drop
+        "Components by entropy need 11.0% of the parameters, by output" in drop
+        and "Units by entropy need 30.0% of the parameters, by output 15.0%, and in a random order 20.0%" in drop
     )
     assert "5 of the 6 networks lose more than the 1 point " in drop  # 1.0 point is within it
 
@@ -299,7 +299,9 @@ def test_damage_is_told_as_correlated():
     table = pd.DataFrame({"entropy": [1.0, 2, 3], "output": [3.0, 1, 2], "loss": [-1.0, 0, 1]})
     told = lesson.about_damage(table, "fc2")
     assert (
-        "1.00 for entropy and -0.50 for output" in told and "Entropy tells more" in told and "2 of the 3 units" in told
+        "1.00 for entropy and -0.50 for output" in told
+        and "unit of `fc2`" in told
+        and "For 2 of the 3 the loss" in told
     )
 
 

@@ -293,7 +293,7 @@ def about_drop(rows: pd.DataFrame, drop: float) -> str:
     told = []
     for kind in KINDS:
         kept = found[found["kind"] == kind].set_index("rule")["parameters_kept"]
-        told.append(f"Of the parameters, {kind} by entropy need {kept['entropy']:.1%}, by output {kept['output']:.1%}, and in a random order {kept['random']:.1%}.")  # fmt: skip
+        told.append(f"{kind.capitalize()} by entropy need {kept['entropy']:.1%} of the parameters, by output {kept['output']:.1%}, and in a random order {kept['random']:.1%}.")  # fmt: skip
     over = int((found["lost"] > 100 * drop + 1e-9).sum())
     points = "point" if drop == 0.01 else "points"
     told.append(f"On test images, {over} of the {len(found)} networks lose more than the {100 * drop:g} {points} that validation images allowed.")  # fmt: skip
@@ -403,11 +403,10 @@ def _correlation(table: pd.DataFrame, rule: str) -> float:
 def about_damage(table: pd.DataFrame, layer: str) -> str:
     """Return in sentences how well entropy and output tell what a single unit is worth; `table` of `unit_damage`."""
     by = {rule: _correlation(table, rule) for rule in ("entropy", "output")}
-    better = "Output" if by["output"] > by["entropy"] else "Entropy"
     unhurt = int((table["loss"] <= 0).sum())
     return (
         f"The rank correlation with the damage is {by['entropy']:.2f} for entropy and {by['output']:.2f} for output (1 would be the same order, 0 is no "
-        f"relation). {better} tells more about single units of `{layer}`. Without {unhurt} of the {len(table)} units the loss does not rise at all."
+        f"relation). A dot is one unit of `{layer}`. For {unhurt} of the {len(table)} the loss does not rise."
     )  # fmt: skip
 
 
