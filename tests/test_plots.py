@@ -77,26 +77,6 @@ def test_history_confusion_and_images():
     assert [axis.get_title() for axis in figure.axes] == ["cat", "dog", "dog", ""]
 
 
-def test_histograms_and_scatter_draw_what_they_are_given():
-    figure = entropy_pruning.histograms({"a": np.array([0.0, 0, 1]), "b": np.arange(9.0)}, bins=4)
-    heights = [[bar.get_height() for bar in axis.patches] for axis in figure.axes]
-    assert heights[0] == [2, 0, 0, 1] and sum(heights[1]) == 9
-    table = pd.DataFrame({"x": [1.0, 2], "z": [3.0, 4], "y": [5.0, 6]})
-    figure = plots.scatter(table, "y", ["x", "z"], {"x": "one", "z": "two", "y": "three"})
-    assert [axis.lines[0].get_xdata().tolist() for axis in figure.axes] == [[1, 2], [3, 4]]
-    assert [axis.get_xlabel() for axis in figure.axes] == ["one", "two"] and figure.axes[0].get_ylabel() == "three"
-
-
-def test_the_ranking_shows_what_stays():
-    rows = [("fc1", c, 1 / c, 2 / c) for c in (1, 2, 3)] + [("fc2", c, 1 / c, 2 / c) for c in (1, 2)]
-    table = pd.DataFrame(rows, columns=["layer", "component", "score", "key"]).sample(frac=1, random_state=0)
-    figure = entropy_pruning.ranking(table, {"fc1": 2})
-    assert [axis.get_title() for axis in figure.axes] == ["fc1: 2 of 3 stay", "fc2: 2 of 2 stay"]
-    score, stays, dropped = figure.axes[0].lines
-    assert score.get_ydata().tolist() == [1, 0.5, 1 / 3]
-    assert stays.get_xdata().tolist() == [1, 2] and dropped.get_ydata().tolist() == [2 / 3]
-
-
 def test_the_gap_and_the_ball_are_drawn():
     history = pd.DataFrame({"iteration": [0, 20], "objective": [8.0, 5.0], "bound": [1.0, 4.0]})
     figure = ddlr.gap(history, "fc1")

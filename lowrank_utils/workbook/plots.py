@@ -255,13 +255,3 @@ def line_style(chooser: str, alone: bool) -> dict[str, Any]:
     if chooser.endswith("energy"):
         style |= {"linewidth": 3.5, "markersize": 8, "alpha": 0.7}
     return style | {"linestyle": "none" if alone else {"entropy": "--", "component entropy": "--"}.get(chooser, "-")}
-
-
-def scatter(table: pd.DataFrame, y: str, xs: Sequence[str], labels: Mapping[str, str]) -> Figure:
-    """Return column `y` against each column of `xs`, one panel each; `labels` maps columns to axis labels."""
-    figure, axes = canvas(len(xs), width=3.8, sharey=True)
-    for axis, x in zip(axes, xs):
-        axis.plot(table[x], table[y], "o", color=COLOURS["energy"], markersize=4, alpha=0.7)
-        axis.set(xlabel=labels[x])
-    axes[0].set_ylabel(labels[y])
-    return figure
