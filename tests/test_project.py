@@ -21,7 +21,7 @@ PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 WANTED = [Requirement(r) for r in PROJECT["dependencies"] + EXTRAS["test"] + EXTRAS["site"] + EXTRAS["language"]]
 PINS = [r for r in (paths.ROOT / "constraints.txt").read_text().splitlines() if r and not r.startswith("#")]
-CONDA_NAMES = {"pytorch-cpu": "torch"}
+CONDA_NAMES = {"pytorch-cpu": "torch", "python-build": "build"}
 
 
 def conda():
@@ -188,7 +188,13 @@ def test_workflows_run_the_two_commands_with_pinned_actions():
     used = re.findall(r"uses: (.*)", text)
     assert used and all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}  # v[\d.]+", line) for line in used)
     jobs_of = yaml.safe_load(text)["jobs"]
-    assert {"pinned", "newest", "oldest"} == set(jobs_of)
+    assert {"pinned", "newest", "oldest", "conda"} == set(jobs_of)
+    conda = [step["run"] for step in jobs_of.pop("conda")["steps"] if "run" in step]
+    assert conda[0] == "$CONDA/bin/conda env create --file environment.yml"
+    name = yaml.safe_load((paths.ROOT / "environment.yml").read_text())["name"]
+    assert [c.partition(f"conda run --name {name} ")[2] for c in conda[1:]] == [
+        "python -m lowrank_utils run --only 00 --quiet"
+    ]
     for job in jobs_of.values():
         commands = [step.get("run", "") for step in job["steps"]]
         assert [c.split(" ARGS")[0] for c in commands if c.startswith("make")] == ["make check", "make test"]
