@@ -254,6 +254,8 @@ def test_make_sets_up_once(clone):
     ]
     assert clone("lab")[1] == ["-m jupyterlab notebooks"]
     assert clone("site")[1] == ["-m lowrank_utils report --site"]
+    assert clone("links", "REPO=a/b")[1] == ["-m lowrank_utils links a/b"]
+    assert clone("links")[1] == ["-m lowrank_utils links"]
     os.utime(clone.folder / "constraints.txt", (2e9, 2e9))
     assert INSTALL in clone("run")[1]
 
