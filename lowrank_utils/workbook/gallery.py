@@ -71,7 +71,7 @@ def publish(*run_folders: str | Path, folder: str | Path | None = None) -> list[
     """Put the rows of the given runs into the gallery; return the paths of the files written.
 
     They take the place of the rows of the same notebook, data set, network, seed and draw in results.parquet; the page and the
-    pictures are drawn anew. `folder` defaults to outputs/gallery, for which the tables of the README are renewed too.
+    pictures are drawn anew. `folder` defaults to outputs/gallery, for which README and docs are renewed too (`front`).
     Raises RunError, before anything is written, for an unfinished run, a notebook that holds an error, rows with a path of
     this machine, and two jobs that would take the same place.
     """
@@ -94,13 +94,14 @@ def publish(*run_folders: str | Path, folder: str | Path | None = None) -> list[
 def renew(folder: str | Path | None = None) -> list[Path]:
     """Write the page and the pictures of the gallery again from its rows; return their paths.
 
-    Where `folder` is outputs/gallery, its default, the tables of the README are renewed too.
+    Where `folder` is outputs/gallery, its default, the README and docs are renewed too (`front`).
     """
     from lowrank_utils.workbook import (
         audit,
         batch_norm,
         controls,
         encoder,
+        front,
         imagenet,
         language,
         prediction,
@@ -129,11 +130,7 @@ def renew(folder: str | Path | None = None) -> list[Path]:
             written.append(folder / f"{name}.png")
             with paths.atomic_write(written[-1]) as temporary:
                 figure.savefig(temporary, format="png")
-    front = paths.ROOT / "README.md"
-    if folder == paths.GALLERY and front.is_file():
-        with paths.atomic_write(front) as temporary:
-            temporary.write_text(quote(front.read_text(), told | {CLAIMS: claims_in_short(folder)}))
-    return written
+    return written + (front.write() if folder == paths.GALLERY else [])
 
 
 def _fit_to_publish(job, label):
@@ -276,7 +273,7 @@ def _merged(old, new):
 
 
 def published_tables(folder: str | Path | None = None) -> dict[str, str]:
-    """Return {heading: Markdown table} of the published results: what the README and the gallery's page quote.
+    """Return {heading: Markdown table} of the published results: what docs/results.md and the gallery's page quote.
 
     Every number is a mean over seeds (and draws of calibration images) with its standard deviation, in percent: of the
     test images for accuracy, macro F1 and what was lost, of the dense network's parameters or MACs for what is kept.
@@ -305,7 +302,7 @@ def judged(folder: str | Path | None = None, asked: Sequence[Claim] | None = Non
 
 
 def claims_in_short(folder: str | Path | None = None) -> str:
-    """Return the README's table of claims: a line for each claim of a paper, with how many rows of the whole table hold."""
+    """Return the table of claims of docs/results.md: a line for each claim of a paper, with how many rows of the whole table hold."""
     lines = []
     for (paper, claim), rows in claims(folder).groupby(["paper", "claim"], sort=False):
         verdicts = rows["holds"].replace("-", "not measured").value_counts(sort=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import lowrank_utils
 
-PAGES = {  # page: (title, what it says first, the modules it shows)
+PAGES = {  # page: (title, the sub-packages and modules that it shows)
     "compression": ("The calls for your own network", ["lowrank_utils", "compression"]),
     "network": ("network: reading a network", ["network"]),
     "factors": ("factors: which numbers", ["factors"]),
@@ -45,7 +45,7 @@ def write(source: Path) -> list[str]:
         parts = [f"# {title}"]
         for module in (module for name in shown for module in modules(name)):
             short = module.removeprefix("lowrank_utils.")
-            directive = ["```{eval-rst}", f".. automodule:: {module}", "   :members:", "   :show-inheritance:", "```"]
+            directive = ["```{eval-rst}", f".. automodule:: {module}", "   :members:", "```"]
             parts += [f"## `{short}`", "\n".join(directive)]
         (source / FOLDER / f"{page}.md").write_text("\n\n".join(parts) + "\n")
     return [f"{FOLDER}/{page}" for page in PAGES]
