@@ -58,6 +58,7 @@ def test_every_command_of_the_readme_is_a_target_of_make():
     assert {"run", "test", "lab"} <= named <= targets
 
 
+@pytest.mark.slow
 def test_the_code_of_the_readme_runs():
     (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
     import torch
@@ -147,14 +148,12 @@ def test_pages_and_pictures_say_what_the_rows_say():
 def test_every_block_and_picture_is_used():
     texts = [path.read_text("utf-8") for path in PAGES]
     assert {name for text in texts for _, name, _, _ in front.BLOCK.findall(text)} == set(front.BLOCKS)
-    assert (
-        {name for text in texts for name in front.PICTURE.findall(text)} == set(front.ROWS) == set(front_figures.DRAWN)
-    )
+    assert {name for text in texts for name in front.PICTURE.findall(text)} == set(front_figures.DRAWN)
 
 
 def test_pictures_are_small_and_tell_what_they_were_drawn_from():
     for path in (DOCS / "figures").iterdir():
-        assert path.stem in front.ROWS and path.stat().st_size < 150_000
+        assert path.stem in front_figures.DRAWN and path.stat().st_size < 150_000
         assert re.fullmatch(r"[0-9a-f]{16}", front.recorded(path))
     assert front.recorded(DOCS / "none.png") == ""
 
@@ -164,7 +163,9 @@ def copied(tmp_path, monkeypatch):
     """A copy of the gallery that may be changed, and of the pages."""
     shutil.copytree(paths.GALLERY, tmp_path / "gallery")
     shutil.copytree(DOCS, tmp_path / "docs")
-    (tmp_path / "README.md").write_text(re.sub(r"(?s)## The notebooks.*?## Three", "## Three", README))
+    (tmp_path / "README.md").write_text(
+        "# Findings" + README.split("## Three findings")[1].split("### What the papers")[0]
+    )
     shutil.rmtree(tmp_path / "docs" / "_own")
     for page in (tmp_path / "docs").glob("*.md"):
         page.unlink()
@@ -209,10 +210,10 @@ def test_a_finding_that_no_longer_holds_is_refused(copied):
 
     edit(copied, "language.csv", swapped)
     with pytest.raises(RunError, match="no longer support the finding that ranks decide in the language model"):
-        front.ranks_block(copied / "gallery")
+        front.ranks_block(front.Source(copied / "gallery"))
     (copied / "gallery" / "batch-norm.csv").unlink()
     with pytest.raises(RunError, match=r"batch-norm.csv is missing from the gallery"):
-        front.factors_block(copied / "gallery")
+        front.factors_block(front.Source(copied / "gallery"))
     assert (copied / "README.md").read_bytes() == before
 
 
@@ -231,22 +232,24 @@ def test_a_damaged_page_is_one_sentence(text, said):
 
 def test_an_unknown_picture_is_one_sentence():
     with pytest.raises(RunError, match="nobody draws a picture 'cat'"):
-        front.drawn("cat")
+        front.drawn("cat", front.Source())
 
 
 def test_a_notebook_without_a_question_or_time_is_named(project):
     with pytest.raises(RunError, match="01_first has no question"):
-        front.notebooks_block()
-    assert list(jobs.notebooks(project.root / "notebooks"))[0] == "01_first"
+        front.notebooks_block(front.Source())
+    assert "01_first" in jobs.notebooks(project.root / "notebooks")
 
 
-def test_a_claim_that_left_the_table_is_named(monkeypatch):
+def test_a_claim_that_left_the_table_is_named():
     rows = pd.DataFrame({"paper": ["ENC"], "claim": ["x"], "setting": ["y"], "ours": ["z"], "holds": ["no"]})
-    monkeypatch.setattr(front, "claims_rows", lambda folder: rows)
+    source = front.Source()
+    source.judged = rows
     with pytest.raises(RunError, match="the claim table has no line ARSVD"):
-        front.papers_block()
+        front.papers_block(source)
 
 
+@pytest.mark.slow
 def test_the_command_writes_and_checks(project):
     (project.root / "README.md").write_text("# Toys\n<!-- begin none -->\n<!-- end none -->\n")
     done = project.call("front", "--check")
@@ -259,15 +262,21 @@ def test_the_command_writes_and_checks(project):
 
 
 def test_the_pictures_draw_their_rows():
-    rows = front.factors_rows()
-    figure = front_figures.factors(rows)
-    drawn = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "o"]
+    source = front.Source()
+    rows = source.factors
+    drawn = [line.get_xdata()[0] for line in front_figures.factors(rows).axes[0].lines if line.get_marker() == "o"]
     mine = rows[rows["network"] == "resnet20"].set_index("factors")["accuracy"]
     assert drawn == [mine[kind] for kind in front_figures.KINDS]
-    rows = front.ranks_rows()
+    rows = source.ranks
     lines = {line.get_label(): line for line in front_figures.ranks(rows).axes[0].lines}
     best = rows[(rows["chooser"] == "exact") & (rows["factors"] == "fisher-layerwise")].sort_values("budget")
     assert list(lines["both"].get_ydata()) == list(best["perplexity"])
-    told = front_figures.claims(front.claims_rows()).axes[0]
-    assert len(told.get_yticklabels()) == len(front.claims_rows().groupby(["paper", "claim"]))
-    assert "singular value against component" in plots.described(front_figures.idea(front.idea_rows()))
+    assert "singular value against component" in plots.described(front_figures.idea(source.idea))
+
+
+def test_a_tile_stands_for_each_verdict():
+    told = ["in part / yes", "no", "-"]
+    rows = pd.DataFrame({"paper": "ENC", "claim": ["a", "a", "b"], "setting": "x", "ours": "y", "holds": told})
+    axis = front_figures.claims(rows).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["part", "yes", "no", "?"] and len(axis.patches) == 4
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["ENC: a", "ENC: b"]

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -25,8 +26,6 @@ from lowrank_utils.workbook.tables import markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Folder = str | Path | None
 
 QUESTIONS = {
     "00_low_rank_in_ten_minutes": "What does low rank mean for one trained layer, what does it save, and what does it cost?",
@@ -57,7 +56,40 @@ SAME = 5e-5  # shares that print alike
 # ---- what the findings rest on -----------------------------------------------------------------------------------
 
 
-def factors_rows(folder: Folder = None) -> pd.DataFrame:
+class Source:
+    """The published rows below `folder` (default: outputs/gallery), each part computed once, when it is first asked for."""
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = Path(folder or paths.GALLERY)
+
+    @cached_property
+    def idea(self) -> pd.DataFrame:
+        return idea_rows()
+
+    @cached_property
+    def factors(self) -> pd.DataFrame:
+        return factors_rows(self.folder)
+
+    @cached_property
+    def ranks(self) -> pd.DataFrame:
+        return ranks_rows(self.folder)
+
+    @cached_property
+    def judged(self) -> pd.DataFrame:
+        return gallery.claims(self.folder)
+
+    @cached_property
+    def claims(self) -> pd.DataFrame:
+        return own_claims(self.judged)
+
+    @cached_property
+    def tables(self) -> dict[str, str]:
+        """The tables of the gallery by their headings, the claims in short."""
+        short = gallery.claims_in_short(self.folder, self.judged)
+        return gallery.published_tables(self.folder, self.judged) | {gallery.CLAIMS: short}
+
+
+def factors_rows(folder: str | Path | None = None) -> pd.DataFrame:
     """Return one row a network and kind of factors: accuracy at half of the MACs, one share of the rank for every layer.
 
     Columns: network, factors (dense, svd, svd recalibrated, data-aware, sequential, relu-aware, fisher-weighted), accuracy.
@@ -78,7 +110,7 @@ def factors_rows(folder: Folder = None) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["network", "factors", "accuracy"])
 
 
-def ranks_rows(folder: Folder = None) -> pd.DataFrame:
+def ranks_rows(folder: str | Path | None = None) -> pd.DataFrame:
     """Return perplexity of the language model, one row a chooser, factors and share of the blocks' parameters: a mean over draws.
 
     Columns: chooser, factors, budget, perplexity (exp of the mean loss), draws.
@@ -90,22 +122,21 @@ def ranks_rows(folder: Folder = None) -> pd.DataFrame:
     return by.agg(perplexity="mean", draws="count").reset_index().assign(perplexity=lambda t: np.exp(t["perplexity"]))
 
 
-def _there(measured: ModuleType, folder: Folder) -> pd.DataFrame:
+def _there(measured: ModuleType, folder: str | Path | None) -> pd.DataFrame:
     rows = measured.published(folder)
     if rows is None:
         raise RunError(f"{measured.NAME}.csv is missing from the gallery, and the README quotes it")
     return rows
 
 
-def claims_rows(folder: Folder = None) -> pd.DataFrame:
-    """Return the papers' own claims, one row a setting: paper, claim, setting, ours, holds; our improved versions are left out."""
-    table = gallery.claims(folder)
+def own_claims(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the papers' own claims of a claim table, one row a setting: paper, claim, setting, ours, holds; our versions are left out."""
     table = table[~table["claim"].str.startswith("the same, improved")]
     return table[["paper", "claim", "setting", "ours", "holds"]].reset_index(drop=True)
 
 
-def idea_rows(folder: Folder = None) -> pd.DataFrame:
-    """Return the first layer of the shipped LeNet-300-100 as a table, outputs x inputs. `folder` is not used."""
+def idea_rows() -> pd.DataFrame:
+    """Return the first layer of the shipped LeNet-300-100 as a table, outputs x inputs."""
     from safetensors.torch import load_file
 
     from lowrank_utils.lab import checkpoints
@@ -118,7 +149,7 @@ def idea_rows(folder: Folder = None) -> pd.DataFrame:
 # ---- blocks ------------------------------------------------------------------------------------------------------
 
 
-def notebooks_block(folder: Folder = None) -> str:
+def notebooks_block(source: Source) -> str:
     """Return the table of notebooks: its name, the question it answers, and how long it says it runs."""
     import nbformat
 
@@ -134,15 +165,15 @@ def notebooks_block(folder: Folder = None) -> str:
     return markdown(["notebook", "question", "runs in"], lines)
 
 
-def factors_block(folder: Folder = None) -> str:
+def factors_block(source: Source) -> str:
     """Return the first finding in words. Raises RunError where the rows no longer support it."""
-    table = factors_rows(folder)
+    table = source.factors
     by = {network: mine.set_index("factors")["accuracy"] for network, mine in table.groupby("network")}
     for network, of in by.items():
         rising = of[["svd", "svd recalibrated", "sequential", "dense"]]
         _supported(bool((rising.diff().iloc[1:] > 0).all()), f"factors decide on {network}", rising)
     of, deep = by["resnet20"] * 100, by["resnet56"] * 100
-    images = _there(batch_norm, folder)["images"].iloc[0]
+    images = _there(batch_norm, source.folder)["images"].iloc[0]
     return (
         f"With half of the multiply-accumulates left, and the same share of the rank in every layer, plain SVD factors leave ResNet-20 at "
         f"{of['svd']:.1f} % on CIFAR-10 (dense {of['dense']:.1f} %). With the same ranks, factors fitted from front to back keep {of['sequential']:.1f} %; "
@@ -152,9 +183,9 @@ def factors_block(folder: Folder = None) -> str:
     )
 
 
-def ranks_block(folder: Folder = None) -> str:
+def ranks_block(source: Source) -> str:
     """Return the second finding in words. Raises RunError where the rows no longer support it."""
-    table = ranks_rows(folder).set_index(["chooser", "factors", "budget"])
+    table = source.ranks.set_index(["chooser", "factors", "budget"])
     of = table["perplexity"]
     dense = of["dense"].iloc[0]
 
@@ -175,9 +206,9 @@ def ranks_block(folder: Folder = None) -> str:
     )
 
 
-def papers_block(folder: Folder = None) -> str:
+def papers_block(source: Source) -> str:
     """Return six lines: what a paper claims, and the verdict and numbers of its first setting, which is the one closest to the paper."""
-    table, lines = claims_rows(folder), []
+    table, lines = source.claims, []
     for paper, claim, words in HEADLINES:
         mine = table[(table["paper"] == paper) & (table["claim"] == claim)]
         if mine.empty:
@@ -201,17 +232,11 @@ def _supported(true: bool, finding: str, numbers: pd.Series) -> None:
         )
 
 
-BLOCKS: dict[str, Callable[[Folder], str]] = {
+BLOCKS: dict[str, Callable[[Source], str]] = {
     "notebooks": notebooks_block,
     "factors": factors_block,
     "ranks": ranks_block,
     "papers": papers_block,
-}
-ROWS: dict[str, Callable[[Folder], pd.DataFrame]] = {
-    "idea": idea_rows,
-    "factors": factors_rows,
-    "ranks": ranks_rows,
-    "claims": claims_rows,
 }
 
 
@@ -223,7 +248,7 @@ def pages() -> list[Path]:
     return [path for path in (paths.ROOT / "README.md", *sorted((paths.ROOT / "docs").glob("*.md"))) if path.is_file()]
 
 
-def filled(text: str, folder: Folder = None) -> str:
+def filled(text: str, source: Source | None = None) -> str:
     """Return the text of a page with its blocks and its tables of the gallery written anew.
 
     Raises RunError for a block that nobody writes, one that does not end, and a finding that the rows do not support.
@@ -232,11 +257,13 @@ def filled(text: str, folder: Folder = None) -> str:
     '# A page\\nwithout blocks.\\n'
     """
 
+    source = source or Source()
+
     def written(found: re.Match[str]) -> str:
         start, name, _, end = found.groups()
         if name not in BLOCKS:
             raise RunError(f"nobody writes a block {name!r}; known: {', '.join(BLOCKS)}")
-        return f"{start}{BLOCKS[name](folder)}\n{end}"
+        return f"{start}{BLOCKS[name](source)}\n{end}"
 
     whole = BLOCK.findall(text)
     if text.count("<!-- begin ") != len(whole) or text.count("<!-- end ") != len(whole):
@@ -244,7 +271,7 @@ def filled(text: str, folder: Folder = None) -> str:
     text = BLOCK.sub(written, text)
     known = {gallery.CLAIMS}.union(*(chapter.CAPTIONS for chapter in chapters.every().values()))
     if known & set(re.findall(r"^#+ (.*)$", text, re.M)):
-        text = gallery.quote(text, gallery.published_tables(folder) | {gallery.CLAIMS: gallery.claims_in_short(folder)})
+        text = gallery.quote(text, source.tables)
     return text
 
 
@@ -258,11 +285,11 @@ def digest(rows: pd.DataFrame) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def drawn(name: str, folder: Folder = None) -> tuple[Figure, str]:
+def drawn(name: str, source: Source) -> tuple[Figure, str]:
     """Return a picture of the front page and the `digest` of its rows. Raises RunError for an unknown name."""
-    if name not in ROWS:
-        raise RunError(f"nobody draws a picture {name!r}; known: {', '.join(ROWS)}")
-    rows = ROWS[name](folder)
+    if name not in DRAWN:
+        raise RunError(f"nobody draws a picture {name!r}; known: {', '.join(DRAWN)}")
+    rows = getattr(source, name)
     return DRAWN[name](rows), digest(rows)
 
 
@@ -284,28 +311,33 @@ def recorded(path: Path) -> str:
         return json.loads(image.info.get("Comment", "{}")).get("rows", "")
 
 
-def stale(folder: Folder = None) -> list[Path]:
+def stale(folder: str | Path | None = None) -> list[Path]:
     """Return the pages and pictures that no longer say what the rows say."""
+    source = Source(folder)
     texts = {path: path.read_text("utf-8") for path in pages()}
-    old = [path for path, text in texts.items() if filled(text, folder) != text]
+    old = [path for path, text in texts.items() if filled(text, source) != text]
     names = _pictures(list(texts.values()))
-    return old + [_place(name) for name in names if recorded(_place(name)) != digest(ROWS[name](folder))]
+    return old + [_place(name) for name in names if recorded(_place(name)) != digest(getattr(source, name))]
 
 
-def write(folder: Folder = None) -> list[Path]:
-    """Write the blocks, tables and pictures of the README and of docs from the rows; return the paths that changed."""
-    changed = []
+def write(folder: str | Path | None = None) -> list[Path]:
+    """Write the blocks, tables and pictures of the README and of docs from the rows; return the paths that changed.
+
+    Nothing is written where one of them cannot be.
+    """
+    source, changed = Source(folder), []
     texts = {path: path.read_text("utf-8") for path in pages()}
-    for path, text in texts.items():
-        if (new := filled(text, folder)) != text:
+    new = {path: filled(text, source) for path, text in texts.items()}
+    figures = {_place(name): drawn(name, source) for name in _pictures(list(texts.values()))}
+    for path, text in new.items():
+        if text != texts[path]:
             with paths.atomic_write(path) as temporary:
-                temporary.write_text(new, "utf-8")
+                temporary.write_text(text, "utf-8")
             changed.append(path)
-    for name in _pictures(list(texts.values())):
-        figure, mark = drawn(name, folder)
-        if recorded(_place(name)) == mark:
-            continue
-        with paths.atomic_write(_place(name)) as temporary:
-            figure.savefig(temporary, format="png", metadata={"Software": None, "Comment": json.dumps({"rows": mark})})
-        changed.append(_place(name))
+    for path, (figure, mark) in figures.items():
+        if recorded(path) != mark:
+            about = {"Software": None, "Comment": json.dumps({"rows": mark})}
+            with paths.atomic_write(path) as temporary:
+                figure.savefig(temporary, format="png", metadata=about)
+            changed.append(path)
     return changed

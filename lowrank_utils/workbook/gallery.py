@@ -272,11 +272,12 @@ def _merged(old, new):
     return table.sort_values([name for name in RUN if name in table], kind="stable")
 
 
-def published_tables(folder: str | Path | None = None) -> dict[str, str]:
+def published_tables(folder: str | Path | None = None, stated: pd.DataFrame | None = None) -> dict[str, str]:
     """Return {heading: Markdown table} of the published results: what docs/results.md and the gallery's page quote.
 
     Every number is a mean over seeds (and draws of calibration images) with its standard deviation, in percent: of the
     test images for accuracy, macro F1 and what was lost, of the dense network's parameters or MACs for what is kept.
+    `stated`: what `claims` returns, if it is at hand.
     """
     everything = published_rows(folder=folder)
     tables = {}
@@ -284,7 +285,7 @@ def published_tables(folder: str | Path | None = None) -> dict[str, str]:
         rows = everything[everything["notebook"] == notebook]
         if len(rows):
             tables |= chapter.tables(rows)
-    stated = claims(folder)
+    stated = claims(folder) if stated is None else stated
     if (stated["holds"] != "-").any():
         told = stated.drop(columns="rerun")
         tables = {CLAIMS: markdown([*map(str, told)], told.to_numpy().tolist())} | tables
@@ -301,10 +302,10 @@ def judged(folder: str | Path | None = None, asked: Sequence[Claim] | None = Non
     return [(claim, claim.measure(table) or not_measured("no row")) for claim in asked or every_claim()]
 
 
-def claims_in_short(folder: str | Path | None = None) -> str:
+def claims_in_short(folder: str | Path | None = None, stated: pd.DataFrame | None = None) -> str:
     """Return the table of claims of docs/results.md: a line for each claim of a paper, with how many rows of the whole table hold."""
-    lines = []
-    for (paper, claim), rows in claims(folder).groupby(["paper", "claim"], sort=False):
+    stated, lines = claims(folder) if stated is None else stated, []
+    for (paper, claim), rows in stated.groupby(["paper", "claim"], sort=False):
         verdicts = rows["holds"].replace("-", "not measured").value_counts(sort=False)
         told = ", ".join(verdict if len(rows) == 1 else f"{verdict} ({count})" for verdict, count in verdicts.items())
         lines.append([paper, claim, told])

@@ -31,7 +31,7 @@ if importlib.util.find_spec("lowrank_utils") is None:
     importlib.invalidate_caches()
 if os.path.isdir("workbook/lowrank_utils"):
     os.environ.setdefault("LOWRANK_ROOT", os.path.abspath("workbook"))
-importlib.import_module("lowrank_utils.workbook.colab").complete()"""
+_ = importlib.import_module("lowrank_utils.workbook.colab").complete()"""
 
 
 def check(repository: str, branch: str = "main") -> None:
