@@ -13,7 +13,7 @@ from conftest import mlp
 from lowrank_utils import paths
 from lowrank_utils.__main__ import data as data_command
 from lowrank_utils.lab import data, efficientnet, encoder, language, sentences, text
-from lowrank_utils.workbook import front, front_figures, jobs, plots
+from lowrank_utils.workbook import front, front_figures, front_results, gallery, jobs, plots
 from lowrank_utils.workbook.runs import RunError
 
 README = (paths.ROOT / "README.md").read_text("utf-8")
@@ -181,18 +181,18 @@ def edit(folder, name, change):
 
 @pytest.mark.slow
 def test_a_changed_row_changes_sentence_and_picture(copied):
-    gallery = copied / "gallery"
+    rows = copied / "gallery"
     figure = copied / "docs" / "figures" / "ranks.png"
-    assert front.stale(gallery) == []
+    assert front.stale(rows) == []
 
     def worse(table):
         table.loc[(table["chooser"] == "dense"), "loss"] += 0.01
 
     edit(copied, "language.csv", worse)
     before = figure.read_bytes()
-    assert front.stale(gallery) == front.write(gallery) == [copied / "README.md", figure]
+    assert front.stale(rows) == front.write(rows) == [copied / "README.md", figure]
     assert "rises from 30.4 to 80.0" in (copied / "README.md").read_text() and figure.read_bytes() != before
-    assert front.stale(gallery) == front.write(gallery) == []
+    assert front.stale(rows) == front.write(rows) == []
 
 
 def test_a_finding_that_no_longer_holds_is_refused(copied):
@@ -239,6 +239,23 @@ def test_a_notebook_without_a_question_or_time_is_named(project):
     with pytest.raises(RunError, match="01_first has no question"):
         front.notebooks_block(front.Source())
     assert "01_first" in jobs.notebooks(project.root / "notebooks")
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return gallery.published_tables(stated=pd.DataFrame({"holds": ["-"]}))
+
+
+@pytest.mark.parametrize("name", front_results.PARAGRAPHS)
+def test_a_paragraph_follows_the_tables_below_it(tables, name):
+    said = front_results.PARAGRAPHS[name](tables)
+    assert len(re.findall(r"\d+\.\d", said)) >= 6 and "nan" not in said
+    higher = {heading: re.sub(r"\b(\d\d)\.\d\b", lambda m: f"{m[1]}.9", table) for heading, table in tables.items()}
+    assert front_results.PARAGRAPHS[name](higher) != said
+    source = front.Source()
+    source.tables = {}
+    with pytest.raises(RunError, match=f"the block '{name}' cannot be written from these rows .KeyError"):
+        front.filled(f"<!-- begin {name} -->\n<!-- end {name} -->\n", source)
 
 
 def test_a_claim_that_left_the_table_is_named():

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ import pandas as pd
 from lowrank_utils import paths
 from lowrank_utils.workbook import batch_norm, chapters, gallery, jobs, language
 from lowrank_utils.workbook.front_figures import DRAWN
+from lowrank_utils.workbook.front_results import PARAGRAPHS
 from lowrank_utils.workbook.runs import RunError
 from lowrank_utils.workbook.tables import markdown
 
@@ -232,11 +233,16 @@ def _supported(true: bool, finding: str, numbers: pd.Series) -> None:
         )
 
 
+def _paragraph(source: Source, write: Callable[[Mapping[str, str]], str]) -> str:
+    return write(source.tables)
+
+
 BLOCKS: dict[str, Callable[[Source], str]] = {
     "notebooks": notebooks_block,
     "factors": factors_block,
     "ranks": ranks_block,
     "papers": papers_block,
+    **{name: partial(_paragraph, write=write) for name, write in PARAGRAPHS.items()},
 }
 
 
@@ -263,7 +269,13 @@ def filled(text: str, source: Source | None = None) -> str:
         start, name, _, end = found.groups()
         if name not in BLOCKS:
             raise RunError(f"nobody writes a block {name!r}; known: {', '.join(BLOCKS)}")
-        return f"{start}{BLOCKS[name](source)}\n{end}"
+        try:
+            return f"{start}{BLOCKS[name](source)}\n{end}"
+        except (KeyError, IndexError, ValueError) as error:
+            said = f"{type(error).__name__}: {error}"
+            raise RunError(
+                f"the block {name!r} cannot be written from these rows ({said}): see workbook/front.py"
+            ) from error
 
     whole = BLOCK.findall(text)
     if text.count("<!-- begin ") != len(whole) or text.count("<!-- end ") != len(whole):

@@ -78,8 +78,8 @@ def _spectrum(axis: Axes, values: np.ndarray) -> None:
         fontsize=9,
     )
     axis.tick_params(labelsize=8)
-    axis.xaxis.label.set_size(9)
-    axis.yaxis.label.set_size(9)
+    axis.xaxis.label.set_fontsize(9)
+    axis.yaxis.label.set_fontsize(9)
 
 
 def factors(rows: pd.DataFrame) -> Figure:
