@@ -12,6 +12,7 @@ html_theme = "furo"
 html_show_sphinx = False
 html_show_copyright = False
 html_copy_source = False
+html_domain_indices = False
 html_static_path = ["_own"]
 html_css_files = ["own.css"]
 copybutton_exclude = ".linenos, .gp, .go"
