@@ -198,12 +198,15 @@ def ranks_block(source: Source) -> str:
     plain, ranks, factors, both = four(MOST)
     _supported(dense < both < ranks < factors < plain, "ranks decide in the language model", of)
     less = four(LESS)
-    draws = int(table["draws"].xs(MOST, level="budget").min())
+    draws = {share: int(table["draws"].xs(share, level="budget").min()) for share in (MOST, LESS)}
+    told = [f"{count} draw{'s' * (count > 1)} at {100 * share:.0f} %" for share, count in draws.items()]
+    if len(set(draws.values())) == 1:
+        told = [told[0].partition(" at ")[0]]
     return (
         f"SmolLM2-135M keeps {100 * MOST:.0f} % of the parameters of its blocks. With SVD-LLM's factors and one share for all matrices, its perplexity on "
         f"WikiText-2 rises from {dense:.1f} to {plain:.1f}. Better factors alone (Fisher-weighted) give {factors:.1f}, better ranks alone "
         f"(exact search) {ranks:.1f}, both {both:.1f}. At {100 * LESS:.0f} % the four are {less[0]:.1f}, {less[2]:.1f}, {less[1]:.1f} and {less[3]:.1f} "
-        f"({draws} draw{'s' * (draws > 1)} of the calibration text)."
+        f"({', '.join(told)} of the calibration text)."
     )
 
 

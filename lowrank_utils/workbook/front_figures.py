@@ -156,7 +156,7 @@ def claims(rows: pd.DataFrame) -> Figure:
         for column, verdict in enumerate(told):
             halves = verdict.split(" / ")
             for half, word in enumerate(halves):
-                colour, short = VERDICTS[word]
+                colour, short = VERDICTS.get(word, (7, word))
                 left, wide = column + half / len(halves), 0.94 / len(halves)
                 axis.barh(place, wide, left=left, height=0.86, color=PALETTE[colour], alpha=0.55)
                 axis.text(
