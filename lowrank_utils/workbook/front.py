@@ -47,6 +47,7 @@ HEADLINES = (  # (paper, claim as in the claim table, the same in a reader's wor
     ("ENC", "ranks of the whole network at once are the better compromise", "ranks of all layers at once are better"),
     ("ENC", "accuracy of ResNet-56 at half of the FLOPs, no fine-tuning", "ResNet-56 at half of the FLOPs keeps 90 %"),
 )
+OURS = ("the same, improved", "one epsilon a layer")  # how claims begin that no paper makes
 HALF, MOST, LESS = 0.5, 0.9, 0.7  # of the MACs; of the parameters of the blocks
 RESNETS = {"resnet20": "ResNet-20", "resnet56": "ResNet-56"}
 BLOCK = re.compile(r"(<!-- begin ([\w-]+) -->\n)(.*?)(<!-- end \2 -->)", re.S)
@@ -132,7 +133,7 @@ def _there(measured: ModuleType, folder: str | Path | None) -> pd.DataFrame:
 
 def own_claims(table: pd.DataFrame) -> pd.DataFrame:
     """Return the papers' own claims of a claim table, one row a setting: paper, claim, setting, ours, holds; our versions are left out."""
-    table = table[~table["claim"].str.startswith("the same, improved")]
+    table = table[~table["claim"].str.startswith(OURS)]
     return table[["paper", "claim", "setting", "ours", "holds"]].reset_index(drop=True)
 
 
@@ -286,7 +287,16 @@ def filled(text: str, source: Source | None = None) -> str:
     text = BLOCK.sub(written, text)
     known = {gallery.CLAIMS}.union(*(chapter.CAPTIONS for chapter in chapters.every().values()))
     if known & set(re.findall(r"^#+ (.*)$", text, re.M)):
-        text = gallery.quote(text, source.tables)
+        text = _captioned(gallery.quote(text, source.tables))
+    return text
+
+
+def _captioned(text: str) -> str:
+    """Return a page with the words between a heading and its table as the chapters have them, which the gallery shows too."""
+    for chapter in chapters.every().values():
+        for heading, caption in chapter.CAPTIONS.items():
+            between = rf"(?m)^(#+ {re.escape(heading)}\n)(?:(?![#|]).*\n)*(?=\|)"
+            text = re.sub(between, lambda found, caption=caption: f"{found[1]}\n{caption}\n\n", text)
     return text
 
 
