@@ -1,5 +1,6 @@
 """The README and the pages of docs: short, current, with links that lead somewhere, and code that runs."""
 
+import inspect
 import re
 import shutil
 
@@ -67,6 +68,35 @@ def test_the_code_of_the_readme_runs():
     given = {"model": mlp(), "calibration": torch.randn(40, 12)}
     exec(code, given)
     assert isinstance(given["small"].model, nn.Module) and given["small"].kept["macs"] <= 0.5
+
+
+@pytest.mark.slow
+def test_the_code_of_the_page_on_running_runs(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    first, latency, third = re.findall(r"```python\n(.*?)```", (DOCS / "running.md").read_text(), re.S)
+    layers = {
+        "fc1": nn.Linear(12, 30),
+        "relu1": nn.ReLU(),
+        "fc2": nn.Linear(30, 20),
+        "relu2": nn.ReLU(),
+        "fc3": nn.Linear(20, 4),
+    }
+    model = nn.Sequential()
+    for name, layer in layers.items():
+        model.add_module(name, layer)
+    given = {"model": model, "calibration": torch.randn(60, 12)}
+    exec(first, given)
+    assert {path.name for path in tmp_path.iterdir()} >= {"small.safetensors", "small.onnx"}
+    inputs = given["calibration"]
+    assert torch.allclose(given["again"](inputs), given["small"].model(inputs), atol=1e-5)
+    exec(third, given)
+    assert given["read"]["fc1"].shape == (30, 12)
+    asked = inspect.signature(
+        lowrank_utils.compress
+    ).parameters  # timing takes long and may find no budget within reach
+    assert set(re.findall(r"(\w+)=", latency)) <= set(asked) and 'resource="latency"' in latency
 
 
 def test_the_papers_are_cited_as_in_the_citation_file():
