@@ -171,6 +171,38 @@ def twins(
 
 
 @app.command()
+def front(
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; say what no longer agrees with the rows.")
+    ] = False,
+) -> None:
+    """Write the numbers, tables and pictures of the README and of docs from the published rows."""
+    from lowrank_utils.workbook import front as page
+
+    changed = page.stale() if check else page.write()
+    for path in changed:
+        typer.echo(f"{'out of step' if check else 'written'}: {_short(path)}")
+    if check and changed:
+        typer.echo("error: pages differ from the rows; run python -m lowrank_utils front", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def links(
+    repository: Annotated[
+        str | None, typer.Argument(metavar="OWNER/NAME", help="A copy on GitHub; none: take the badges out.")
+    ] = None,
+    branch: Annotated[str, typer.Option(metavar="NAME", help="The branch that the badges open.")] = "main",
+) -> None:
+    """Write Colab and Binder badges into the README and every notebook, and the cell that installs the package on Colab."""
+    from lowrank_utils.workbook import links as badges
+    from lowrank_utils.workbook import twins as texts
+
+    for path in [*badges.write(repository, branch), *texts.write()]:
+        typer.echo(f"written: {_short(path)}")
+
+
+@app.command()
 def data(
     name: Annotated[
         str,
