@@ -22,9 +22,9 @@ from lowrank_utils import compression, paths
 from lowrank_utils.factors import replace
 from lowrank_utils.lab import data, score, training
 from lowrank_utils.lab.data import Dataset
+from lowrank_utils.network import unfold
 from lowrank_utils.network.modules import evaluating
 from lowrank_utils.network.profile import Plan, Profile, plan_cost, profile
-from lowrank_utils.network.unfold import parse_entry
 from lowrank_utils.ranks import components, enc, prediction, rules, search
 from lowrank_utils.workbook import digests, runs
 
@@ -80,7 +80,7 @@ def written(plan: Plan, layers: Sequence[str]) -> str:
         if (entry := plan.get(name)) is None:
             words.append("-")
         else:
-            scheme, rank = parse_entry(entry)
+            scheme, rank = unfold.parse_entry(entry)
             words.append(f"{SHORT[scheme]}{rank}")
     return " ".join(words)
 
@@ -223,7 +223,7 @@ def compute(subject: Subject, kept: Sequence[float] = KEPT, calibration_images: 
         "title": subject.title,
         "dataset": subject.dataset,
         "network": subject.network,
-        "layers": [{"name": card.name, "shape": "x".join(map(str, card.shape)), "kind": card.kind} for card in read],
+        "layers": [_layer(card) for card in read],
         "dense": {
             "accuracy": round(training.evaluate(model, *test).accuracy, 5),
             "macs": whole["macs"],
@@ -242,6 +242,14 @@ def _ends(model, images):
     # what `compress` leaves dense: the last layer, and the first where it is a convolution
     first, *_, last = [layer.name for layer in profile(model, input_shape=images.input_shape, spectra=False)]
     return (first, last) if isinstance(model.get_submodule(first), nn.Conv2d) else (last,)
+
+
+def _layer(card):
+    # macs of the dense layer, and what one rank costs in each scheme
+    schemes = list(card.costs) if card.costs else [None]
+    each = {SHORT[scheme]: card.cost(unfold.plan_entry(scheme, 1)) for scheme in schemes} if not card.reason else {}
+    shape = "x".join(map(str, card.shape))
+    return {"name": card.name, "shape": shape, "kind": card.kind, "macs": card.macs, "rank": each}
 
 
 def _digits(number):
