@@ -11,6 +11,7 @@ from lowrank_utils import paths
 from lowrank_utils.workbook import plots
 from lowrank_utils.workbook.explorer import CHOOSERS, NAME
 
+HEADING = "How small can a network be?"
 PAGE = paths.DOCS / "explorer"  # its text, style and script
 
 
@@ -56,16 +57,17 @@ def fragment(path: str | Path | None = None) -> str:
     path = Path(path or paths.GALLERY / f"{NAME}.json")
     style, body, script = ((PAGE / f"explorer.{kind}").read_text() for kind in ("css", "html", "js"))
     held = path.read_text().replace("</", "<\\/")
+    # the script comes first: where the file is cut short within the data, it is there to say so
     return (
-        f"<style>\n{style}{_colours()}\n</style>\n{body}"
-        f'<script type="application/json" id="explorer-data">{held}</script>\n<script>\n{script}</script>\n'
+        f"<style>\n{style}{_colours()}\n</style>\n{body}<script>\n{script}</script>\n"
+        f'<script type="application/json" id="explorer-data">{held}</script>\n'
     )
 
 
 def standalone(target: str | Path, path: str | Path | None = None) -> Path:
     """Write the explorer as one file that needs nothing beside it, and return its path."""
     head = '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    page = f"{head}<title>Explore: how small can a network be?</title>\n</head>\n<body>\n<main>\n<h1>How small can a network be?</h1>\n{fragment(path)}</main>\n</body>\n</html>\n"
+    page = f"{head}<title>{HEADING}</title>\n</head>\n<body>\n<main>\n<h1>{HEADING}</h1>\n{fragment(path)}</main>\n</body>\n</html>\n"
     target = Path(target)
     with paths.atomic_write(target) as temporary:
         temporary.write_text(page)

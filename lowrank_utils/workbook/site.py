@@ -16,10 +16,11 @@ import pandas as pd
 
 from lowrank_utils import paths
 from lowrank_utils.lab.columns import LANGUAGE_COLUMNS, RESULT_COLUMNS
-from lowrank_utils.workbook import chapters, jobs, plots, results, runs
+from lowrank_utils.workbook import chapters, explorer_page, jobs, plots, results, runs
 from lowrank_utils.workbook.gallery import drawn_figures, gather, published_rows, settings
 
 MARK = ".lowrank-site"  # names the files of a site, so that nobody else's are replaced with it
+EXPLORER_ALONE = "_static/explorer.html"  # beside what pages are made of: it is no page of the site's frame
 _NEEDED = "make site, or python -m pip install -e '.[site]'"
 
 
@@ -53,6 +54,7 @@ def build(run: str | Path | None = None, folder: str | Path | None = None, galle
         try:
             _write_source(beside / "source", place, gallery)
             _sphinx(beside / "source", beside / "site")
+            _explorer_alone(beside / "site", gallery)
         except runs.RunError:
             shutil.rmtree(beside)
             raise
@@ -128,6 +130,7 @@ def _write_source(source, place, gallery):
         about = ["CONTRIBUTING"]
     trees = {
         "The workbook": [f"notebooks/{name}" for name in chapters],
+        "Explore": _explorer_page(source, gallery),
         "Solutions": [f"notebooks/solutions/{path.stem}" for path in solved],
         "This run": own,
         "Results": published,
@@ -171,6 +174,26 @@ def _gallery_pages(source, gallery):
     drawn = _figures(here, drawn_figures(rows))
     (here / "figures.md").write_text("\n\n".join(["# The gallery in figures", *drawn]) + "\n")
     return ["outputs/gallery/README", "outputs/gallery/figures"]
+
+
+def _explorer_page(source, gallery):
+    """Write the page of the explorer, where its numbers are published; return its name in a list."""
+    numbers = gallery / f"{explorer_page.NAME}.json"
+    if not numbers.is_file():
+        return []
+    (source / "explorer.txt").write_text(explorer_page.fragment(numbers))
+    told = f'<p>The same in <a href="{EXPLORER_ALONE}">one file</a> that needs no other.</p>'
+    page = [f"# {explorer_page.HEADING}", "```{raw} html", ":file: explorer.txt", "```", "```{raw} html", told, "```"]
+    (source / "explore.md").write_text(
+        "\n\n".join(["\n".join(page[:1]), "\n".join(page[1:4]), "\n".join(page[4:])]) + "\n"
+    )
+    return ["explore"]
+
+
+def _explorer_alone(made, gallery):
+    numbers = gallery / f"{explorer_page.NAME}.json"
+    if numbers.is_file():
+        explorer_page.standalone(made / EXPLORER_ALONE, numbers)
 
 
 def _run_pages(source, place, executed):
