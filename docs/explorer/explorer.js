@@ -3,6 +3,7 @@
   const SCHEMA = 1, SVG = "http://www.w3.org/2000/svg";
   const SCHEMES = { s: "spatial", c: "channel", i: "input channel" };
   const WORDS = { exact: "exact search", "component output": "output energy", "ENC-Map": "ENC-Map", energy: "energy threshold", fixed: "one share for all" };
+  const HEADS = { measured: "Accuracy", predicted: "Predicted", macs: "MACs", parameters: "Size", faster: "Time" };
   const $ = (id) => document.getElementById(id);
   const percent = (share) => (100 * share).toFixed(1) + " %";
   const whole = (share) => Math.round(100 * share) + " %";
@@ -116,15 +117,15 @@
     return found;
   }
 
-  function frame(svg, height) {
+  function frame(svg, height, under) {
     const width = Math.max(300, Math.min(900, svg.clientWidth || svg.parentNode.clientWidth || 360));
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.replaceChildren();
-    return { left: 46, right: width - 10, top: 12, bottom: height - 44, width };
+    return { left: 46, right: width - 10, top: 12, bottom: height - under, width };
   }
 
   function drawFront() {
-    const svg = $("ex-front"), box = frame(svg, 340), dense = own.dense.accuracy;
+    const svg = $("ex-front"), box = frame(svg, 340, 44), dense = own.dense.accuracy;
     const least = Math.min(...own.kept), low = Math.max(0, dense - 0.2), high = Math.min(1, dense + 0.015);
     const x = (kept) => box.left + (box.right - box.left) * Math.log(kept / least) / Math.log(1 / least);
     const y = (value) => box.bottom - (box.bottom - box.top) * (Math.max(value, low) - low) / (high - low);
@@ -160,6 +161,7 @@
         svg.append(node);
       }
     }
+    $("ex-below").hidden = !points.some((point) => point.node.getAttribute("aria-label").includes("below the figure"));
     points.sort((a, b) => a.order[0] - b.order[0] || a.order[1] - b.order[1]);
     rings(svg, x, y);
     walk(svg, $("ex-front-named"), points);
@@ -196,9 +198,9 @@
   // ---- the second figure: what each layer keeps ----
 
   function drawRanks() {
-    const svg = $("ex-ranks"), count = own.layers.length, few = count <= 10, box = frame(svg, few ? 260 : 230);
+    const svg = $("ex-ranks"), count = own.layers.length, few = count <= 10, box = frame(svg, few ? 260 : 220, few ? 60 : 30);
     const exact = answer("exact", at), step = (box.right - box.left) / count, points = [];
-    const y = (value) => box.bottom - (box.bottom - box.top - 14) * Math.min(value, 1);
+    const y = (value) => box.bottom - (box.bottom - box.top) * Math.min(value, 1);
     for (const value of [0, 0.5, 1]) {
       svg.append(make("line", { x1: box.left, x2: box.right, y1: y(value), y2: y(value), class: value ? "grid" : "rule" }));
       svg.append(make("text", { x: box.left - 6, y: y(value) + 4, "text-anchor": "end", class: "soft" }, whole(value)));
@@ -220,11 +222,13 @@
         svg.lastChild.style.pointerEvents = "none";
         if (!few) svg.lastChild.style.strokeWidth = 2;
       }
-      if (few) svg.append(make("text", { x: left + step / 2, y: box.bottom + 17, "text-anchor": "middle", class: "soft" }, step < 46 ? layer.name.slice(-5) : layer.name));
-      if (few && exact) svg.append(make("text", { x: left + step / 2, y: Math.max(y(value), 24) - 8, "text-anchor": "middle" }, exact.plan[place] === "-" ? "dense" : exact.plan[place].replace(/^[a-z]/, "")));
+      if (!few) return;
+      const under = (y, text, kind) => svg.append(make("text", { x: left + step / 2, y, "text-anchor": "middle", class: kind }, text));
+      under(box.bottom + 17, step < 46 ? layer.name.slice(-5) : layer.name, "soft");
+      if (exact) under(box.bottom + 34, spelled(exact.plan[place]).replace(/^rank (\d+).*/, step < 60 ? "$1" : "rank $1"), "");
     });
-    const axis = few ? "layer; above each bar the rank of the exact search" : "layers, from the first to the last";
-    svg.append(make("text", { x: (box.left + box.right) / 2, y: box.bottom + 36, "text-anchor": "middle" }, axis));
+    const axis = few ? "layers, with the ranks of the exact search" : "layers, from the first to the last";
+    svg.append(make("text", { x: (box.left + box.right) / 2, y: box.bottom + (few ? 54 : 22), "text-anchor": "middle" }, axis));
     walk(svg, $("ex-ranks-named"), points);
     const cut = exact ? exact.plan.filter((word) => word !== "-").length : 0;
     $("ex-ranks-title").textContent = exact
@@ -236,7 +240,7 @@
   // ---- tables and sentences ----
 
   function cell(row, name, value, text, small) {
-    const node = html("td", { "data-name": name }, text);
+    const node = html("td", { "data-name": name, "data-label": HEADS[name] }, text);
     if (value !== null && value !== undefined) node.dataset.value = value;
     if (small) node.append(html("small", {}, small));
     row.append(node);
@@ -348,6 +352,10 @@
       span.append(swatch(chooser), WORDS[chooser]);
       $("ex-key").append(span);
     }
+    const line = html("span"), dash = make("svg", { class: "ex-mark ex-dash", viewBox: "0 0 30 14", "aria-hidden": "true" });
+    dash.append(make("rect", { width: 30, height: 14, opacity: 0.15 }), make("path", { d: "M0,7h30", "stroke-dasharray": "6 4", "stroke-width": 1.5 }));
+    line.append(dash, "exact search, predicted, with the range for 90 %");
+    $("ex-key").append(line, Object.assign(html("span", { id: "ex-below" }), { textContent: "hollow at the bottom: lower than the figure shows" }));
     const asked = new URLSearchParams(location.search), first = held.networks[0], name = asked.get("network");
     const there = held.networks.some((network) => network.name === name);
     if (name !== null && !there) say(`There is no network “${name}” here, so the page shows ${first.title}. It knows: ${held.networks.map((n) => n.name).join(", ")}.`);
