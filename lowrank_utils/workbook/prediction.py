@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -133,8 +134,9 @@ validation images. Their deep cuts, above about 0.1 nat, come out too low, and n
 """
 
 
-def renew() -> None:
-    """Measure every network anew and write the rows of the gallery (about ten minutes)."""
+def renew(path: str | Path | None = None) -> pd.DataFrame:
+    """Return the rows of the gallery, every network measured anew (about ten minutes), and write them to `path`."""
     rows = measure()
-    with paths.atomic_write(paths.GALLERY / f"{NAME}.csv") as temporary:
+    with paths.atomic_write(path or paths.GALLERY / f"{NAME}.csv") as temporary:
         rows.to_csv(temporary, index=False, float_format="%.6g")
+    return rows
