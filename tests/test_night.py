@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -18,8 +19,8 @@ from lowrank_utils.workbook import gallery, night, runs
 
 PLAN = """\
 notebooks:
-  - {notebook: "01", seeds: [0, 1], minutes: 1}
-  - {notebook: "02", seeds: [0, 1, 2], minutes: 2}
+  - {notebook: "01", seeds: [0], minutes: 1}
+  - {notebook: "02", seeds: [0, 1], minutes: 2}
 """
 ROWS = """\
 from lowrank_utils.workbook import results
@@ -38,12 +39,19 @@ while (paths.ROOT / "hold").exists():
 
 @pytest.fixture
 def toy(project, monkeypatch):
-    """A toy project with a plan of five jobs; its notebooks wait while the file `hold` is there."""
+    """A toy project with a plan of three jobs; its notebooks wait while the file `hold` is there."""
     write_notebook(project.first, ROWS)
     write_notebook(project.second, BEGUN, ROWS)
     (project.root / "outputs" / "gallery").mkdir(parents=True)
     (project.root / "outputs" / "gallery" / "plan.yaml").write_text(PLAN)
     return project
+
+
+def night_of(made, *words):
+    """Call `gallery` on one worker and return what it said; a busy machine may take minutes."""
+    process = made.start("gallery", "--quiet", "--workers", "1", *words)
+    out, err = process.communicate(timeout=500)
+    return SimpleNamespace(code=process.returncode, out=out, err=err)
 
 
 def rows_of(made):
@@ -53,7 +61,7 @@ def rows_of(made):
 
 EXPECTED = [
     {"notebook": name, "seed": seed, "budget": 0.9, "accuracy": pytest.approx((seed + 1) * 0.3)}
-    for name, seeds in (("01_first", (0, 1)), ("02_second", (0, 1, 2)))
+    for name, seeds in (("01_first", (0,)), ("02_second", (0, 1)))
     for seed in seeds
 ]
 
@@ -70,68 +78,68 @@ def states(made):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_night_runs_every_job_once_and_the_next_has_nothing_to_do(toy):
     assert set(states(toy).values()) == {"missing"}
-    done = toy.call("gallery", "--quiet", "--workers", "1")
-    assert done.code == 0 and done.out == "5 jobs done\n", done.err
+    done = night_of(toy)
+    assert done.code == 0 and done.out == "3 jobs done\n", done.err
     assert rows_of(toy) == EXPECTED
     held = toy.root / "outputs" / "gallery"
     assert sorted(p.name for p in (held / "jobs").iterdir()) == sorted(
         f"{name}-seed{seed}.record.json"
-        for name, seeds in (("01_first", (0, 1)), ("02_second", (0, 1, 2)))
+        for name, seeds in (("01_first", (0,)), ("02_second", (0, 1)))
         for seed in seeds
     )
-    assert (held / "README.md").is_file() and len(pd.read_csv(held / "results.csv.gz")) == 5
-    record = json.loads((held / "jobs" / "02_second-seed2.record.json").read_text())
+    assert (held / "README.md").is_file() and len(pd.read_csv(held / "results.csv.gz")) == 3
+    record = json.loads((held / "jobs" / "02_second-seed1.record.json").read_text())
     assert {"parameters", "data_fingerprint", "versions", "commit", "code", "seconds", "finished"} <= record.keys()
     table = pd.read_parquet(held / "results.parquet")
     assert table["code"].str.len().min() > 20 and table["run_parameters"].str.contains("threshold").all()
-    again = toy.call("gallery", "--quiet")
+    again = night_of(toy)
     assert again.code == 0 and again.out == "nothing to do: all rows are there\n"
     assert set(states(toy).values()) == {"done"}
-    assert len(begun(toy)) == 3
+    assert len(begun(toy)) == 2
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_older_code_is_listed_and_measured_again_only_where_asked(toy):
-    assert toy.call("gallery", "--quiet", "--workers", "1", "--only", "01").code == 0
+    assert night_of(toy, "--only", "01").code == 0
     write_notebook(toy.first, ROWS.replace("/ 3", "/ 6"))
     assert states(toy)["01_first-seed0"] == "older code"
-    assert toy.call("gallery", "--quiet", "--only", "01").out.startswith("nothing to do")
-    assert toy.call("gallery", "--quiet", "--workers", "1", "--only", "01", "--renew").out == "2 jobs done\n"
-    assert [row["accuracy"] for row in rows_of(toy)] == pytest.approx([0.15, 0.3])
+    assert night_of(toy, "--only", "01").out.startswith("nothing to do")
+    assert night_of(toy, "--only", "01", "--renew").out == "1 job done\n"
+    assert [row["accuracy"] for row in rows_of(toy)] == pytest.approx([0.15])
     assert states(toy)["01_first-seed0"] == "done"
     shutil.rmtree(toy.root / "outputs" / "gallery" / "jobs")  # as rows that were published before there were records
     assert states(toy)["01_first-seed0"] == "published"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("victim", ["command", "worker", "kernel"])
 def test_killed_it_ends_with_the_same_rows(toy, victim):
     (toy.root / "hold").touch()
     first = toy.start("gallery", "--quiet", "--workers", "1", start_new_session=True)
     try:
-        ((_, kernel, worker),) = wait_for(lambda: begun(toy))
+        ((_, kernel, worker),) = wait_for(lambda: begun(toy), 300)
         os.kill({"command": first.pid, "worker": worker, "kernel": kernel}[victim], signal.SIGKILL)
         if victim == "command":
             first.communicate(timeout=60)
             wait_for(lambda: not alive(kernel))  # a kernel ends with its worker, and that with its scheduler
         else:
-            wait_for(lambda: begun(toy, 2))  # it is tried once more
+            wait_for(lambda: begun(toy, 2), 300)  # it is tried once more
         (toy.root / "hold").unlink()
-        out, err = first.communicate(timeout=120) if victim != "command" else ("", "")
+        out, err = first.communicate(timeout=400) if victim != "command" else ("", "")
     finally:
         (toy.root / "hold").unlink(missing_ok=True)
         if first.poll() is None:
             os.killpg(first.pid, signal.SIGKILL)
     if victim == "command":
-        done = toy.call("gallery", "--quiet", "--workers", "1")
+        done = night_of(toy)
         assert done.code == 0, done.err
     else:
-        assert first.returncode == 0 and out == "5 jobs done\n", err
+        assert first.returncode == 0 and out == "3 jobs done\n", err
     assert rows_of(toy) == EXPECTED
 
 
@@ -143,15 +151,15 @@ def alive(pid):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_failed_job_stops_no_other_and_is_tried_again(toy):
     write_notebook(toy.second, "if seed == 1: raise ValueError('went wrong')", ROWS)
-    done = toy.call("gallery", "--quiet", "--workers", "1")
-    assert done.code == 1 and done.out == "4 jobs done\n"
-    assert "02_second-seed1: 02_second failed in cell 3" in done.err and "1 of 5 jobs failed" in done.err
+    done = night_of(toy)
+    assert done.code == 1 and done.out == "2 jobs done\n"
+    assert "02_second-seed1: 02_second failed in cell 3" in done.err and "1 of 3 jobs failed" in done.err
     assert states(toy)["02_second-seed1"].startswith("failed: 02_second failed")
     write_notebook(toy.second, ROWS)
-    assert toy.call("gallery", "--quiet", "--workers", "1").out == "1 job done\n"
+    assert night_of(toy).out == "1 job done\n"
     assert rows_of(toy) == EXPECTED
 
 
@@ -211,7 +219,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(toy, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_disk_that_fills_up_ends_the_night_and_room_lets_it_go_on(toy, tmp_path):
     with mounted(tmp_path / "small", "size=9m") as small:
         shutil.move(toy.root, small / "project")
@@ -219,14 +227,14 @@ def test_a_disk_that_fills_up_ends_the_night_and_room_lets_it_go_on(toy, tmp_pat
         (small / "filler").write_bytes(bytes(3 * 2**20))
         environment = {**os.environ, "LOWRANK_ROOT": str(root)}
         words = [sys.executable, "-m", "lowrank_utils", "gallery", "--quiet", "--workers", "1", "--only", "01"]
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400)
         assert done.returncode in (0, 2), done.err
         if done.returncode == 2:
             assert "the disk cannot take the rows" in done.stderr and done.stderr.count("\n") == 1
         (small / "filler").unlink()
-        again = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+        again = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400)
         assert again.returncode == 0, again.stderr
-        assert len(pd.read_parquet(root / "outputs" / "gallery" / "results.parquet")) == 2
+        assert len(pd.read_parquet(root / "outputs" / "gallery" / "results.parquet")) == 1
 
 
 # ---- the plan --------------------------------------------------------------------------------------------------------

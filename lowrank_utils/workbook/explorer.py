@@ -60,9 +60,9 @@ SUBJECTS = (
     Subject("LeNet-300-100 on MNIST", "mnist", "lenet300"),
     Subject("LeNet-300-100 on digits", "digits", "lenet300"),
     Subject("LeNet-5 on Fashion-MNIST", "fashion-mnist", "lenet5"),
-    Subject("small VGG on Fashion-MNIST", "fashion-mnist", "vgg_small", measured=8),
-    Subject("ResNet-20 on CIFAR-10", "cifar10", "resnet20", "public", measured=4),
-    Subject("ResNet-56 on CIFAR-10", "cifar10", "resnet56", "public", measured=0, timed=4),
+    Subject("small VGG on Fashion-MNIST", "fashion-mnist", "vgg_small", measured=4),
+    Subject("ResNet-20 on CIFAR-10", "cifar10", "resnet20", "public", measured=3),
+    Subject("ResNet-56 on CIFAR-10", "cifar10", "resnet56", "public", measured=0, timed=2),
 )
 
 
@@ -146,7 +146,7 @@ def faster(small: nn.Module, dense: nn.Module, shape: Sequence[int], repeats: in
     images = torch.zeros(BATCH, *shape)
     with evaluating(small), evaluating(dense):
         calls = [partial(small, images), partial(dense, images)]
-        mine, theirs = score.alternately(calls, repeats=repeats, warmup=2, clock=time.process_time)
+        mine, theirs = score.alternately(calls, repeats=repeats, warmup=1, clock=time.process_time)
     return float(np.median(theirs) / np.median(mine))
 
 
@@ -163,7 +163,7 @@ def measurements(
     how["images"] = compression.SWEEP_IMAGES if wide else None
     if not subject.measured:
         how = {"factors": "svd", "resource": None}  # time does not ask what the numbers are
-    repeats = 25 if subject.measured >= 20 else 7  # of networks that take long
+    repeats = 25 if subject.measured >= 20 else 3  # of networks that take long
     found: dict[str, list[list[float | None]]] = {}
     for chooser, own in plans.items():
         found[chooser] = []
