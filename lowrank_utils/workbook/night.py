@@ -171,7 +171,7 @@ def _work(name, minutes, record, there, part, code, **kind):
     state = MISSING
     if record.get("status") == FAILED:
         state = FAILED
-    elif part or record.get("status") == PART:
+    elif (part and record.get("status") != "done") or record.get("status") == PART:
         state = PART
     elif there:
         state = UNKNOWN if not record else DONE if record["code"] == code else OLDER

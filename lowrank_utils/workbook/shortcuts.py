@@ -96,7 +96,7 @@ def renew(path: str | Path | None = None, dataset: str = "cifar10", network: str
     model, _ = training.trained(images, network, checkpoint="public", device="cpu")
     calibration, unseen = images.tensors("train", 1000)[0], unseen_images(images)
 
-    def row(asked: Mapping[str, Any]) -> dict[str, Any]:
+    def row(asked: Mapping[str, Any]) -> Mapping[Any, Any]:
         settings = {asked["setting"]: SETTINGS[asked["setting"]]}
         found = measure(model, calibration, unseen, (asked["kept"],), settings, network=network, draw=0)
         return found.iloc[0].to_dict()
