@@ -38,12 +38,12 @@
     const table = own.choosers[chooser], kept = own.kept[place];
     if (table.plans[place] === null) return null;
     const lost = table.lost[place] / 100, dense = own.dense.accuracy;
+    const less = (times) => table.lost[place] > held.trusted ? null : Math.max(dense - lost * times, 0);
     const [measured, known] = between(chooser, kept, 1), [faster, timed] = between(chooser, kept, 2);
     return {
       plan: table.plans[place].split(" "), macs: table.macs[place] / own.dense.macs,
       parameters: table.parameters[place] / own.dense.parameters, bytes: 4 * table.parameters[place],
-      predicted: Math.max(dense - lost, 0), high: Math.max(dense - lost / held.spread, 0),
-      low: Math.max(dense - lost * held.spread, 0), measured, known, faster, timed,
+      predicted: less(1), high: less(1 / held.spread), low: less(held.spread), measured, known, faster, timed,
     };
   }
 
@@ -134,7 +134,8 @@
       line(box.left, y(value), box.right, y(value), "grid");
       svg.append(make("text", { x: box.left - 6, y: y(value) + 4, "text-anchor": "end", class: "soft" }, whole(value)));
     }
-    for (const kept of [0.02, 0.05, 0.1, 0.2, 0.5, 1].filter((kept) => kept >= least)) {
+    const ticks = least > 0.15 ? [0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1] : [0.02, 0.05, 0.1, 0.2, 0.5, 1];
+    for (const kept of ticks.filter((kept) => kept >= least)) {
       line(x(kept), box.bottom, x(kept), box.bottom + 5, "rule");
       svg.append(make("text", { x: x(kept), y: box.bottom + 19, "text-anchor": kept === 1 ? "end" : "middle", class: "soft" }, whole(kept)));
     }
@@ -173,7 +174,7 @@
   }
 
   function prediction(svg, x, y) {
-    const told = own.kept.map((kept, place) => [kept, answer("exact", place)]).filter(([, found]) => found);
+    const told = own.kept.map((kept, place) => [kept, answer("exact", place)]).filter(([, found]) => found && found.predicted !== null);
     if (!told.length) return;
     const along = (name) => told.map(([kept, found]) => `${x(kept)},${y(found[name])}`);
     const band = make("path", { d: `M${along("high").join("L")}L${along("low").reverse().join("L")}z` });
@@ -227,7 +228,7 @@
       under(box.bottom + 17, step < 46 ? layer.name.slice(-5) : layer.name, "soft");
       if (exact) under(box.bottom + 34, spelled(exact.plan[place]).replace(/^rank (\d+).*/, step < 60 ? "$1" : "rank $1"), "");
     });
-    const axis = few ? "layers, with the ranks of the exact search" : "layers, from the first to the last";
+    const axis = few ? (exact ? "layers, with the ranks of the exact search" : "layers") : "layers, from the first to the last";
     svg.append(make("text", { x: (box.left + box.right) / 2, y: box.bottom + (few ? 54 : 22), "text-anchor": "middle" }, axis));
     walk(svg, $("ex-ranks-named"), points);
     const cut = exact ? exact.plan.filter((word) => word !== "-").length : 0;
@@ -256,7 +257,8 @@
       if (!found) row.append(html("td", { colspan: 5 }, "cannot be this small"));
       else {
         cell(row, "measured", found.measured, found.measured === null ? "–" : percent(found.measured), found.known === "none" ? "not measured" : found.known);
-        cell(row, "predicted", found.predicted, percent(found.predicted), `${percent(found.low)} to ${percent(found.high)}`);
+        if (found.predicted === null) cell(row, "predicted", null, "–", "cut too deeply to predict");
+        else cell(row, "predicted", found.predicted, percent(found.predicted), `${percent(found.low)} to ${percent(found.high)}`);
         cell(row, "macs", found.macs, percent(found.macs));
         cell(row, "parameters", found.parameters, `${Math.round(found.bytes / 1000)} kB`, `${percent(found.parameters)} of the parameters`);
         cell(row, "faster", found.faster, found.faster === null ? "–" : `${found.faster.toFixed(2)} × speed`, found.timed === "none" ? "not timed" : found.timed);
@@ -281,10 +283,12 @@
   function summary() {
     const found = answer("exact", at), kept = whole(own.kept[at]), dense = percent(own.dense.accuracy);
     if (!found) return `The exact search has no plan that keeps only ${kept}: no layer may go below a tenth of its break-even rank. Other choosers may.`;
-    const expected = `${percent(found.predicted)} (${percent(found.low)} to ${percent(found.high)})`;
+    const first = `With ${kept} of the multiply-accumulates the exact search`;
+    const expected = found.predicted === null ? "" : `${percent(found.predicted)} (${percent(found.low)} to ${percent(found.high)})`;
     const words = { measured: "It was measured", published: "Published rows give", interpolated: "Between two measured budgets it is about" };
     const told = found.measured === null ? "It was not measured here" : `${words[found.known]}${found.known === "measured" ? " at" : ""} ${percent(found.measured)}`;
-    return `With ${kept} of the multiply-accumulates the exact search is expected to reach ${expected}. ${told}. The dense network has ${dense}.`;
+    const hope = expected ? `is expected to reach ${expected}` : "cuts too deeply for a prediction";
+    return `${first} ${hope}. ${told}. The dense network has ${dense}.`;
   }
 
   function made() {
@@ -322,14 +326,15 @@
     window.explorerDrawn ??= performance.now();
   }
 
-  function choose(name, kept) {
+  function choose(name, kept, asked = false) {
     own = held.networks.find((network) => network.name === name);
     $("ex-network").value = name;
     $("ex-kept").max = own.kept.length - 1;
     made();
     let place = own.kept.indexOf(kept);
+    const possible = own.choosers.exact.plans.findIndex((plan) => plan !== null);
     if (place < 0) place = own.kept.reduce((best, share, i) => Math.abs(share - kept) < Math.abs(own.kept[best] - kept) ? i : best, 0);
-    move(place);
+    move(asked ? place : Math.max(place, possible));
   }
 
   function readData() {
@@ -360,7 +365,7 @@
     const there = held.networks.some((network) => network.name === name);
     if (name !== null && !there) say(`There is no network “${name}” here, so the page shows ${first.title}. It knows: ${held.networks.map((n) => n.name).join(", ")}.`);
     const kept = Number.parseFloat(asked.get("kept")) / 100;
-    choose(there ? name : first.name, kept > 0 && kept <= 1 ? Math.round(100 * kept) / 100 : 0.25);
+    choose(there ? name : first.name, kept > 0 && kept <= 1 ? Math.round(100 * kept) / 100 : 0.25, kept > 0);
     $("ex-network").addEventListener("change", (event) => { say(""); choose(event.target.value, own.kept[at]); address(); });
     $("ex-kept").addEventListener("input", (event) => { move(Number(event.target.value)); address(); });
     let width = window.innerWidth;

@@ -60,8 +60,8 @@ SUBJECTS = (
     Subject("LeNet-300-100 on MNIST", "mnist", "lenet300"),
     Subject("LeNet-300-100 on digits", "digits", "lenet300"),
     Subject("LeNet-5 on Fashion-MNIST", "fashion-mnist", "lenet5"),
-    Subject("small VGG on Fashion-MNIST", "fashion-mnist", "vgg_small", measured=4),
-    Subject("ResNet-20 on CIFAR-10", "cifar10", "resnet20", "public", measured=3),
+    Subject("small VGG on Fashion-MNIST", "fashion-mnist", "vgg_small", measured=0, timed=3),
+    Subject("ResNet-20 on CIFAR-10", "cifar10", "resnet20", "public", measured=0, timed=2),
     Subject("ResNet-56 on CIFAR-10", "cifar10", "resnet56", "public", measured=0, timed=2),
 )
 
@@ -293,7 +293,9 @@ def renew(
 
 def _write(path, networks):
     spread = prediction.MEASURED.factor ** prediction.MEASURED.accuracy[1]
-    content = {"schema": SCHEMA, "choosers": list(CHOOSERS), "spread": round(spread, 3), "networks": networks}
+    trusted = prediction.lost(prediction.TRUSTED)  # points; more than these are not to be trusted
+    content = {"schema": SCHEMA, "choosers": list(CHOOSERS), "spread": round(spread, 3), "trusted": float(trusted)}
+    content["networks"] = networks
     with paths.atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, separators=(",", ":")).replace('{"name"', '\n{"name"') + "\n")
 
@@ -319,8 +321,8 @@ def read(path: str | Path | None = None) -> dict[str, Any]:
 def answer(held: Mapping[str, Any], network: str, chooser: str, kept: float) -> dict[str, Any]:
     """Return what the page shows of one network, chooser and budget.
 
-    Keys: plan ({layer: word}), macs and parameters (shares of the dense network), predicted, low and high (accuracy), measured
-    (accuracy, or None) and faster (or None), each with how it is known: "measured", "published", "interpolated" or "none". Between
+    Keys: plan ({layer: word}), macs and parameters (shares of the dense network), predicted, low and high (accuracy; None where
+    the prediction is not to be trusted), measured (accuracy, or None) and faster (or None), each with how it is known: "measured", "published", "interpolated" or "none". Between
     two measured budgets numbers are interpolated linearly; outside of them there is none. Raises ValueError for a network, chooser or
     budget that the file does not have.
     """
@@ -334,20 +336,25 @@ def answer(held: Mapping[str, Any], network: str, chooser: str, kept: float) -> 
         raise ValueError(f"{chooser} cannot reach {kept} of the MACs of {network}")
     names = [layer["name"] for layer in own["layers"]]
     lost, spread = table["lost"][at] / 100, held["spread"]
+    lost = lost if 100 * lost <= held["trusted"] else None
     accuracy, known = _between(own, chooser, kept, 1)
     times, timed = _between(own, chooser, kept, 2)
     return {
         "plan": dict(zip(names, table["plans"][at].split(" "))),
         "macs": table["macs"][at] / dense["macs"],
         "parameters": table["parameters"][at] / dense["parameters"],
-        "predicted": max(dense["accuracy"] - lost, 0.0),
-        "high": max(dense["accuracy"] - lost / spread, 0.0),
-        "low": max(dense["accuracy"] - lost * spread, 0.0),
+        "predicted": _less(dense, lost, 1.0),
+        "high": _less(dense, lost, 1 / spread),
+        "low": _less(dense, lost, spread),
         "measured": accuracy,
         "known": known,
         "faster": times,
         "timed": timed,
     }
+
+
+def _less(dense, lost, times):
+    return None if lost is None else max(dense["accuracy"] - lost * times, 0.0)
 
 
 def _between(own, chooser, kept, column):
