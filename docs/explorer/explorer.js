@@ -296,7 +296,7 @@
     const lines = [
       `Choosers see ${from.parameters.calibration_images} training images, without labels. The last layer stays dense, and the first where it is a convolution.`,
       factors ? `Accuracy is of ${own.images} test images. All plans get the same factors, those of compress without refinement. Nothing was trained after the cut. A budget chosen by these numbers is chosen on test images.`
-        : `Accuracy is of published rows (notebook 05, factors found in sequence, means over draws of calibration images). Their ranks were chosen from other images, so they differ a little from the plans shown here.`,
+        : `Accuracy is of published rows (notebooks 05 and 06, factors found in sequence, means over draws of calibration images). Their plans were made from other calibration images than those shown here, so they may differ a little.`,
       "Predicted accuracy is that of lowrank_utils.predict; 90 % of the networks left out of its calibration were within the range.",
       "Time is processor time for 64 images on one thread, beside the dense network; 2 × speed is half the time.",
       "Size counts four bytes a parameter. Interpolated: on a straight line between two measured budgets.",

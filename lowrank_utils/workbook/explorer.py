@@ -182,16 +182,24 @@ def _round(plans, subject):
 
 
 def published(subject: Subject, folder: str | Path | None = None) -> dict[str, list[list[float]]]:
-    """Return {chooser: list of [share of the MACs, mean test accuracy, rows]} of notebook 05, factors in sequence."""
+    """Return {chooser: list of [share of the MACs, mean test accuracy, rows]} of published rows, factors in sequence, seed 0.
+
+    Of notebook 05, with several draws of calibration images; of 06 where 05 has not asked a chooser.
+    """
     from lowrank_utils.workbook.gallery import published_rows
 
-    rows = published_rows(subject.dataset, "05_rank_search", subject.network, folder)
+    rows = published_rows(subject.dataset, None, subject.network, folder)
     rows = rows[(rows["factors"] == "sequential") & (rows["tuned"] == "none") & (rows["budget_kind"] == "macs")]
+    rows = rows[rows["seed"] == 0]
     found = {}
     for chooser in CHOOSERS:
-        mine = rows[rows["chooser"] == MORE.get(chooser, chooser)].groupby("budget")["accuracy"].agg(["mean", "size"])
-        found[chooser] = [[float(b), round(float(m), 5), int(n)] for b, m, n in mine.itertuples()]
-    return {chooser: rows for chooser, rows in found.items() if rows}
+        own = rows[rows["chooser"] == MORE.get(chooser, chooser)]
+        for notebook in ("05_rank_search", "06_side_by_side"):
+            mine = own[own["notebook"] == notebook].groupby("budget")["accuracy"].agg(["mean", "size"])
+            if len(mine):
+                found[chooser] = [[float(b), round(float(m), 5), int(n)] for b, m, n in mine.itertuples()]
+                break
+    return found
 
 
 def compute(subject: Subject, kept: Sequence[float] = KEPT, calibration_images: int = 1000) -> dict[str, Any]:
