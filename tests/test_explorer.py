@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from lowrank_utils import compression, paths
 from lowrank_utils.lab import data, training
 from lowrank_utils.network.profile import profile
 from lowrank_utils.workbook import explorer, explorer_page
+from lowrank_utils.workbook.site import build
 
+GALLERY = paths.GALLERY  # before a toy project takes its place
 BUDGETS = (0.2, 0.35, 0.5, 0.75, 0.9)
 NAMES = [subject.name for subject in explorer.SUBJECTS]
 
@@ -330,3 +333,27 @@ def test_a_page_that_is_cut_short_says_so(browser, alone, tmp_path, how):  # noq
 def test_the_numbers_are_plain_json_in_the_page(alone, held):
     found = re.search(r'id="explorer-data">(.*?)</script>', alone.read_text(), re.S)[1]
     assert json.loads(found.replace("<\\/", "</")) == held
+
+
+@in_browser
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_site_has_a_page_of_it_and_the_one_file(browser, project):  # noqa: F811
+    (project.root / "README.md").write_text("# Toys\n")
+    (project.root / "data").mkdir()
+    (project.root / "data" / "README.md").write_text("# Data\nNone.\n")
+    shutil.copy(GALLERY / "explorer.json", paths.GALLERY.mkdir(parents=True) or paths.GALLERY)
+    site = build().parent
+    assert 'href="explore.html"' in (site / "index.html").read_text()
+    for wide in (420, 1200):
+        with page_of(browser) as (page, complaints):
+            page.set_viewport_size({"width": wide, "height": 900})
+            page.goto((site / "explore.html").as_uri())
+            page.wait_for_function("window.explorerDrawn")
+            assert page.evaluate("document.documentElement.scrollWidth") <= wide
+            assert page.text_content("h1").startswith(explorer_page.HEADING)
+            assert min(ratio for _, ratio in page.evaluate(CONTRASTS)["text"]) >= 4.5
+            page.click("text=one file")
+            page.wait_for_function("window.explorerDrawn")
+            assert page.url.endswith(explorer_page.ALONE)
+        assert complaints == []

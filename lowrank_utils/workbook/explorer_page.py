@@ -11,6 +11,7 @@ from lowrank_utils import paths
 from lowrank_utils.workbook import plots
 from lowrank_utils.workbook.explorer import CHOOSERS, NAME
 
+ALONE = "_static/explorer.html"  # in the site, beside what pages are made of: it has not their frame
 HEADING = "How small can a network be?"
 PAGE = paths.DOCS / "explorer"  # its text, style and script
 

@@ -20,7 +20,6 @@ from lowrank_utils.workbook import chapters, explorer_page, jobs, plots, results
 from lowrank_utils.workbook.gallery import drawn_figures, gather, published_rows, settings
 
 MARK = ".lowrank-site"  # names the files of a site, so that nobody else's are replaced with it
-EXPLORER_ALONE = "_static/explorer.html"  # beside what pages are made of: it is no page of the site's frame
 _NEEDED = "make site, or python -m pip install -e '.[site]'"
 
 
@@ -182,7 +181,7 @@ def _explorer_page(source, gallery):
     if not numbers.is_file():
         return []
     (source / "explorer.txt").write_text(explorer_page.fragment(numbers))
-    told = f'<p>The same in <a href="{EXPLORER_ALONE}">one file</a> that needs no other.</p>'
+    told = f'<p>The same in <a href="{explorer_page.ALONE}">one file</a> that needs no other.</p>'
     page = [f"# {explorer_page.HEADING}", "```{raw} html", ":file: explorer.txt", "```", "```{raw} html", told, "```"]
     (source / "explore.md").write_text(
         "\n\n".join(["\n".join(page[:1]), "\n".join(page[1:4]), "\n".join(page[4:])]) + "\n"
@@ -193,7 +192,7 @@ def _explorer_page(source, gallery):
 def _explorer_alone(made, gallery):
     numbers = gallery / f"{explorer_page.NAME}.json"
     if numbers.is_file():
-        explorer_page.standalone(made / EXPLORER_ALONE, numbers)
+        explorer_page.standalone(made / explorer_page.ALONE, numbers)
 
 
 def _run_pages(source, place, executed):
