@@ -121,7 +121,7 @@
     const width = Math.max(300, Math.min(900, svg.clientWidth || svg.parentNode.clientWidth || 360));
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.replaceChildren();
-    return { left: 46, right: width - 10, top: 12, bottom: height - under, width };
+    return { left: 46, right: width - 20, top: 12, bottom: height - under, width };
   }
 
   function drawFront() {
@@ -137,7 +137,7 @@
     const ticks = least > 0.15 ? [0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1] : [0.02, 0.05, 0.1, 0.2, 0.5, 1];
     for (const kept of ticks.filter((kept) => kept >= least)) {
       line(x(kept), box.bottom, x(kept), box.bottom + 5, "rule");
-      svg.append(make("text", { x: x(kept), y: box.bottom + 19, "text-anchor": kept === 1 ? "end" : "middle", class: "soft" }, whole(kept)));
+      svg.append(make("text", { x: x(kept), y: box.bottom + 19, "text-anchor": "middle", class: "soft" }, whole(kept)));
     }
     line(box.left, box.bottom, box.right, box.bottom, "rule");
     svg.append(make("text", { x: (box.left + box.right) / 2, y: box.bottom + 37, "text-anchor": "middle" }, "multiply-accumulates kept"));
@@ -260,7 +260,7 @@
         if (found.predicted === null) cell(row, "predicted", null, "–", "cut too deeply to predict");
         else cell(row, "predicted", found.predicted, percent(found.predicted), `${percent(found.low)} to ${percent(found.high)}`);
         cell(row, "macs", found.macs, percent(found.macs));
-        cell(row, "parameters", found.parameters, `${Math.round(found.bytes / 1000)} kB`, `${percent(found.parameters)} of the parameters`);
+        cell(row, "parameters", found.parameters, `${Math.round(found.bytes / 1000)} kB`, `${percent(found.parameters)} of dense`);
         cell(row, "faster", found.faster, found.faster === null ? "–" : `${found.faster.toFixed(2)} × speed`, found.timed === "none" ? "not timed" : found.timed);
       }
       body.append(row);
