@@ -41,7 +41,7 @@ def test_the_published_file_is_small_and_holds_every_network_with_its_provenance
     assert [own["name"] for own in held["networks"]] == NAMES
     for own in held["networks"]:
         assert {"parameters", "data_fingerprint", "versions", "commit", "code", "finished"} <= own["provenance"].keys()
-        assert len(own["kept"]) >= 80 and own["kept"] == sorted(own["kept"]), own["name"]
+        assert len(own["kept"]) >= 60 and own["kept"] == sorted(own["kept"]), own["name"]
         for chooser in explorer.CHOOSERS:
             table = own["choosers"][chooser]
             assert {len(column) for column in table.values()} == {len(own["kept"])}
@@ -149,9 +149,10 @@ CONTRASTS = """() => {
     const ratio = (a, b) => { const [low, high] = [light(a), light(b)].sort((x, y) => x - y); return (high + 0.05) / (low + 0.05); };
     const paper = (node) => { for (; node; node = node.parentElement) { const c = parse(getComputedStyle(node).backgroundColor);
         if (c.length === 3 || c[3] > 0) return c; } return [255, 255, 255]; };
+    const solid = (node) => !node || (Number(getComputedStyle(node).opacity) === 1 && solid(node.parentElement));
     const words = [...document.querySelectorAll('.explorer *')].filter((n) => n.checkVisibility() &&
         [...n.childNodes].some((c) => c.nodeType === 3 && c.textContent.trim()) && !['SCRIPT', 'STYLE', 'OPTION'].includes(n.tagName.toUpperCase()));
-    const text = words.map((n) => [n.outerHTML.slice(0, 60), ratio(parse(n.closest('svg') ? getComputedStyle(n).fill : getComputedStyle(n).color), paper(n))]);
+    const text = words.map((n) => [n.outerHTML.slice(0, 60), !solid(n) ? 0 : ratio(parse(n.closest('svg') ? getComputedStyle(n).fill : getComputedStyle(n).color), paper(n))]);
     const marks = [...document.querySelectorAll('.explorer svg [role=img]')].map((n) => [n.getAttribute('aria-label').slice(0, 60),
         ratio(parse(getComputedStyle(n).fill), paper(n)) > 1.2 ? ratio(parse(getComputedStyle(n).fill), paper(n)) : ratio(parse(getComputedStyle(n).stroke), paper(n))]);
     return { text, marks };
@@ -250,7 +251,11 @@ def test_everything_is_reached_by_the_keyboard(opened):
         opened.keyboard.press("ArrowRight")
     assert len(set(seen)) == 3
     opened.keyboard.press("Enter")
-    assert re.search(r", (\d+ %)", opened.evaluate("document.querySelector('#ex-front-named').textContent") or seen[-1])
+    assert opened.evaluate("document.activeElement.dataset.place") == "3"  # it is still there, in the figure drawn anew
+    kept = re.search(r", (\d+ %)", opened.text_content("#ex-front-named"))[1]
+    assert opened.text_content("#ex-budget").startswith(kept)
+    opened.keyboard.press("Shift+Tab")
+    opened.keyboard.press("Tab")
     opened.keyboard.press("Tab")
     assert "exact search" in opened.evaluate("document.activeElement.getAttribute('aria-label') || ''")
 

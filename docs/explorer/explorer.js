@@ -84,6 +84,7 @@
     points.forEach((point, place) => {
       const { node } = point;
       node.setAttribute("role", "img");
+      node.dataset.place = place;
       node.setAttribute("tabindex", place ? -1 : 0);
       node.addEventListener("mouseenter", () => { node.classList.add("on"); show(point); });
       node.addEventListener("mouseleave", () => { node.classList.remove("on"); show(); });
@@ -319,7 +320,9 @@
     slider.setAttribute("aria-valuetext", words);
     $("ex-budget").textContent = words;
     $("ex-summary").textContent = summary();
+    const focused = $("ex-front").contains(document.activeElement) ? document.activeElement.dataset.place : undefined;
     drawFront();
+    if (focused !== undefined) $("ex-front").querySelector(`[data-place="${focused}"]`)?.focus();
     drawRanks();
     fillTable();
     fillLayers();
