@@ -322,7 +322,10 @@
     $("ex-summary").textContent = summary();
     const focused = $("ex-front").contains(document.activeElement) ? document.activeElement.dataset.place : undefined;
     drawFront();
-    if (focused !== undefined) $("ex-front").querySelector(`[data-place="${focused}"]`)?.focus();
+    if (focused !== undefined) {
+      for (const node of $("ex-front").querySelectorAll("[tabindex]")) node.setAttribute("tabindex", node.dataset.place === focused ? 0 : -1);
+      $("ex-front").querySelector("[tabindex='0']").focus();
+    }
     drawRanks();
     fillTable();
     fillLayers();
