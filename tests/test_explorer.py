@@ -225,7 +225,7 @@ def test_a_real_mouse_drags_the_budget(opened):
 
 @in_browser
 def test_hovering_names_a_point_and_a_click_takes_its_budget(opened):
-    point = opened.locator("#ex-front [data-chooser=fixed]").nth(10)
+    point = opened.locator('#ex-front [aria-label^="one share for all, 6 %"]')
     point.hover(force=True)
     told = opened.text_content("#ex-front-named")
     assert re.match(r"one share for all, \d+ % of the multiply-accumulates: accuracy [\d.]+ % \(measured", told)

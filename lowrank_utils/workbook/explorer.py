@@ -48,6 +48,7 @@ class Subject:
     checkpoint: str = ""
     measured: int = 20
     timed: int = 0
+    calibration_images: int = 1000
 
     @property
     def name(self) -> str:
@@ -62,7 +63,7 @@ SUBJECTS = (
     Subject("LeNet-5 on Fashion-MNIST", "fashion-mnist", "lenet5"),
     Subject("small VGG on Fashion-MNIST", "fashion-mnist", "vgg_small", measured=0, timed=3),
     Subject("ResNet-20 on CIFAR-10", "cifar10", "resnet20", "public", measured=0, timed=2),
-    Subject("ResNet-56 on CIFAR-10", "cifar10", "resnet56", "public", measured=0, timed=2),
+    Subject("ResNet-56 on CIFAR-10", "cifar10", "resnet56", "public", measured=0, timed=2, calibration_images=500),
 )
 
 
@@ -202,12 +203,12 @@ def published(subject: Subject, folder: str | Path | None = None) -> dict[str, l
     return found
 
 
-def compute(subject: Subject, kept: Sequence[float] = KEPT, calibration_images: int = 1000) -> dict[str, Any]:
+def compute(subject: Subject, kept: Sequence[float] = KEPT) -> dict[str, Any]:
     """Return what the explorer shows of one network, as `explorer.json` holds it. Raises OSError where data cannot be had."""
     began = time.process_time()
     images = data.load(subject.dataset)
     model, _ = training.trained(images, subject.network, checkpoint=subject.checkpoint, device="cpu")
-    calibration = images.tensors("train", calibration_images)[0]
+    calibration = images.tensors("train", subject.calibration_images)[0]
     read = profile(
         model, calibration, samples=compression.SAMPLES, estimator="signs", draws=1, dense=_ends(model, images)
     )
@@ -242,7 +243,7 @@ def compute(subject: Subject, kept: Sequence[float] = KEPT, calibration_images: 
         "choosers": table,
         "measured": measurements(read, plans, images, subject),
         "published": published(subject) if not subject.measured else {},
-        "provenance": _provenance(subject, images, calibration_images, time.process_time() - began),
+        "provenance": _provenance(subject, images, time.process_time() - began),
     }
 
 
@@ -264,10 +265,10 @@ def _digits(number):
     return None if number is None else float(f"{number:.3g}")
 
 
-def _provenance(subject, images, calibration_images, seconds):
+def _provenance(subject, images, seconds):
     made = runs.provenance()
     return {
-        "parameters": asdict(subject) | {"calibration_images": calibration_images, "samples": compression.SAMPLES},
+        "parameters": asdict(subject) | {"samples": compression.SAMPLES},
         "data_fingerprint": images.fingerprint,
         "versions": made["versions"],
         "commit": made["commit"],
