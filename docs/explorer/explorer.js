@@ -163,7 +163,9 @@
         svg.append(node);
       }
     }
-    $("ex-below").hidden = !points.some((point) => point.node.getAttribute("aria-label").includes("below the figure"));
+    const told = (words) => points.some((point) => point.node.getAttribute("aria-label").includes(words));
+    const hollow = told("(published") ? "hollow: published rows" : told("below the figure") ? "hollow at the bottom: lower than the figure shows" : "";
+    $("ex-below").textContent = hollow;
     points.sort((a, b) => a.order[0] - b.order[0] || a.order[1] - b.order[1]);
     rings(svg, x, y);
     walk(svg, $("ex-front-named"), points);
@@ -366,7 +368,7 @@
     const line = html("span"), dash = make("svg", { class: "ex-mark ex-dash", viewBox: "0 0 30 14", "aria-hidden": "true" });
     dash.append(make("rect", { width: 30, height: 14, opacity: 0.15 }), make("path", { d: "M0,7h30", "stroke-dasharray": "6 4", "stroke-width": 1.5 }));
     line.append(dash, "exact search, predicted, with the range for 90 %");
-    $("ex-key").append(line, Object.assign(html("span", { id: "ex-below" }), { textContent: "hollow at the bottom: lower than the figure shows" }));
+    $("ex-key").append(line, html("span", { id: "ex-below" }));
     const asked = new URLSearchParams(location.search), first = held.networks[0], name = asked.get("network");
     const there = held.networks.some((network) => network.name === name);
     if (name !== null && !there) say(`There is no network “${name}” here, so the page shows ${first.title}. It knows: ${held.networks.map((n) => n.name).join(", ")}.`);

@@ -177,9 +177,8 @@ def measurements(
 
 
 def _round(plans, subject):
-    # where few are measured, budgets that published rows have too
-    few = subject.measured <= 4
-    return [share for share in plans if not few or share in (0.75, 0.5, 0.35, 0.25)]
+    # where none is measured, budgets that published rows have are timed
+    return [share for share in plans if subject.measured or share in (0.75, 0.5, 0.35, 0.25)]
 
 
 def published(subject: Subject, folder: str | Path | None = None) -> dict[str, list[list[float]]]:
