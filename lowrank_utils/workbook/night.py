@@ -182,6 +182,12 @@ def _has_rows(section):
     path = paths.GALLERY / section.table
     if not path.is_file():
         return False
+    if section.module == "explorer":
+        from lowrank_utils.workbook import explorer
+
+        return {subject.name for subject in explorer.SUBJECTS} <= {
+            own["name"] for own in explorer.read(path)["networks"]
+        }
     if not section.network:
         return True
     import pandas as pd
@@ -340,7 +346,7 @@ def _measure(name: str, root: str, threads: int) -> str:
     with FileLock(locks / name):  # a worker of a run that was killed may still be at it
         part, table = _part(name), paths.GALLERY / section.table
         again = read_record(name).get("status") == PART  # nothing of the published rows is kept
-        if not part.is_file() and not again and table.is_file() and part.suffix == ".csv":
+        if not part.is_file() and not again and table.is_file():
             _copy_rows(section, table, part)
         try:
             section.renew(part)
@@ -356,6 +362,10 @@ def _measure(name: str, root: str, threads: int) -> str:
 def _copy_rows(section, table, part):
     import pandas as pd
 
+    if table.suffix != ".csv":
+        with paths.atomic_write(part) as temporary:
+            shutil.copyfile(table, temporary)
+        return
     rows = pd.read_csv(table)
     rows = rows[rows["network"] == section.network] if section.network else rows
     if len(rows):
