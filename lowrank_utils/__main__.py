@@ -277,6 +277,50 @@ def report(
 
 
 @app.command()
+def gallery(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="More names for --only.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Jobs whose names begin so, such as 05 or language; repeatable."),
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Show the jobs with expected minutes, and run none.")] = False,
+    renew: Annotated[
+        bool, typer.Option("--renew", help="Measure rows again that are there, of older code too.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Workers; else as many as the cores feed.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Measure every published number whose rows are not there, and write rows, pages, pictures and the claim table of the gallery.
+
+    Each finished job leaves its rows in outputs/gallery/jobs at once: the same command goes on from there, in any clone.
+    """
+    from lowrank_utils.workbook import night
+
+    if names and not only:
+        raise ValueError(f"{names[0]!r} is not an option of gallery: use --only {names[0]}")
+    chosen = [*(only or []), *(names or [])]
+    if list_:
+        typer.echo(night.listing(night.selected(night.planned(), chosen), workers or 2))
+        return
+    try:
+        done, failed = night.run(chosen, renew=renew, workers=workers, progress=not quiet)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; go on with the same command", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(
+        f"{len(done)} job{'s' * (len(done) != 1)} done" if done or failed else "nothing to do: all rows are there"
+    )
+    if failed:
+        for name, error in failed.items():
+            typer.echo(f"{name}: {error}", err=True)
+        typer.echo(
+            f"error: {len(failed)} of {len(done) + len(failed)} jobs failed; the same command tries them again",
+            err=True,
+        )
+        raise typer.Exit(1)
+
+
+@app.command()
 def audit() -> None:
     """Judge every published table and claim by seven rules of fair comparison; exit code 1 where one is broken without a reason."""
     from lowrank_utils.workbook import audit as rules

@@ -133,6 +133,7 @@ COLUMNS = {
     "data_fingerprint": Column("string", "digest of the data"),
     "versions": Column("string", "versions of Python and of the libraries"),
     "commit": Column("string", "commit of the code; +changes where there were some"),
+    "code": Column("string", "digest of the code that the numbers were computed with: package, then notebook"),
     "finished": Column("string", "when the job ended, UTC"),
 }
 # fmt: on
@@ -141,7 +142,7 @@ RESULT_COLUMNS = (
     *("macs_kept", "bytes", "latency_ms_1", "latency_ms_64", "accuracy", "f1", "seconds_to_find", "evaluations"),
 )
 LANGUAGE_COLUMNS = ("perplexity", "bits_per_byte", "tokens_per_second")  # what rows of language models have beside them
-PROVENANCE_COLUMNS = ("address", "run_parameters", "data_fingerprint", "versions", "commit", "finished")
+PROVENANCE_COLUMNS = ("address", "run_parameters", "data_fingerprint", "versions", "commit", "code", "finished")
 RUN = ("notebook", "dataset", "network", "seed", "draw")
 KEY = (
     *("chooser", "factors", "scope", "budget_kind", "budget", "stored_as", "refit", "tuned"),

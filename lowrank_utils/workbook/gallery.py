@@ -85,7 +85,7 @@ def publish(*run_folders: str | Path, folder: str | Path | None = None) -> list[
             if label in fresh:
                 raise runs.RunError(f"two of these jobs would be published as {label}; publish one of them")
             fresh[label] = _fit_to_publish(job, label)
-    table = _merged(_published(folder), results.joined(list(fresh.values())))
+    table = merged(_published(folder), results.joined(list(fresh.values())))
     with paths.atomic_write(folder / "results.parquet") as temporary:
         table.to_parquet(temporary, index=False)
     return [folder / "results.parquet", *renew(folder)]
@@ -262,7 +262,9 @@ def quote(text: str, tables: Mapping[str, str]) -> str:
     return text
 
 
-def _merged(old, new):
+def merged(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """Return published rows with `new` ones in the place of those of the same notebook, data set, network, seed and draw."""
+
     def keys(table):
         return list(table.reindex(columns=list(RUN)).astype(object).fillna("").itertuples(index=False, name=None))
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from lowrank_utils import paths
 from lowrank_utils.lab.columns import LANGUAGE_COLUMNS, RESULT_COLUMNS
-from lowrank_utils.workbook import chapters, jobs, links, plots, reference, results, runs
+from lowrank_utils.workbook import chapters, explorer_page, jobs, links, plots, reference, results, runs
 from lowrank_utils.workbook.gallery import drawn_figures, gather, published_rows, settings
 
 PAGES = ("running", "data", "glossary")  # of docs, in this order
@@ -54,6 +54,7 @@ def build(run: str | Path | None = None, folder: str | Path | None = None, galle
         try:
             _write_source(beside / "source", place, gallery)
             _sphinx(beside / "source", beside / "site")
+            _explorer_alone(beside / "site", gallery)
         except runs.RunError:
             shutil.rmtree(beside)
             raise
@@ -129,6 +130,7 @@ def _write_source(source, place, gallery):
     written = _docs(source)
     trees = {
         "The workbook": [f"notebooks/{name}" for name in chapters],
+        "Explore": _explorer_page(source, gallery),
         "Solutions": [f"notebooks/solutions/{path.stem}" for path in solved],
         "This run": own,
         "Results": [*(page for page in written if page == "docs/results"), *published],
@@ -187,6 +189,26 @@ def _gallery_pages(source, gallery):
     drawn = _figures(here, drawn_figures(rows))
     (here / "figures.md").write_text("\n\n".join(["# The gallery in figures", *drawn]) + "\n")
     return ["outputs/gallery/README", "outputs/gallery/figures"]
+
+
+def _explorer_page(source, gallery):
+    """Write the page of the explorer, where its numbers are published; return its name in a list."""
+    numbers = gallery / f"{explorer_page.NAME}.json"
+    if not numbers.is_file():
+        return []
+    (source / "explorer.txt").write_text(explorer_page.fragment(numbers))
+    told = f'<p>The same in <a href="{explorer_page.ALONE}">one file</a> that needs no other.</p>'
+    page = [f"# {explorer_page.HEADING}", "```{raw} html", ":file: explorer.txt", "```", "```{raw} html", told, "```"]
+    (source / "explore.md").write_text(
+        "\n\n".join(["\n".join(page[:1]), "\n".join(page[1:4]), "\n".join(page[4:])]) + "\n"
+    )
+    return ["explore"]
+
+
+def _explorer_alone(made, gallery):
+    numbers = gallery / f"{explorer_page.NAME}.json"
+    if numbers.is_file():
+        explorer_page.standalone(made / explorer_page.ALONE, numbers)
 
 
 def _run_pages(source, place, executed):
