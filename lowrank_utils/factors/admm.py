@@ -40,29 +40,65 @@ def power_of_two(values: torch.Tensor) -> float:
     return 2.0 ** math.floor(math.log2(size)) if size else 1.0
 
 
+def balanced(multiplier: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+    """Return the nearest multiplier whose sum over the samples is 0 for each output, and that is not positive off O.
+
+    Parameters: `multiplier` G, N x d_out; `active` O, N x d_out (booleans), with at least one sample for each output. The nearest
+    point is G - t on O and min(G - t, 0) elsewhere. Its sum falls with t and is linear between the entries off O, so t is found exactly.
+
+    >>> g = balanced(torch.tensor([[3.0], [-1.0], [-0.5]]), torch.tensor([[True], [False], [False]]))
+    >>> g.flatten().tolist()
+    [2.5, -1.5, -1.0]
+    """
+    off = torch.where(active, math.inf, multiplier).sort(0).values  # those below t are the ones that count
+    whole = torch.where(active, multiplier, 0).sum(0)
+    so_far = torch.where(torch.isinf(off), 0, off).cumsum(0)
+    start, end = torch.zeros_like(whole)[None], torch.full_like(whole, math.inf)[None]
+    count = active.sum(0) + torch.arange(len(off) + 1).to(whole)[:, None]
+    t = (whole + torch.cat([start, so_far])) / count
+    first = (t <= torch.cat([off, end])).int().argmax(0, keepdim=True)
+    moved = multiplier - t.gather(0, first)
+    return torch.where(active, moved, moved.clamp(max=0))
+
+
+def _turned(x):
+    # (Q, F): a basis of the rows of X, and X in it, whose columns stand at right angles
+    rows, core = None, x
+    if len(x) < x.shape[1]:  # few samples: the row space first, exactly orthogonal
+        rows, triangle = torch.linalg.qr(x.T)
+        core = triangle.T
+    squares, vectors = torch.linalg.eigh(core.T @ core)
+    vectors = vectors[:, squares > 1e-13 * squares[-1]].contiguous()
+    return vectors if rows is None else rows @ vectors, core @ vectors
+
+
 class Problem:
     """One layer in the coordinates that the iterations use, all float64.
 
     ``basis`` Q (d_in x k) spans the rows of X, ``turned`` F = X Q (N x k) has orthogonal columns of squared length
     ``squares`` (k). Weights are k x d_out (Q^T U, of the same nuclear norm) for the nuclear norm; l1 is not
     invariant, its weights stay d_in x d_out.
+
+    With ``free_bias`` the norm leaves out the bias, the last row, whose input is the same in all samples. The other inputs are
+    then centred, and the bias takes their means: so its column stands at right angles to all others, and stays the last one.
     """
 
-    def __init__(self, x: torch.Tensor, y: torch.Tensor, epsilon: float, relu: bool, penalty: str) -> None:
-        self.x, self.y, self.epsilon, self.relu, self.nuclear = x, y, epsilon, relu, penalty == "nuclear"
-        self.penalty = penalty
+    def __init__(
+        self, x: torch.Tensor, y: torch.Tensor, epsilon: float, relu: bool, penalty: str, free_bias: bool = False
+    ) -> None:
+        self.y, self.epsilon, self.relu, self.nuclear = y, epsilon, relu, penalty == "nuclear"
+        self.penalty, self.free_bias = penalty, free_bias
+        self.means = x[:, :-1].mean(0) / x[0, -1] if free_bias else None  # in units of the bias
+        if self.means is not None:
+            x = torch.cat([x[:, :-1] - self.means * x[0, -1], x[:, -1:]], 1)
+        self.x = x
         self.active = y > 0 if relu else torch.ones_like(y, dtype=torch.bool)
         self.on = self.active.double()  # a product is ten times faster than torch.where
         self.radius = epsilon * float(y.norm())
-        if len(x) < x.shape[1]:  # few samples: the row space first, exactly orthogonal
-            rows, triangle = torch.linalg.qr(x.T)
-            core = triangle.T
-        else:
-            rows, core = None, x
-        squares, vectors = torch.linalg.eigh(core.T @ core)
-        vectors = vectors[:, squares > 1e-13 * squares[-1]].contiguous()
-        self.basis = vectors if rows is None else rows @ vectors
-        self.turned = core @ vectors
+        self.basis, self.turned = _turned(x[:, :-1] if free_bias else x)
+        if free_bias:
+            self.basis = torch.block_diag(self.basis, torch.ones(1, 1).to(x))
+            self.turned = torch.cat([self.turned, x[:, -1:]], 1)
         self.squares = (self.turned**2).sum(0)
         self.left_out = float(((x - self.turned @ self.basis.T) ** 2).sum())  # of X, by cutting at 1e-13
         self.size = len(self.squares) if self.nuclear else x.shape[1]
@@ -73,6 +109,10 @@ class Problem:
     def _find_lift(self):
         """Find the direction that raises every sample's output: the bias, or what acts like one."""
         self.lift, self.height = None, None
+        if self.free_bias:
+            self.lift = torch.zeros(self.operator.shape[1], dtype=torch.float64, device=self.x.device)
+            self.lift[-1], self.height = 1 / self.x[0, -1], torch.ones_like(self.x[:, -1])
+            return
         rows = self.x.abs().sum(1) > 0  # a sample of zeros has output 0 whatever the weights
         if not rows.any():
             return
@@ -90,21 +130,38 @@ class Problem:
             self.lift, self.height = lift, torch.where(rows, height, torch.inf)
 
     @property
+    def kind(self) -> tuple:
+        """What a warm start must agree with."""
+        return self.size, *self.y.shape, self.penalty, self.free_bias
+
+    @property
     def liftable(self) -> bool:
         """Whether wrong signs can be mended by lowering biases (or there are none to mend)."""
         return self.lift is not None or not self.relu
 
     def inside(self, weights: torch.Tensor) -> torch.Tensor:
+        if self.means is not None:
+            weights = torch.cat([weights[:-1], weights[-1:] + self.means @ weights[:-1]])
         return self.basis.T @ weights if self.nuclear else weights
 
     def outside(self, u: torch.Tensor) -> torch.Tensor:
-        return self.basis @ u if self.nuclear else u
+        weights = self.basis @ u if self.nuclear else u
+        if self.means is not None:
+            weights = torch.cat([weights[:-1], weights[-1:] - self.means @ weights[:-1]])
+        return weights
 
     def norm(self, u: torch.Tensor) -> float:
+        u = u[:-1] if self.free_bias else u
         return float(torch.linalg.svdvals(u).sum() if self.nuclear else u.abs().sum())
 
     def shrink(self, s: torch.Tensor, threshold: float) -> tuple[torch.Tensor, float]:
         """The proximal map of the norm, and the norm of what it returns."""
+        if self.free_bias:
+            shrunk, norm = self._shrink(s[:-1], threshold)
+            return torch.cat([shrunk, s[-1:]]), norm
+        return self._shrink(s, threshold)
+
+    def _shrink(self, s, threshold):
         if self.nuclear:
             # By the smaller Gram matrix, in float64: half the time of an SVD, and what it blurs (1e-8 of the
             # largest singular value) is far below the threshold; where it is not, the SVD after all.
@@ -185,7 +242,13 @@ class Problem:
         return (self.norm(scaled), scaled, moved) if self.holds(scaled) else (math.inf, None, moved)
 
     def bound(self, multiplier: torch.Tensor) -> float:
-        """The lower bound that `multiplier` (N x d_out, not positive off O) proves."""
+        """The lower bound that `multiplier` (N x d_out, not positive off O) proves.
+
+        A free bias costs nothing, so that <G, X U> is bounded only where the multiplier's sum over the samples vanishes for each
+        output: the nearest such multiplier takes its place.
+        """
+        if self.free_bias:
+            multiplier = balanced(multiplier, self.active)
         on = torch.where(self.active, multiplier, 0)
         value = float((on * self.y).sum()) - self.radius * float(on.norm())
         size = self._pull(multiplier)
@@ -196,8 +259,10 @@ class Problem:
     def _pull(self, multiplier):
         """The dual norm of X^T G, never too small: the spectral norm, or the largest entry for l1."""
         if not self.nuclear:
-            return float((self.x.T @ multiplier).abs().max())
+            pulled = self.x.T @ multiplier
+            return float((pulled[:-1] if self.free_bias else pulled).abs().max())
         pulled = self.turned.T @ multiplier
+        pulled = pulled[:-1] if self.free_bias else pulled
         gram = pulled @ pulled.T if len(pulled) < pulled.shape[1] else pulled.T @ pulled
         largest = float(torch.linalg.eigvalsh(gram)[-1])  # of a Gram matrix the largest eigenvalue is exact to rounding
         # what the basis left out of X stands at right angles to it
@@ -581,7 +646,7 @@ def iterate(
     best = found.thin if done and found.thin is not None else found.best
     first, second = run.parts(s.double())
     state = {
-        "fits": (problem.size, *problem.y.shape, problem.penalty),
+        "fits": problem.kind,
         "first": problem.outside(first),
         "s": second.flatten() / run.root,
         "rho": penalty.rho,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from lowrank_utils.lab.data import Dataset
 from lowrank_utils.network.profile import Profile, plan_cost
 from lowrank_utils.network.statistics import collect_activations
 from lowrank_utils.ranks import components, rules, units
+from lowrank_utils.ranks import epsilons as epsilons_of
 from lowrank_utils.workbook import laboratory as laboratories
 from lowrank_utils.workbook import verdicts
 from lowrank_utils.workbook.plots import COLOURS, canvas, frontier
@@ -104,11 +106,13 @@ def steps(lab: Laboratory, answers: dict, epsilon: float) -> tuple[list[dict], p
     """
     posed = lab.hidden(answers)
     cascade = lab.hidden(ddlr_network.solve_network(lab.samples, epsilon, cascade=True, **lab.options))
+    free = lab.hidden(ddlr_network.solve_network(lab.samples, epsilon, free_bias=True, **lab.options))
     lighter = {name: reweighted(lab, name, found, epsilon) for name, found in posed.items()}
     cut, refit = {"cut": CUT["DDLR"]}, {"cut": CUT["DDLR"], "refit": True}
     variants = {
         "as posed": (posed, {}, {}),
         "cascade": (cascade, {}, {"program": "cascade"}),
+        "free bias": (free, {}, {"program": "free bias"}),
         "cut 5 %": (posed, cut, {}),
         "cut 5 %, refit": (posed, refit, {"refit": "least squares"}),
         "cut 5 %, refit after the ReLU": (posed, refit | {"relu": True}, {"refit": "relu-aware"}),
@@ -206,6 +210,25 @@ def at_epsilons(
                 size = dict.fromkeys(("stored", "parameters_kept"), counts[kind] / lab.size)
                 more = {"chooser": "Net-Trim", "factors": "none", "scope": scope, "stored_as": stored_as}
                 rows.append(lab.row(net, **about, **more, **size))
+    return rows
+
+
+def by_layer(lab: Laboratory, answers: dict) -> list[dict]:
+    """Return the rows of DDLR with an epsilon for each layer, as many parameters as one epsilon for all takes at most.
+
+    The choice is that of `epsilons.choose`, on unlabelled calibration images, once with every layer under the program and once with
+    the classifier dense. The column plan holds the epsilons.
+    """
+    rows = []
+    for scope, names in (("every layer", lab.layers), ("hidden layers", lab.layers[:-1])):
+        options = epsilons_of.layer_options(lab.profile, answers, names)
+        for epsilon, solutions in answers.items():
+            alike, _ = ddlr_network.low_rank(lab.profile, {name: solutions[name] for name in names})
+            found = epsilons_of.choose(lab.profile, answers, options, score.parameters(alike))
+            net, _ = ddlr_network.low_rank(lab.profile, found.solutions)
+            about = _ddlr(scope=scope, program="epsilon by layer", budget_kind="epsilon", budget=epsilon)
+            about |= {"plan": json.dumps(found.epsilons), "predicted_rise": found.damage, "gap": found.gap}
+            rows.append(lab.row(net, **about))
     return rows
 
 
@@ -360,7 +383,8 @@ def experiment(
     trimmed = {epsilon: ddlr_network.solve_network(lab.samples, epsilon, penalty="l1", **lab.options)}
     rows = [lab.dense_row(), *steps(lab, answers[epsilon], epsilon)[0], *at_budget(lab, 0.2, epsilon)[0]]
     solve_all(lab, epsilons, answers, trimmed)
-    rows += at_epsilons(lab, answers, trimmed, besides=[epsilon]) + at_sizes(lab, answers, trimmed, shares)
+    rows += at_epsilons(lab, answers, trimmed, besides=[epsilon]) + by_layer(lab, answers)
+    rows += at_sizes(lab, answers, trimmed, shares)
     return columns.table(rows)
 
 
@@ -440,10 +464,12 @@ METHODS += ("ARSVD", "data-aware", "ReLU-aware", "Fisher-weighted", "units first
 def named(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows that figures and tables show, with a column ``method`` of their names in words.
 
-    Left out are the rows of `steps`, and of `at_epsilons` those of Net-Trim and those with the classifier dense.
+    Left out are the rows of `steps` and `by_layer`, and of `at_epsilons` those of Net-Trim and those with the classifier dense.
     """
     step = (table["budget_kind"] == "epsilon") & (
-        (table["scope"] == "hidden layers") | (table["chooser"] == "Net-Trim")
+        (table["scope"] == "hidden layers")
+        | (table["chooser"] == "Net-Trim")
+        | (table["program"] == "epsilon by layer")
     )
     shown = table[~step & (table["chooser"] != "dense")]
     return shown.assign(method=[_method(row) for row in shown.itertuples()])
