@@ -1,5 +1,6 @@
 """Chapter 04: the experiment's rows, and what figures and tables read from them."""
 
+import json
 import logging
 
 import pandas as pd
@@ -55,8 +56,9 @@ def test_sizes_are_met_and_the_rest_is_said(rows):
     sparse = sized[sized["chooser"] == "Net-Trim"]
     assert (sparse["parameters_kept"] == sparse["stored"]).all() and len(sparse)
     posed = rows[(rows["budget_kind"] == "epsilon") & (rows["chooser"] == "DDLR")]
+    posed = posed[posed["program"] != "epsilon by layer"]
     steps = posed[(posed["scope"] == "hidden layers") & (posed["budget"] == 0.3)]
-    assert len(steps) == 7 and set(steps["program"]) == {"as posed", "cascade", "reweighted"}
+    assert len(steps) == 8 and set(steps["program"]) == {"as posed", "cascade", "reweighted", "free bias"}
     assert steps.loc[steps["cut"] == "fixed", "cut_below"].tolist() == [0.05] * 4
     assert posed.loc[posed["scope"] == "every layer", "budget"].tolist() == [0.3, 0.5]
 
@@ -71,6 +73,18 @@ def test_both_programs_have_a_curve_of_their_own(rows):
     trimmed = rows[(rows["chooser"] == "Net-Trim") & (rows["budget_kind"] == "epsilon")]
     by = trimmed.pivot_table("parameters_kept", ["scope", "budget"], "stored_as")
     assert (by["non-zeros"] < by["sparse"]).all()  # indices are stored beside the weights
+
+
+def test_an_epsilon_for_each_layer_takes_no_more_than_one_for_all(rows):
+    for scope in ("every layer", "hidden layers"):
+        alike = ddlr.as_posed(rows, "DDLR", scope)
+        alike = alike[alike["budget_kind"] == "epsilon"].set_index("budget")["parameters_kept"]
+        each = rows[(rows["program"] == "epsilon by layer") & (rows["scope"] == scope)].set_index("budget")
+        assert sorted(each.index) == sorted(alike.index) == [0.3, 0.5]
+        assert (each["parameters_kept"] <= alike[each.index]).all() and (each["gap"] <= 1e-12).all()
+        chosen = [json.loads(text) for text in each["plan"]]
+        assert all(set(one) <= {"1", "3"} and set(one.values()) <= {0.3, 0.5} for one in chosen)
+        assert scope == "every layer" or not any("3" in one for one in chosen)
 
 
 def test_every_row_says_which_test_images_are_right(rows, images):
@@ -90,8 +104,8 @@ def test_names_in_words_are_those_of_tables_and_figure(rows):
     shown = ddlr.named(rows)
     assert set(shown["method"]) <= set(ddlr.METHODS) and "dense" not in set(shown["chooser"])
     assert (
-        len(shown) == len(rows) - 17
-    )  # the dense network, the steps, and nine programs as posed that figures do not show
+        len(shown) == len(rows) - 22
+    )  # the dense network, eight steps, and thirteen programs as posed that figures do not show
     assert ddlr.usable(rows).sum() == len(shown)
     table = ddlr.accuracy_at(rows, (0.3,))
     assert list(table) == ["kept 0.30"] and "%" in table.loc["ARSVD", "kept 0.30"]

@@ -280,6 +280,8 @@ def reweighted(
     begin = time.perf_counter()
     if options.pop("penalty", "nuclear") != "nuclear" or (start is not None and start.penalty != "nuclear"):
         raise ValueError("reweighting is of the nuclear norm; there is none for penalty='l1'")
+    if options.pop("free_bias", False):
+        raise ValueError("the bias is a row of the norm that reweighting changes; there is none for free_bias=True")
     check_count(rounds=rounds)
     check_number(lambda value: value > 0, "a number above 0", damping=damping)
     if start is None:
