@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 from torch import nn
 
 import lowrank_utils
-from lowrank_utils.factors import admm, ddlr, ddlr_network
+from lowrank_utils.factors import ddlr, ddlr_network, program
 
 
 def layer(samples=30, d_in=8, d_out=5, seed=0, relu=True, shift=1.0):
@@ -29,7 +29,7 @@ def test_agrees_with_cvxpy(samples, relu, penalty):
     x, y, u = layer(samples, relu=relu)
     there = ddlr.reference(x, y, 0.2, relu, penalty, "CLARABEL", free_bias=True)
     here = ddlr.solve(x, y, 0.2, relu, penalty, u, free_bias=True, tolerance=1e-5, max_iterations=20000)
-    assert there.status == "optimal" and here.converged and here.violation <= admm.FEASIBLE
+    assert there.status == "optimal" and here.converged and here.violation <= program.FEASIBLE
     assert here.objective == pytest.approx(there.objective, rel=1e-4)
     assert here.bound <= there.objective * (1 + 1e-6)
     assert here.objective <= ddlr.solve(x, y, 0.2, relu, penalty, u, tolerance=1e-5).objective * (1 + 1e-5)
@@ -60,7 +60,7 @@ def test_a_shift_of_the_inputs_changes_nothing():
 def test_the_bound_holds_for_weights_with_any_bias(relu):
     # <G, X U> <= ||X^T G|| ||W|| for all U needs a multiplier whose sums vanish: any multiplier is made into one
     x, y, u = layer(relu=relu)
-    problem = admm.Problem(torch.tensor(x), torch.tensor(y), 0.2, relu, "nuclear", True)
+    problem = program.Problem(torch.tensor(x), torch.tensor(y), 0.2, relu, "nuclear", True)
     best = ddlr.reference(x, y, 0.2, relu, solver="CLARABEL", free_bias=True).objective
     draw = torch.Generator().manual_seed(0)
     bounds = []
@@ -68,7 +68,7 @@ def test_the_bound_holds_for_weights_with_any_bias(relu):
         g = torch.tensor(y) + torch.randn(y.shape, generator=draw).double()
         bounds.append(problem.bound(torch.where(problem.active, g, g.clamp(max=0))))
     assert 0 < max(bounds) <= best * (1 + 1e-6)
-    charged = admm.Problem(torch.tensor(x), torch.tensor(y), 0.2, relu, "nuclear")
+    charged = program.Problem(torch.tensor(x), torch.tensor(y), 0.2, relu, "nuclear")
     assert charged.norm(charged.inside(torch.tensor(u))) > problem.norm(problem.inside(torch.tensor(u)))
 
 
@@ -79,7 +79,7 @@ def test_the_projection_is_the_nearest_point(seed, on, off):
     active = torch.tensor([True] * on + [False] * off)[:, None]
     g = torch.tensor(rng.normal(size=(on + off, 1)) * 10 ** rng.uniform(-3, 3))
     g = torch.where(active, g, g.clamp(max=0))
-    found = admm.balanced(g, active)
+    found = program.balanced(g, active)
     size = float(g.abs().max())
     assert float(found.sum().abs()) <= 1e-12 * size * len(g) and float(found[~active].sum()) <= 0
     assert (found[~active] <= 0).all()
@@ -91,7 +91,7 @@ def test_the_projection_is_the_nearest_point(seed, on, off):
 def test_the_projection_agrees_with_a_general_solver():
     g = torch.tensor([[3.0, -1.0], [-1.0, 2.0], [-0.5, -4.0], [0.0, -0.2]]).double()
     active = torch.tensor([[True, True], [False, True], [False, False], [False, False]])
-    found = admm.balanced(g, active).numpy()
+    found = program.balanced(g, active).numpy()
     for j in range(2):
         limits = [(None, None if on else 0) for on in active[:, j]]
         there = minimize(
@@ -117,7 +117,7 @@ def test_warm_starts_go_on_and_another_program_does_not():
     x, y, u = layer()
     first = ddlr.solve(x, y, 0.2, original=u, free_bias=True, tolerance=1e-5)
     again = ddlr.solve(x, y, 0.2, original=u, free_bias=True, tolerance=1e-5, warm_start=first)
-    assert again.iterations <= admm.CHECK_EVERY < first.iterations
+    assert again.iterations <= program.CHECK_EVERY < first.iterations
     charged = ddlr.solve(x, y, 0.2, original=u, tolerance=1e-5, warm_start=first)
     assert charged.objective == pytest.approx(ddlr.solve(x, y, 0.2, original=u, tolerance=1e-5).objective, rel=1e-4)
 

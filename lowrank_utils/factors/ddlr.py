@@ -27,7 +27,8 @@ import pandas as pd
 import torch
 
 from lowrank_utils.checks import check_number
-from lowrank_utils.factors.admm import FEASIBLE, RANK_TOLERANCE, Infeasible, Problem, iterate, power_of_two
+from lowrank_utils.factors.admm import iterate
+from lowrank_utils.factors.program import FEASIBLE, RANK_TOLERANCE, Infeasible, Problem, power_of_two
 
 Array: TypeAlias = np.ndarray | torch.Tensor
 PENALTIES = ("nuclear", "l1")
@@ -199,7 +200,7 @@ def solve(
     epsilon : relative error allowed, above 0; from 1 on zero weights pass and are the answer.
     original : d_in x d_out, feasible weights (the layer's own). None: some are looked for.
     free_bias : leave the last row of U, the bias, out of the norm; the last column of `inputs` is then the same in all samples. For a
-        bound the multiplier's sum over the samples must vanish for each output, so that G is first projected onto that (`admm.balanced`).
+        bound the multiplier's sum over the samples must vanish for each output, so that G is first projected onto that (`program.balanced`).
     tolerance : relative certified gap, (objective - bound) / objective, at which to stop.
     max_iterations, max_seconds : budget; when it ends the best certified answer so far comes back, not converged.
     warm_start : an earlier `Solution` of the same layer, say at the next epsilon.

@@ -17,8 +17,8 @@ from matplotlib.patches import Circle
 from torch import nn
 
 from lowrank_utils.factors import ddlr_network, replace
-from lowrank_utils.factors.admm import RANK_TOLERANCE
 from lowrank_utils.factors.ddlr import Solution
+from lowrank_utils.factors.program import RANK_TOLERANCE
 from lowrank_utils.lab import columns, score
 from lowrank_utils.lab.data import Dataset
 from lowrank_utils.network.profile import Profile, plan_cost
