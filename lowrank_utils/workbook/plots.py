@@ -40,17 +40,17 @@ _LOOKS = {
     "unit random": (7, "X"),
     "both entropy": (8, "p"),
     "both output": (9, "*"),
-    "DDLR": (5, "P"),
-    "DDLR, cut": (8, "p"),
+    "DDLR": (6, "P"),
+    "DDLR, cut": (6, "P"),
     "DDLR, cut, refit": (3, "D"),
     "Net-Trim, non-zeros": (7, "X"),
-    "Net-Trim, with indices": (6, "*"),
-    "Net-Trim, cut, refit, non-zeros": (2, "o"),
-    "Net-Trim, cut, refit, with indices": (9, "D"),
+    "Net-Trim, with indices": (7, "X"),
+    "Net-Trim, cut, refit, non-zeros": (9, "o"),
+    "Net-Trim, cut, refit, with indices": (9, "o"),
     "ARSVD": (2, "^"),
     "data-aware": (0, "o"),
     "ReLU-aware": (4, "v"),
-    "Fisher-weighted": (8, "p"),
+    "Fisher-weighted": (5, "p"),
     "units first": (1, "s"),
     "ENC-Map": (1, "s"),
     "ENC-Model": (9, "p"),
@@ -136,11 +136,16 @@ def _height(line: Any) -> float:
 
 
 def name_ends(
-    axis: Axes, ends: Mapping[str, tuple[float, float]], names: Mapping[str, str] | None = None, gap: float = 11
+    axis: Axes,
+    ends: Mapping[str, tuple[float, float]],
+    names: Mapping[str, str] | None = None,
+    gap: float = 11,
+    colours: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the names of methods right of the ends of their lines, in their colours, at least `gap` points apart.
 
-    `ends`: {method: (x, y) of the end of its line}; `names`: {method: what is written}. Set limits and scales of the axis first.
+    `ends`: {method: (x, y) of the end of its line}; `names`: {method: what is written}; `colours`: {method: colour} of those that have
+    none of their own. Set limits and scales of the axis first.
     """
     axis.figure.canvas.draw()
     below = -np.inf
@@ -153,7 +158,7 @@ def name_ends(
             (x, y),
             (7, place - at),
             textcoords="offset points",
-            color=colour_of(name),
+            color=(colours or {}).get(name) or colour_of(name),
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             va="center",
             fontsize=9,
@@ -235,7 +240,7 @@ def frontier(
 def described(figure: Figure) -> str:
     """Return a figure in words: what its panels show against what, and which lines or points they hold.
 
-    >>> from lowrank_utils.workbook.chapters.ddlr import gap
+    >>> from lowrank_utils.workbook.chapters.ddlr_lesson import gap
     >>> figure = gap(pd.DataFrame({"iteration": [1, 2], "objective": [3.0, 2.5], "bound": [1.0, 2.0]}), "fc1")
     >>> described(figure)
     'fc1: nuclear norm against iteration; what is not yet proved: relative gap against iteration. Lines: feasible weights; lower bound.'
