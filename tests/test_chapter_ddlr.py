@@ -180,15 +180,17 @@ def test_one_epsilon_for_all_and_one_a_layer_have_a_panel_a_scope(rows):
 
 def test_the_figure_of_equal_sizes_has_a_colour_a_method_and_says_when_it_is_empty(rows):
     (axis,) = ddlr.programs(rows).axes
-    colours = [line.get_color() for line in axis.lines]
-    assert len(set(colours)) == len(colours) >= 5
+    looks = [(line.get_color(), line.get_marker()) for line in axis.lines]
+    assert len(set(looks)) == len(looks) >= 5
     assert axis.get_xlim()[0] > axis.get_xlim()[1]  # sizes fall to the right
     (empty,) = ddlr.programs(rows[rows["chooser"] == "dense"]).axes
     assert end_names(empty) == {"no method reached a size in every seed"}
 
 
 def test_all_methods_of_the_figure_have_colours_of_their_own():
-    assert len({plots.colour_of(name) for name in ddlr.COMPARED}) == len(ddlr.COMPARED) == 9
+    looks = {name: (plots.colour_of(name), name in plots.DASHED) for name in ddlr.COMPARED}
+    assert len(set(looks.values())) == len(ddlr.COMPARED) == 9
+    assert len({colour for colour, _ in looks.values()}) == 7  # with and without a refit a program keeps its colour
 
 
 def test_points_lost_are_means_over_seeds(rows):

@@ -40,11 +40,11 @@ _LOOKS = {
     "unit random": (7, "X"),
     "both entropy": (8, "p"),
     "both output": (9, "*"),
-    "DDLR": (6, "P"),
-    "DDLR, cut": (6, "P"),
+    "DDLR": (3, "D"),
+    "DDLR, cut": (3, "P"),
     "DDLR, cut, refit": (3, "D"),
-    "Net-Trim, non-zeros": (7, "X"),
-    "Net-Trim, with indices": (7, "X"),
+    "Net-Trim, non-zeros": (9, "X"),
+    "Net-Trim, with indices": (9, "X"),
     "Net-Trim, cut, refit, non-zeros": (9, "o"),
     "Net-Trim, cut, refit, with indices": (9, "o"),
     "ARSVD": (2, "^"),
@@ -59,6 +59,8 @@ _LOOKS = {
     "exact, Fisher": (0, "o"),
 }
 CHOOSERS = tuple(_LOOKS)
+# What often lies on the line of another rule, and the convex programs without a refit, of the colour of those with one.
+DASHED = ("entropy", "component entropy", "DDLR, cut", "Net-Trim, non-zeros", "Net-Trim, with indices")
 BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "fontsize": "small"}  # a legend right of its panel
 COLOURS = {name: sns.color_palette("colorblind")[colour] for name, (colour, _) in _LOOKS.items()}
 MARKERS = {name: marker for name, (_, marker) in _LOOKS.items()}
@@ -259,7 +261,7 @@ def line_style(chooser: str, alone: bool) -> dict[str, Any]:
     style = {"color": colour_of(chooser), "marker": MARKERS.get(chooser, "."), "markersize": 5}
     if chooser.endswith("energy"):
         style |= {"linewidth": 3.5, "markersize": 8, "alpha": 0.7}
-    return style | {"linestyle": "none" if alone else {"entropy": "--", "component entropy": "--"}.get(chooser, "-")}
+    return style | {"linestyle": "none" if alone else "--" if chooser in DASHED else "-"}
 
 
 def scatter(table: pd.DataFrame, y: str, xs: Sequence[str], labels: Mapping[str, str]) -> Figure:

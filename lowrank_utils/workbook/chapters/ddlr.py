@@ -75,6 +75,7 @@ def programs(table: pd.DataFrame, title: str = "test images") -> Figure:
 
     `table`: result rows of any number of seeds, with the dense networks. Lines are means over seeds, bands go from the lowest to the highest seed,
     and losses under `LEAST` points are drawn there. Net-Trim's indices are counted. Sizes fall to the right, where the methods part.
+    The convex programs without a refit are dashed.
     """
     drawn = in_every_seed(named(table), table["seed"].nunique())
     drawn = drawn[drawn["method"].isin(COMPARED)]
@@ -96,8 +97,10 @@ def programs(table: pd.DataFrame, title: str = "test images") -> Figure:
     if not ends:
         axis.text(0.5, 0.5, "no method reached a size in every seed", transform=axis.transAxes, ha="center")
         return figure
-    size_axis(axis, drawn["parameters_kept"], rightwards=False)
+    size_axis(axis, drawn["parameters_kept"], max(lost for _, lost in ends.values()))
     name_ends(axis, ends)
+    for text in axis.texts:  # no name covers a line
+        text.set_zorder(1)
     return figure
 
 
@@ -110,10 +113,13 @@ def mean_lost(table: pd.DataFrame, mine: pd.DataFrame) -> pd.DataFrame:
     return line.sort_values("kept")
 
 
-def size_axis(axis: Axes, kept: pd.Series, rightwards: bool = True) -> None:
-    """Set log axes of size and of points lost, with room for names right of the lines; `kept`: shares of the parameters."""
+def size_axis(axis: Axes, kept: pd.Series, most: float) -> None:
+    """Set log axes of size, which falls to the right with room for names, and of points lost.
+
+    Parameters: `kept`, shares of the parameters; `most`, the points lost at the upper end.
+    """
     low, high = float(kept.min()), float(kept.max())
-    axis.set_xlim((0.9 * low, 1.6 * high) if rightwards else (1.15 * high, low / 2.1))
+    axis.set(xlim=(1.15 * high, low / 2.1), ylim=(0.8 * LEAST, max(2.5 * most, 2)))
     axis.xaxis.set_major_locator(FixedLocator([0.03, 0.05, 0.1, 0.2, 0.3, 0.6, 1.0]))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -113,15 +113,15 @@ def touching() -> Figure:
     There the norm is |a| + |c|. The small disc (epsilon 0.2, radius 1) is touched inside an edge, the large one (0.9, radius 4.5) at a
     corner, where a = 0 and the rank is 1.
     """
-    figure, (axis,) = canvas(width=7.6, height=6.4)
-    axis.set(xlabel="a", ylabel="c", aspect="equal", xlim=(-4.4, 8.6), ylim=(-3.6, 9.2))
+    figure, (axis,) = canvas(width=6.8, height=6.8)
+    axis.set(xlabel="a", ylabel="c", aspect="equal", xlim=(-6.4, 9.4), ylim=(-6.4, 9.4))
     for line in (axis.axhline, axis.axvline):
         line(0, color="black", linewidth=1)
-    axis.annotate("rank 1: a = 0", (0, 9.0), (5, -10), textcoords="offset points", fontsize=9)
-    axis.annotate("rank 1: c = 0", (8.5, 0), (0, 4), textcoords="offset points", fontsize=9, ha="right")
+    axis.annotate("rank 1: a = 0", (0, -6.3), (5, 0), textcoords="offset points", fontsize=9)
+    axis.annotate("rank 1: c = 0", (9.3, 0), (0, 4), textcoords="offset points", fontsize=9, ha="right")
     for epsilon, name, words, at in (
-        (0.2, "DDLR, cut, refit", "inside an edge:\nrank 2", (5.2, 1.2)),
-        (0.9, "data-aware", "at a corner:\nrank 1", (-4.2, 2.6)),
+        (0.2, "DDLR, cut, refit", "inside an edge:\nrank 2", (4.2, -2.6)),
+        (0.9, "data-aware", "at a corner:\nrank 1", (-6.1, 7.0)),
     ):
         colour, radius = colour_of(name), 5 * epsilon
         shrunk = radius / np.sqrt(2)
@@ -136,7 +136,7 @@ def touching() -> Figure:
             f"allowed at {epsilon}", (3, 4 + radius), (0, 3), textcoords="offset points", color=colour, ha="center", fontsize=9
         )  # fmt: skip
         axis.annotate(
-            f"norm {size:.2f}", (size / 2, -size / 2), (4, -6), textcoords="offset points", color=colour, fontsize=9, va="top"
+            f"norm {size:.2f}", (-size / 2, -size / 2), (-4, -4), textcoords="offset points", color=colour, fontsize=9, va="top", ha="right"
         )  # fmt: skip
     axis.plot(3, 4, "k+", markersize=10)
     axis.annotate("diag(3, 4)", (3, 4), (6, 4), textcoords="offset points", fontsize=9)
@@ -152,14 +152,14 @@ def gap(history: pd.DataFrame, title: str = "") -> Figure:
     # the first point stands far above the rest
     ends, top = {}, 1.6 * history["objective"].iloc[-1]
     for name, label, way in (("objective", "feasible weights", "-"), ("bound", "lower bound", "--")):
-        colour = colour_of("DDLR, cut, refit" if name == "objective" else "data-aware")
+        colour = colour_of("DDLR") if name == "objective" else "black"
         left.plot(history["iteration"], history[name], way, marker=".", color=colour, label=label)
         ends[label] = (float(history["iteration"].iloc[-1]), float(history[name].iloc[-1]), colour)
     last = float(history["iteration"].iloc[-1]) or 1.0
     left.set(xlabel="iteration", ylabel="nuclear norm", title=title, ylim=(0, top), xlim=(0, 1.45 * last))
     _name_points(left, ends)
     rest = 1 - history["bound"] / history["objective"]
-    right.plot(history["iteration"], rest, marker=".", color=colour_of("DDLR, cut, refit"))
+    right.plot(history["iteration"], rest, marker=".", color=colour_of("DDLR"))
     right.set(xlabel="iteration", ylabel="relative gap", yscale="log", title="what is not yet proved")
     right.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
     return figure
@@ -169,6 +169,8 @@ def _name_points(axis: Axes, ends: Mapping[str, tuple[float, float, Any]]) -> No
     # names right of points, each in the colour beside it
     places = {name: (x, y) for name, (x, y, _) in ends.items()}
     name_ends(axis, places, colours={name: colour for name, (_, _, colour) in ends.items()})
+    for text in axis.texts:  # no name covers a line
+        text.set_zorder(1)
 
 
 def spectra(lab: Laboratory, solutions: Mapping[str, Solution], cut: float) -> Figure:
@@ -252,8 +254,9 @@ def step_bars(told: pd.DataFrame, dense: float) -> Figure:
     figure, (left, right) = canvas(2, width=5.0, height=3.6, sharey=True)
     lost = 100 * dense - told["valid accuracy %"]
     for axis, values, unit in ((left, told["kept %"], "%"), (right, lost, "")):
-        colours = [colour_of("DDLR, cut, refit" if "refit" in name else "DDLR") for name in told.index]
-        axis.barh(range(len(told)), values, color=colours, height=0.75)
+        bars = axis.barh(range(len(told)), values, color=colour_of("DDLR"), height=0.75)
+        for bar, name in zip(bars, told.index):
+            bar.set_alpha(1 if "refit" in name else 0.55)
         for place, value in enumerate(values):
             words = f"{value:.1f}{unit}"
             axis.annotate(words, (max(value, 0), place), (3, 0), textcoords="offset points", va="center", fontsize=9)
@@ -284,7 +287,8 @@ def own_curves(rows: pd.DataFrame) -> Figure:
                 lines[f"{chooser}, {words}"] = (*line[["kept", "mean"]].iloc[0], colour_of(name))
     if not lines:
         return _without(axis, "no program has answers at two values of epsilon")
-    size_axis(axis, rows.loc[rows["budget_kind"] == "epsilon", "parameters_kept"], rightwards=False)
+    drawn = pd.concat([as_posed(rows, chooser, "hidden layers") for chooser in ("DDLR", "Net-Trim")])
+    size_axis(axis, drawn["parameters_kept"], max(lost for _, lost, _ in lines.values()))
     _name_points(axis, lines)
     return figure
 
@@ -297,23 +301,28 @@ def _without(axis: Axes, why: str) -> Figure:
 
 def one_or_each(rows: pd.DataFrame) -> Figure:
     """Return points lost against parameters kept of DDLR as posed: one epsilon for all layers, and one for each layer. A panel a scope."""
-    figure, axes = canvas(2, width=5.0, sharey=True)
+    figure, axes = canvas(2, width=5.0)
     for axis, (scope, words) in zip(axes, WHERE.items()):
         one = as_posed(rows, "DDLR", scope)
         each = by_layer_rows(rows, scope)
-        lines = {"one for all": (one[one["budget_kind"] == "epsilon"], "DDLR"), "one a layer": (each, "data-aware")}
+        lines = {
+            "one for all": (one[one["budget_kind"] == "epsilon"], colour_of("DDLR")),
+            "one a layer": (each, "black"),
+        }
         axis.set(xscale="log", yscale="log", title=words, xlabel="parameters kept (share of dense)")
         ends = {}
-        for label, (mine, name) in lines.items():
+        for label, (mine, colour) in lines.items():
             line = mean_lost(rows, mine)
             if len(line):
-                axis.plot(line["kept"], line["mean"], "o-", markersize=4, color=colour_of(name))
-                axis.fill_between(line["kept"], line["min"], line["max"], color=colour_of(name), alpha=0.15)
-                ends[label] = (*line[["kept", "mean"]].iloc[0], colour_of(name))
+                axis.plot(line["kept"], line["mean"], marker="o", markersize=4, color=colour)
+                axis.fill_between(line["kept"], line["min"], line["max"], color=colour, alpha=0.12)
+                ends[label] = (*line[["kept", "mean"]].iloc[0], colour)
         if not ends:
             _without(axis, "no answers at these layers")
             continue
-        size_axis(axis, one["parameters_kept"], rightwards=False)
+        size_axis(
+            axis, one.loc[one["budget_kind"] == "epsilon", "parameters_kept"], max(lost for _, lost, _ in ends.values())
+        )
         _name_points(axis, ends)
     axes[0].set_ylabel("points lost, test images")
     return figure
