@@ -302,3 +302,12 @@ def test_speed_is_told_from_the_times():
     times = pd.DataFrame({"batch 1": [1.0, 2.0, 0.5], "batch 64": [4.0, 1.0, 2.0]}, index=["dense", "sparse", "thin"])
     said = ddlr_lesson.about_speed(times)
     assert "sparse rows take 2.00 times as long" in said and "64 images: sparse rows take 0.25 times" in said
+
+
+def test_published_rows_are_shown_where_they_hold_both_curves(rows):
+    assert ddlr_lesson.richer(rows, rows[:1]) is rows
+    assert ddlr_lesson.about_source(rows, rows) == "the gallery: seed 0, 2 values of epsilon"
+    older, here = rows[rows["chooser"] != "Net-Trim"], rows[rows["budget"] != 0.5]
+    assert ddlr_lesson.richer(older, here) is here
+    assert ddlr_lesson.about_source(here, older) == "this run: seed 0, 1 values of epsilon"
+    assert ddlr_lesson.richer(rows[:0], here) is here

@@ -304,7 +304,7 @@ def experiment(
     model: nn.Module,
     *,
     epsilon: float = 0.1,
-    epsilons: Sequence[float] = (0.05, 0.1, 0.3),
+    epsilons: Sequence[float] = (0.05, 0.1, 0.2, 0.3),
     samples: int = 500,
     calibration_images: int = 500,
     options: dict | None = None,

@@ -104,6 +104,23 @@ def milliseconds(layers: dict[str, nn.Module], inputs: int) -> pd.DataFrame:
     return pd.DataFrame({batch: [np.median(t) for t in found] for batch, found in times.items()}, index=list(layers))
 
 
+def richer(published: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
+    """Return the published rows of a network if they hold the curves of both programs, else those of the run at hand.
+
+    Older published rows lack the curves of Net-Trim, and in them some methods saw more images than others.
+    """
+    curves = [as_posed(published, chooser, scope) for chooser in ("DDLR", "Net-Trim") for scope in WHERE]
+    whole = all(curve.loc[curve["budget_kind"] == "epsilon", "budget"].nunique() > 1 for curve in curves)
+    return published if whole else measured
+
+
+def about_source(shown: pd.DataFrame, published: pd.DataFrame) -> str:
+    """Return where rows come from, their seeds and their values of epsilon."""
+    seeds = ", ".join(f"{seed}" for seed in sorted(shown["seed"].unique()))
+    epsilons = shown.loc[shown["budget_kind"] == "epsilon", "budget"].nunique()
+    return f"{'the gallery' if shown is published else 'this run'}: seed {seeds}, {epsilons} values of epsilon"
+
+
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
 
@@ -186,8 +203,8 @@ def spectra(lab: Laboratory, solutions: Mapping[str, Solution], cut: float) -> F
         axis.plot(range(1, len(before) + 1), before, color="dimgray")
         axis.plot(range(1, len(after) + 1), after, color=colour_of("DDLR"), linewidth=2.5)
         axis.axhline(cut * after[0], color="black", linestyle=":", linewidth=1)
-        axis.annotate(f"{cut:.0%} of the largest", (len(before), cut * after[0]), (0, 3), textcoords="offset points", ha="right", fontsize=9)  # fmt: skip
-        axis.annotate("original", (len(before), before[-1]), (0, 6), textcoords="offset points", color="dimgray", ha="right", fontsize=9)  # fmt: skip
+        axis.annotate(f"{cut:.0%} of the largest", (len(before), cut * after[0]), (0, -11), textcoords="offset points", ha="right", fontsize=9)  # fmt: skip
+        axis.annotate("original", (0.6 * len(before), before[int(0.6 * len(before)) - 1]), (0, 6), textcoords="offset points", color="dimgray", ha="right", fontsize=9)  # fmt: skip
         axis.annotate(f"DDLR: {len(after)} left", (len(after), after[-1]), (7, 0), textcoords="offset points", color=colour_of("DDLR"), fontsize=9)  # fmt: skip
         least = min(float(after[-1]), float(before[before > 1e-4 * before[0]].min()))
         axis.set(xlabel="component", yscale="log", title=name, ylim=(0.6 * least, 2 * max(before[0], after[0])))
@@ -413,6 +430,10 @@ def about_spectra(lab: Laboratory, solutions: Mapping[str, Solution]) -> str:
     return " ".join(told)
 
 
+def _signed(points: float) -> str:
+    return f"{points:+.1f}".replace("-0.0", "0.0").replace("+0.0", "0.0")
+
+
 def about_steps(told: pd.DataFrame, dense: float, epsilon: float) -> str:
     """Return in sentences what each step after the program did; `told` is the table of `steps`, `dense` a share."""
     kept, accuracy, error = told["kept %"], told["valid accuracy %"], told["error"]
@@ -421,9 +442,9 @@ def about_steps(told: pd.DataFrame, dense: float, epsilon: float) -> str:
     return "\n".join(
         [
             f"- **As posed**, at an epsilon of {epsilon:g}, {kept['as posed']:.1f} % of the parameters stay and {100 * dense - accuracy['as posed']:.1f} points are lost.",
-            f"- **Cascade** and **free bias** change little here: {gains['cascade']:+.1f} and {gains['free bias']:+.1f} points, at {kept['cascade']:.1f} % and {kept['free bias']:.1f} % of the parameters.",
-            f"- The **cut** leaves {kept['cut 5 %']:.1f} %, and the accuracy moves by {gains['cut 5 %']:+.1f} points. The error rises to {error['cut 5 %']:.3f}, so the constraints no longer hold.",
-            f"- The **refit** of the cut answer brings {refit:+.1f} points, although its error on the program's terms is {error['cut 5 %, refit']:.3f}. It fits the outputs on both sides of zero, and it sees what the layers before it now give.",
+            f"- **Cascade** and **free bias** change the accuracy by {_signed(gains['cascade'])} and {_signed(gains['free bias'])} points, with {kept['cascade']:.1f} % and {kept['free bias']:.1f} % of the parameters.",
+            f"- The **cut** leaves {kept['cut 5 %']:.1f} %, and the accuracy moves by {_signed(gains['cut 5 %'])} points. The worst error is then {error['cut 5 %']:.3f}, where the program allowed {epsilon:g}.",
+            f"- The **refit** of the cut answer brings {_signed(refit)} points, and its worst error on the program's terms is {error['cut 5 %, refit']:.3f}. It fits the outputs on both sides of zero, and it sees what the layers before it now give.",
             f"- **Reweighting** keeps the constraints with {100 * (1 - kept['reweighted'] / kept['as posed']):.0f} % fewer parameters than the program as posed. With cut and refit it ends at {kept['reweighted, cut 5 %, refit']:.1f} % and {100 * dense - accuracy['reweighted, cut 5 %, refit']:.1f} points lost.",
         ]
     )
@@ -436,7 +457,7 @@ def about_speed(times: pd.DataFrame) -> str:
         f"{n} image{'s' * (n > 1)}: sparse rows take {sparse[f'batch {n}'] / dense[f'batch {n}']:.2f} times as long as the dense layer, thin layers {thin[f'batch {n}'] / dense[f'batch {n}']:.2f} times"
         for n in (1, 64)
     ]
-    return f"For {parts[0]}. For {parts[1]}. Times of a single image are a few microseconds, and easily mistimed."
+    return f"For {parts[0]}. For {parts[1]}. Times of a single image are short, and easily mistimed."
 
 
 def own_sizes(rows: pd.DataFrame) -> pd.DataFrame:
