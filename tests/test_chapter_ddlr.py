@@ -5,8 +5,10 @@ import json
 import pandas as pd
 import pytest
 import torch
+import yaml
 from torch import nn
 
+from lowrank_utils import paths
 from lowrank_utils.factors import ddlr_network
 from lowrank_utils.factors.ddlr import solve
 from lowrank_utils.lab import columns, data, score
@@ -216,7 +218,7 @@ def test_sentences_hold_the_numbers_of_the_rows(rows):
     verdict = ddlr_lesson.about_verdict(rows)
     by = ddlr.named(rows).pivot_table("accuracy", "budget", "method")
     gain = 100 * (by["DDLR, cut, refit"] - by["ARSVD"]).dropna()
-    assert f"| ARSVD | {(gain > 0).sum()} of {len(gain)} | {gain.mean():+.1f} |" in verdict
+    assert f"| ARSVD | {(gain > 0).sum()} of {len(gain)} | {ddlr_lesson._signed(gain.mean())} |" in verdict
     nothing = rows[rows["chooser"] == "dense"]
     assert "no epsilon for each layer" in ddlr_lesson.about_layers(nothing)
     assert ddlr_lesson.about_verdict(nothing).startswith("No network of DDLR")
@@ -311,3 +313,10 @@ def test_published_rows_are_shown_where_they_hold_both_curves(rows):
     assert ddlr_lesson.richer(older, here) is here
     assert ddlr_lesson.about_source(here, older) == "this run: seed 0, 1 values of epsilon"
     assert ddlr_lesson.richer(rows[:0], here) is here
+
+
+@pytest.mark.parametrize("path", sorted(paths.PRESETS.glob("ddlr-*.yaml")), ids=lambda path: path.stem)
+def test_presets_have_a_curve_and_give_all_methods_the_same_images(path):
+    preset = yaml.safe_load(path.read_text())
+    assert min(preset["epsilons"]) < 0.1 and 0.1 in preset["epsilons"] and len(preset["epsilons"]) >= 6
+    assert preset["samples"] == preset["calibration_images"]

@@ -499,8 +499,10 @@ def about_layers(rows: pd.DataFrame) -> str:
         gain = 100 * (both["accuracy"] - both["accuracy_one"])
         other = gain[(both["parameters_kept"] != both["parameters_kept_one"]) | (gain != 0)]
         start = f"With {words.replace('every layer', 'every layer under the program').replace('classifier dense', 'the classifier dense')}, the choice differs from one epsilon in {len(other)} of {len(both)} networks."
-        if len(other):
-            start += f" There it changes the accuracy by {other.min():+.1f} to {other.max():+.1f} points, {other.mean():+.1f} in the mean."
+        if len(other) == 1:
+            start += f" There it changes the accuracy by {_signed(other.iloc[0])} points."
+        elif len(other):
+            start += f" There it changes the accuracy by {_signed(other.min())} to {_signed(other.max())} points, {_signed(other.mean())} in the mean."
         told.append(start)
     return " ".join(told) or "These rows hold no epsilon for each layer."
 
@@ -552,7 +554,7 @@ def about_verdict(rows: pd.DataFrame) -> str:
         gain = 100 * (by["DDLR, cut, refit"] - by[name]).dropna() if name in by else pd.Series(dtype=float)
         if len(gain):
             told.append(
-                f"| {name} | {int((gain > 0).sum())} of {len(gain)} | {gain.mean():+.1f} | {gain.min():+.1f} to {gain.max():+.1f} |"
+                f"| {name} | {int((gain > 0).sum())} of {len(gain)} | {_signed(gain.mean())} | {_signed(gain.min())} to {_signed(gain.max())} |"
             )
     head = ["| DDLR, cut, refit against | ahead | mean, points | range, points |", "| --- | --- | --- | --- |"]
     return "\n".join([*head, *told])
