@@ -217,13 +217,11 @@ def each_ahead_of_one(scope: str) -> Callable[[pd.DataFrame], Verdict | None]:
         runs = list(dict.fromkeys(run[:2] for run in _runs(table)))
         if not runs:
             return None
-        sizes = sorted(each["budget"].unique())
-        settings = [(*run, size) for run in runs for size in sizes] or runs
+        absent = "no row of one epsilon a layer"
         if not len(each):
-            return verdicts.not_measured("no row of one epsilon a layer", [", ".join(run) for run in runs])
-        return verdicts.ahead_verdict(
-            each, one, settings=settings, absent="no row of one epsilon a layer", than="one for all"
-        )
+            return verdicts.not_measured(absent, [", ".join(run) for run in runs])
+        settings = [(*run, size) for run in runs for size in sorted(each["budget"].unique())]
+        return verdicts.ahead_verdict(each, one, settings=settings, absent=absent, than="one for all")
 
     return measure
 
