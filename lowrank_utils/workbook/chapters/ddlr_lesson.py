@@ -509,11 +509,9 @@ def about_layers(rows: pd.DataFrame) -> str:
 
 def about_errors(counts: Sequence[int], epsilon: float, errors: Sequence[float], inputs: int) -> str:
     """Return in a sentence how the error elsewhere falls with the samples; `inputs` of the layer, the bias among them."""
-    near = [count for count, error in zip(counts, errors) if error <= 1.1 * epsilon]
     ends = f"The error on validation images falls from {errors[0]:.3f} with {counts[0]:,} samples to {errors[-1]:.3f} with {counts[-1]:,}."
-    if not near:
-        return f"{ends} No number tried brings it within a tenth of epsilon."
-    return f"{ends} It is within a tenth of epsilon from {near[0]:,} samples on; the layer has {inputs:,} inputs."
+    place = int(np.abs(np.log(np.asarray(counts) / inputs)).argmin())
+    return f"{ends} The layer has {inputs:,} inputs; with {counts[place]:,} samples the error is {errors[place]:.3f}, where epsilon is {epsilon:g}."
 
 
 def _at(rows: pd.DataFrame, budget: float) -> pd.Series:
