@@ -119,7 +119,7 @@ def size_axis(axis: Axes, kept: pd.Series, most: float) -> None:
     Parameters: `kept`, shares of the parameters; `most`, the points lost at the upper end.
     """
     low, high = float(kept.min()), float(kept.max())
-    axis.set(xlim=(1.15 * high, low / 2.1), ylim=(0.8 * LEAST, max(2.5 * most, 2)))
+    axis.set(xlim=(1.15 * high, low / 2.1), ylim=(0.8 * LEAST, max(4 * most, 2)))
     axis.xaxis.set_major_locator(FixedLocator([0.03, 0.05, 0.1, 0.2, 0.3, 0.6, 1.0]))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
