@@ -40,17 +40,17 @@ _LOOKS = {
     "unit random": (7, "X"),
     "both entropy": (8, "p"),
     "both output": (9, "*"),
-    "DDLR": (5, "P"),
-    "DDLR, cut": (8, "p"),
+    "DDLR": (3, "D"),
+    "DDLR, cut": (3, "P"),
     "DDLR, cut, refit": (3, "D"),
-    "Net-Trim, non-zeros": (7, "X"),
-    "Net-Trim, with indices": (6, "*"),
-    "Net-Trim, cut, refit, non-zeros": (2, "o"),
-    "Net-Trim, cut, refit, with indices": (9, "D"),
+    "Net-Trim, non-zeros": (9, "X"),
+    "Net-Trim, with indices": (9, "X"),
+    "Net-Trim, cut, refit, non-zeros": (9, "o"),
+    "Net-Trim, cut, refit, with indices": (9, "o"),
     "ARSVD": (2, "^"),
     "data-aware": (0, "o"),
     "ReLU-aware": (4, "v"),
-    "Fisher-weighted": (8, "p"),
+    "Fisher-weighted": (5, "p"),
     "units first": (1, "s"),
     "ENC-Map": (1, "s"),
     "ENC-Model": (9, "p"),
@@ -59,6 +59,8 @@ _LOOKS = {
     "exact, Fisher": (0, "o"),
 }
 CHOOSERS = tuple(_LOOKS)
+# What often lies on the line of another rule, and the convex programs without a refit, of the colour of those with one.
+DASHED = ("entropy", "component entropy", "DDLR, cut", "Net-Trim, non-zeros", "Net-Trim, with indices")
 BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "fontsize": "small"}  # a legend right of its panel
 COLOURS = {name: sns.color_palette("colorblind")[colour] for name, (colour, _) in _LOOKS.items()}
 MARKERS = {name: marker for name, (_, marker) in _LOOKS.items()}
@@ -136,11 +138,16 @@ def _height(line: Any) -> float:
 
 
 def name_ends(
-    axis: Axes, ends: Mapping[str, tuple[float, float]], names: Mapping[str, str] | None = None, gap: float = 11
+    axis: Axes,
+    ends: Mapping[str, tuple[float, float]],
+    names: Mapping[str, str] | None = None,
+    gap: float = 11,
+    colours: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the names of methods right of the ends of their lines, in their colours, at least `gap` points apart.
 
-    `ends`: {method: (x, y) of the end of its line}; `names`: {method: what is written}. Set limits and scales of the axis first.
+    `ends`: {method: (x, y) of the end of its line}; `names`: {method: what is written}; `colours`: {method: colour} of those that have
+    none of their own. Set limits and scales of the axis first.
     """
     axis.figure.canvas.draw()
     below = -np.inf
@@ -153,7 +160,7 @@ def name_ends(
             (x, y),
             (7, place - at),
             textcoords="offset points",
-            color=colour_of(name),
+            color=(colours or {}).get(name) or colour_of(name),
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             va="center",
             fontsize=9,
@@ -235,7 +242,7 @@ def frontier(
 def described(figure: Figure) -> str:
     """Return a figure in words: what its panels show against what, and which lines or points they hold.
 
-    >>> from lowrank_utils.workbook.chapters.ddlr import gap
+    >>> from lowrank_utils.workbook.chapters.ddlr_lesson import gap
     >>> figure = gap(pd.DataFrame({"iteration": [1, 2], "objective": [3.0, 2.5], "bound": [1.0, 2.0]}), "fc1")
     >>> described(figure)
     'fc1: nuclear norm against iteration; what is not yet proved: relative gap against iteration. Lines: feasible weights; lower bound.'
@@ -254,4 +261,4 @@ def line_style(chooser: str, alone: bool) -> dict[str, Any]:
     style = {"color": colour_of(chooser), "marker": MARKERS.get(chooser, "."), "markersize": 5}
     if chooser.endswith("energy"):
         style |= {"linewidth": 3.5, "markersize": 8, "alpha": 0.7}
-    return style | {"linestyle": "none" if alone else {"entropy": "--", "component entropy": "--"}.get(chooser, "-")}
+    return style | {"linestyle": "none" if alone else "--" if chooser in DASHED else "-"}
