@@ -165,7 +165,7 @@ def unfolded(layer: nn.Conv2d, outputs: int = 3, inputs: int = 3) -> Figure:
     (o, i, high, wide), limit = weight.shape, float(weight.abs().max())
     frame = torch.zeros_like(weight)
     frame[o // 2, i // 2] = 1
-    figure, (axis,) = canvas(width=10, height=4.6)
+    figure, (axis,) = canvas(width=6.2, height=4.9)
     axis.set_axis_off()
     for a in range(o):
         for b in range(i):
@@ -271,19 +271,16 @@ def error_curves(table: pd.DataFrame, name: str) -> Figure:
 
 def about_errors(table: pd.DataFrame) -> str:
     """Return in sentences what the kinds of factors and the schemes lose; `table` is that of `errors`."""
-    by = table.pivot(index=["scheme", "share"], columns="factors", values="lost")
-    share = float(min(table["share"]))
+    by = table.pivot(index=["share", "scheme"], columns="factors", values="lost")
+    told = []
+    for share in sorted({table["share"].min(), table["share"].max()}):
+        each = by.xs(share, level="share")[["svd", "data-aware"]].itertuples()
+        told.append(f"- {share:.0%} of the MACs: " + "; ".join(f"{name} {a:.0%} and {b:.0%}" for name, a, b in each))
     less = int((by["data-aware"] < by["svd"]).sum())
-    told = [
-        f"{scheme} {plain:.0%} and {aware:.0%}"
-        for scheme, plain, aware in by.xs(share, level="share")[["svd", "data-aware"]].itertuples()
-    ]
-    best = {s: by["data-aware"].xs(s, level="share").idxmin() for s in sorted(set(table["share"]))}
-    which = ", ".join(f"{scheme} at {s:.0%}" for s, scheme in best.items())
     return (
-        f"With {share:.0%} of the layer's MACs, plain and data-aware factors lose these shares: {'; '.join(told)}. Data-aware factors lose less in "
-        f"{less} of {len(by)} cases. With data-aware factors, this scheme loses least: {which}."
-    )
+        "The first number is the loss of plain factors, and the second that of data-aware ones.\n\n" + "\n".join(told) + "\n\n"
+        f"Data-aware factors lose less in {less} of {len(by)} cases."
+    )  # fmt: skip
 
 
 # ---- toys for the sweep ----------------------------------------------------------------------------------------------

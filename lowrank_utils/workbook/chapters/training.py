@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -55,6 +56,15 @@ def examples(images: Dataset) -> Figure:
     first = [np.flatnonzero(labels == c)[:2] for c in range(min(10, len(images.classes)))]
     chosen = np.concatenate([[two[place] for two in first if place < len(two)] for place in (0, 1)])
     return image_grid(images.train.images[chosen], labels[chosen], images.classes)
+
+
+def digest(word: str) -> str:
+    """Return the SHA-256 digest of a text, by which things are put into an order that nobody chose.
+
+    >>> digest("boot")[:8]
+    '4509beb0'
+    """
+    return hashlib.sha256(word.encode()).hexdigest()
 
 
 def layers(model: nn.Module) -> pd.DataFrame:
