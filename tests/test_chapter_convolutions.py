@@ -90,7 +90,7 @@ def test_published_networks_are_told_one_by_one():
         [made(energy=(0.5, 0.8), fixed=(0.6, 0.85)), made(energy=(0.6, 0.85), fixed=(0.5, 0.8)).assign(network="m")]
     )
     told = convolutions.about_published(both)
-    assert "on n in 0 of 2 cases, on m in 2 of 2 cases" in told and "better one on every network" in told
+    assert "on m in 2 of 2 cases, on n in 0 of 2 cases" in told and "better one on every network" in told
     assert "better one on every" not in convolutions.about_published(made(energy=(0.5, 0.8), fixed=(0.6, 0.85)))
     assert len(convolutions.by_work(both).axes) == 4
 
