@@ -124,11 +124,9 @@ def history(table: pd.DataFrame) -> Figure:
 def about_history(table: pd.DataFrame) -> str:
     """Return in sentences where the losses end, and how far the last epoch is from the best one; `table` of `training.fit`."""
     last, best = table.iloc[-1], table["valid_accuracy"].max()
-    behind = 100 * (best - last["valid_accuracy"])
-    place = "The last epoch is also the best one" if behind < 0.05 else f"The best epoch was {behind:.1f} points better"
     return (
         f"At the end the loss is {last['train_loss']:.2f} on training images and {last['valid_loss']:.2f} on validation images. "
-        f"The accuracy on validation images is {last['valid_accuracy']:.1%}. {place}."
+        f"The accuracy on validation images is {last['valid_accuracy']:.1%} at the end, and was {best:.1%} in the best epoch."
     )
 
 
@@ -314,11 +312,11 @@ def _number(answer: Any, name: str) -> float | None:
 def about_paired(found: Mapping[str, float]) -> str:
     """Return in sentences what a comparison of `paired` says."""
     differ = found["first alone"] + found["second alone"]
-    clear = abs(found["points"]) > 2 * found["error"]
+    errors = abs(found["points"]) / found["error"] if found["error"] else 0.0
     return (
         f"The two networks disagree on {differ:.0f} images: the first alone is right on {found['first alone']:.0f}, and the second alone on "
         f"{found['second alone']:.0f}. So the second is ahead by {found['points']:+.2f} points, with a standard error of {found['error']:.2f}. "
-        f"The difference is {'more' if clear else 'less'} than two standard errors."
+        f"The difference is {errors:.1f} standard errors. Below two, it may well be luck."
     )
 
 
