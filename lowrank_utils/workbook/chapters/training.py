@@ -18,7 +18,7 @@ from torch import nn
 from lowrank_utils.lab import columns, score
 from lowrank_utils.lab import training as lab_training
 from lowrank_utils.lab.data import Dataset
-from lowrank_utils.workbook.plots import canvas, image_grid, name_lines, tiles
+from lowrank_utils.workbook.plots import canvas, image_grid, tiles
 from lowrank_utils.workbook.tables import markdown, mean_and_spread
 
 NOTEBOOK = "01_training"
@@ -116,7 +116,7 @@ def history(table: pd.DataFrame) -> Figure:
     right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for axis in (left, right):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    name_lines(left)
+    left.legend(loc="upper right")
     right.legend(loc="lower right")
     return figure
 
