@@ -35,7 +35,7 @@ def test_cells_are_short_and_state_no_verdict(path):
     assert all("torch.__version__" in source or "speed" in source for source in ignored)
 
 
-@pytest.mark.parametrize("lesson, solutions", zip(LESSONS, SOLUTIONS), ids=NAMES)
+@pytest.mark.parametrize("lesson, solutions", list(zip(LESSONS, SOLUTIONS)), ids=NAMES)
 def test_lesson_and_solutions_ask_the_same_of_four_answers(lesson, solutions):
     asked = checks(lesson)
     assert len(asked) == 4 and checks(solutions) == asked
