@@ -23,6 +23,7 @@ from lowrank_utils.lab import score, training
 from lowrank_utils.lab.data import Dataset
 from lowrank_utils.network.profile import Plan, Profile
 from lowrank_utils.ranks import rules
+from lowrank_utils.workbook.chapters.arsvd import calibration_of
 from lowrank_utils.workbook.chapters.kernels import NAMES
 from lowrank_utils.workbook.laboratory import Laboratory, laboratory
 from lowrank_utils.workbook.plots import MARKERS, canvas, colour_of, name_ends
@@ -175,7 +176,7 @@ def about_factors(rows: pd.DataFrame) -> str:
     for share, part in lost.groupby("budget", sort=False):
         by = part.pivot_table("lost", "factors", "chooser", sort=False)
         for chooser in [chooser for chooser in RANKS if chooser in by]:
-            each = ", ".join(f"{NAMES[kind]} {value:.1f}" for kind, value in by[chooser].items())
+            each = ", ".join(f"{NAMES[str(kind)]} {value:.1f}" for kind, value in by[chooser].items())
             told.append(f"- {share:.0%} of the MACs, {RANKS[chooser]}: {each}")
     by = lost.pivot_table("lost", ["budget", "factors"], "chooser")
     ranks = (by["energy"] - by["fixed"]).abs() if set(CHOOSERS) <= set(by) else pd.Series([0.0])
@@ -291,7 +292,7 @@ def recalibrated(lab: Laboratory, rows: pd.DataFrame, augment: Callable | None =
     by = rows.dropna(subset=["budget"]).pivot_table("accuracy", ["budget", "chooser", "plan"], "factors", sort=False)
     if "svd" not in by or not any(isinstance(m, training.BATCH_NORMS) for m in lab.model.modules()):
         return pd.DataFrame(columns=["budget", "chooser", "svd", "again"])
-    test, images = lab.images.tensors("test"), lab.profile.calibration
+    test, images = lab.images.tensors("test"), calibration_of(lab.profile)
 
     def again(net: nn.Module) -> float:
         return training.evaluate(training.recalibrate(net, images, augment), *test).accuracy
@@ -381,7 +382,7 @@ def few_images(lab: Laboratory, plan: Plan, counts: Sequence[int]) -> pd.DataFra
     """
     rows = [{"images": 0, "accuracy": lab.valid(replace.apply_plan(lab.profile, plan))}]
     for count in counts:
-        few = lab.profile.but(calibration=lab.profile.calibration[:count])  # pyright: ignore[reportOptionalSubscript]
+        few = lab.profile.but(calibration=calibration_of(lab.profile)[:count])
         rows.append({"images": count, "accuracy": lab.valid(replace.apply_plan(few, plan, factors="sequential"))})
     return pd.DataFrame(rows)
 

@@ -148,7 +148,8 @@ def _corner(layer: nn.Conv2d, outputs: int, inputs: int) -> nn.Conv2d:
     rows = weight.flatten(1).norm(dim=1).topk(min(outputs, len(weight))).indices.sort().values
     sizes = weight[rows].transpose(0, 1).flatten(1).norm(dim=1)
     weight = weight[rows][:, sizes.topk(min(inputs, len(sizes))).indices.sort().values]
-    part = nn.Conv2d(weight.shape[1], weight.shape[0], layer.kernel_size, bias=False)
+    high, wide = weight.shape[2:]
+    part = nn.Conv2d(weight.shape[1], weight.shape[0], (high, wide), bias=False)
     part.weight.data = weight
     return part
 
@@ -485,10 +486,9 @@ def before_norm(rank: int = 2) -> tuple[nn.Sequential, torch.Tensor, torch.Tenso
     norm.running_mean.copy_(net[0](x).detach().mean((0, 2, 3)))
     read = profile(net, x)
     small = replace.apply_plan(read, {"0": ("channel", rank)}, factors="data-aware", resource=None)
-    first, second = (small[0].get_submodule(part) for part in ("first", "second"))  # pyright: ignore[reportIndexIssue]
-    cut = second.weight.detach().flatten(1) @ first.weight.detach().flatten(1)  # pyright: ignore[reportCallIssue]
-    after: Any = small.get_submodule("1")
-    return net, net[0].weight.detach().flatten(1), cut, read.moments_of(["0"])["0"].mean.flatten(), after.running_mean
+    first, second = (small.get_parameter(f"0.{part}.weight").detach().flatten(1) for part in ("first", "second"))
+    weight, mean = net.get_parameter("0.weight").detach().flatten(1), read.moments_of(["0"])["0"].mean.flatten()
+    return net, weight, second @ first, mean, small.get_buffer("1.running_mean")
 
 
 DEPTHS = (1, 2, 4, 8, 12)

@@ -179,7 +179,7 @@ def about_confusion(matrix: Any, classes: Sequence[str]) -> str:
     """Return in sentences the most frequent mistake, and the classes with the fewest and most images right."""
     counts = np.asarray(matrix)
     wrong = counts - np.diag(np.diag(counts))
-    truth, taken = np.unravel_index(wrong.argmax(), wrong.shape)
+    truth, taken = (int(place) for place in np.unravel_index(wrong.argmax(), wrong.shape))
     right = np.diag(counts) / np.maximum(counts.sum(1), 1)
     hard, easy = int(right.argmin()), int(right.argmax())
     return (
