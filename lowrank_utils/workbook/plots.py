@@ -50,7 +50,10 @@ _LOOKS = {
     "ARSVD": (2, "^"),
     "data-aware": (0, "o"),
     "ReLU-aware": (4, "v"),
-    "Fisher-weighted": (5, "p"),
+    "Fisher-weighted": (8, "p"),
+    "sequential": (2, "D"),
+    "relu-aware": (4, "v"),
+    "fisher-weighted": (8, "p"),
     "units first": (1, "s"),
     "ENC-Map": (1, "s"),
     "ENC-Model": (9, "p"),
@@ -63,6 +66,9 @@ CHOOSERS = tuple(_LOOKS)
 DASHED = ("entropy", "component entropy", "DDLR, cut", "Net-Trim, non-zeros", "Net-Trim, with indices")
 BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "fontsize": "small"}  # a legend right of its panel
 COLOURS = {name: sns.color_palette("colorblind")[colour] for name, (colour, _) in _LOOKS.items()}
+COLOURS |= dict.fromkeys(
+    ("Fisher-weighted", "fisher-weighted"), (0.65, 0.53, 0.0)
+)  # the palette's yellow, dark enough to read
 MARKERS = {name: marker for name, (_, marker) in _LOOKS.items()}
 SIGNED = "RdBu_r"  # the colours of signed images: blue below zero, white at zero, red above
 _STYLE = {"axes.grid": True, "grid.alpha": 0.4, "figure.dpi": 100, "savefig.dpi": 100, "savefig.bbox": "tight"}
@@ -143,11 +149,12 @@ def name_ends(
     names: Mapping[str, str] | None = None,
     gap: float = 11,
     colours: Mapping[str, Any] | None = None,
+    side: str = "right",
 ) -> None:
-    """Write the names of methods right of the ends of their lines, in their colours, at least `gap` points apart.
+    """Write the names of methods beside the ends of their lines, in their colours, at least `gap` points apart.
 
     `ends`: {method: (x, y) of the end of its line}; `names`: {method: what is written}; `colours`: {method: colour} of those that have
-    none of their own. Set limits and scales of the axis first.
+    none of their own; `side`, "right" or "left" of the ends. Set limits and scales of the axis first.
     """
     axis.figure.canvas.draw()
     below = -np.inf
@@ -158,8 +165,9 @@ def name_ends(
         axis.annotate(
             (names or {}).get(name, name),
             (x, y),
-            (7, place - at),
+            (7 if side == "right" else -7, place - at),
             textcoords="offset points",
+            ha="left" if side == "right" else "right",
             color=(colours or {}).get(name) or colour_of(name),
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             va="center",
