@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 UNDERWAY := $(VENV)/.installing
 
 .DEFAULT_GOAL := help
-.PHONY: help run check test lab site notebooks clean
+.PHONY: help run check test lab site links gallery notebooks clean
 
 help:  ## say this
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */make \1\t/' | expand -t 16
@@ -36,6 +36,12 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 
 site: $(STAMP)  ## build the pages of notebooks and gallery, to be read without a network, in outputs/site
 	@$(BIN)/python -m lowrank_utils report --site $(ARGS)
+
+links: $(STAMP)  ## write Colab and Binder badges for the copy REPO=owner/name; without REPO take them out
+	@$(BIN)/python -m lowrank_utils links $(REPO)
+
+gallery: $(STAMP)  ## measure every published number whose rows are not there, and write the gallery; ARGS=--list shows the jobs
+	@$(BIN)/python -m lowrank_utils gallery $(ARGS)
 
 notebooks: $(STAMP)  ## execute the notebooks and solutions in place, at their defaults
 	@$(BIN)/python -m lowrank_utils refresh $(ARGS)

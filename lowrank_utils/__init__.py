@@ -7,7 +7,7 @@ layers), ``ranks`` (which ranks), ``lab`` (data, models, scores), ``compression`
 runs and shows the notebooks). Importing the package itself loads nothing heavy.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name):

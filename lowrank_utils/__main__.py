@@ -171,6 +171,38 @@ def twins(
 
 
 @app.command()
+def front(
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; say what no longer agrees with the rows.")
+    ] = False,
+) -> None:
+    """Write the numbers, tables and pictures of the README and of docs from the published rows."""
+    from lowrank_utils.workbook import front as page
+
+    changed = page.stale() if check else page.write()
+    for path in changed:
+        typer.echo(f"{'out of step' if check else 'written'}: {_short(path)}")
+    if check and changed:
+        typer.echo("error: pages differ from the rows; run python -m lowrank_utils front", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def links(
+    repository: Annotated[
+        str | None, typer.Argument(metavar="OWNER/NAME", help="A copy on GitHub; none: take the badges out.")
+    ] = None,
+    branch: Annotated[str, typer.Option(metavar="NAME", help="The branch that the badges open.")] = "main",
+) -> None:
+    """Write Colab and Binder badges into the README and every notebook, and the cell that installs the package on Colab."""
+    from lowrank_utils.workbook import links as badges
+    from lowrank_utils.workbook import twins as texts
+
+    for path in [*badges.write(repository, branch), *texts.write()]:
+        typer.echo(f"written: {_short(path)}")
+
+
+@app.command()
 def data(
     name: Annotated[
         str,
@@ -242,6 +274,50 @@ def report(
     if gallery:
         for path in published.publish(*places):
             typer.echo(f"published {_short(path)}")
+
+
+@app.command()
+def gallery(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="More names for --only.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Jobs whose names begin so, such as 05 or language; repeatable."),
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Show the jobs with expected minutes, and run none.")] = False,
+    renew: Annotated[
+        bool, typer.Option("--renew", help="Measure rows again that are there, of older code too.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Workers; else as many as the cores feed.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Measure every published number whose rows are not there, and write rows, pages, pictures and the claim table of the gallery.
+
+    Each finished job leaves its rows in outputs/gallery/jobs at once: the same command goes on from there, in any clone.
+    """
+    from lowrank_utils.workbook import night
+
+    if names and not only:
+        raise ValueError(f"{names[0]!r} is not an option of gallery: use --only {names[0]}")
+    chosen = [*(only or []), *(names or [])]
+    if list_:
+        typer.echo(night.listing(night.selected(night.planned(), chosen), workers or 2))
+        return
+    try:
+        done, failed = night.run(chosen, renew=renew, workers=workers, progress=not quiet)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; go on with the same command", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(
+        f"{len(done)} job{'s' * (len(done) != 1)} done" if done or failed else "nothing to do: all rows are there"
+    )
+    if failed:
+        for name, error in failed.items():
+            typer.echo(f"{name}: {error}", err=True)
+        typer.echo(
+            f"error: {len(failed)} of {len(done) + len(failed)} jobs failed; the same command tries them again",
+            err=True,
+        )
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -18,7 +18,7 @@ from lowrank_utils.factors import replace
 from lowrank_utils.lab import latency as timing
 from lowrank_utils.lab import score
 from lowrank_utils.network import profile, unfold
-from lowrank_utils.network.inputs import Batch, as_inputs, id_range, is_plain, tokens_of
+from lowrank_utils.network.inputs import Batch, Inputs, as_inputs, id_range, is_plain, tokens_of
 from lowrank_utils.network.modules import with_linear_layers
 from lowrank_utils.progress import shown
 from lowrank_utils.ranks import prediction, search
@@ -303,12 +303,23 @@ def _read(model, calibration, dense, how):
         ids = tokens_of(calibration)
         if ids and "index out of range" in str(error):
             raise ValueError(_outside(model, calibration)) from error
+        if "cannot take" in str(error) and _labelled(calibration):
+            raise ValueError(
+                f"calibration is a pair (inputs, labels?); the network takes one tensor, so pass the inputs alone ({error})"
+            ) from error
         if not ids or "cannot take" not in str(error):
             raise
         raise ValueError(
             f"calibration is {_kind(calibration)}; pass floating-point inputs, scaled as the network takes them ({error})"
         ) from error
     return read if dense is not None else _by_default(read)
+
+
+def _labelled(calibration):
+    # whether this looks like inputs with the labels beside them
+    if not isinstance(calibration, Inputs) or len(calibration.args) != 2 or calibration.kwargs:
+        return False
+    return calibration.args[1].ndim == 1 and not calibration.args[1].is_floating_point()
 
 
 def _kind(calibration):

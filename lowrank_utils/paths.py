@@ -8,8 +8,20 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(os.environ.get("LOWRANK_ROOT") or Path(__file__).resolve().parents[1])
-DOCS = Path(__file__).resolve().parents[1] / "docs"  # goes with the code, whichever project's site is built
+CODE = Path(__file__).resolve().parents[1]  # of a clone its root, of an installed package the folder of all packages
+
+
+def _root() -> Path:
+    """Return the project: what LOWRANK_ROOT names, else the clone that this code is in, else a cache of the user's."""
+    if named := os.environ.get("LOWRANK_ROOT"):
+        return Path(named)
+    if (CODE / "pyproject.toml").is_file():
+        return CODE
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lowrank-workbook"
+
+
+ROOT = _root()
+DOCS = CODE / "docs"  # goes with the code, whichever project's site is built
 DATA = ROOT / "data"
 CHECKPOINTS = DATA / "checkpoints"
 NOTEBOOKS = ROOT / "notebooks"

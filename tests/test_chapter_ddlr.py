@@ -1,15 +1,19 @@
 """Chapter 04: the experiment's rows, and what figures and tables read from them."""
 
-import logging
+import json
 
 import pandas as pd
 import pytest
 import torch
+import yaml
 from torch import nn
 
+from lowrank_utils import paths
 from lowrank_utils.factors import ddlr_network
+from lowrank_utils.factors.ddlr import solve
 from lowrank_utils.lab import columns, data, score
-from lowrank_utils.workbook.chapters import ddlr
+from lowrank_utils.workbook import plots
+from lowrank_utils.workbook.chapters import ddlr, ddlr_lesson
 
 ABOUT = {"dataset": "digits", "network": "toy", "seed": 0}
 
@@ -36,7 +40,7 @@ def model(images):
 def rows(images, model):
     options = {"tolerance": 0.05, "max_seconds": 5}
     return ddlr.experiment(
-        images, model, epsilon=0.3, epsilons=[0.3, 0.5], samples=60, calibration_images=200, options=options, shares=(0.3, 0.6), **ABOUT
+        images, model, epsilon=0.3, epsilons=[0.3, 0.5], samples=60, calibration_images=60, options=options, shares=(0.3, 0.6), **ABOUT
     )  # fmt: skip
 
 
@@ -51,12 +55,13 @@ def test_each_row_is_one_network_in_columns(rows):
 def test_sizes_are_met_and_the_rest_is_said(rows):
     sized = rows[rows["budget_kind"] == "kept"]
     assert (sized["parameters_kept"] <= sized["budget"]).all()
-    assert {"energy", "component output", "DDLR"} <= set(sized["chooser"])
+    assert {"energy", "component output"} <= set(sized["chooser"])
     sparse = sized[sized["chooser"] == "Net-Trim"]
     assert (sparse["parameters_kept"] == sparse["stored"]).all() and len(sparse)
     posed = rows[(rows["budget_kind"] == "epsilon") & (rows["chooser"] == "DDLR")]
+    posed = posed[posed["program"] != "epsilon by layer"]
     steps = posed[(posed["scope"] == "hidden layers") & (posed["budget"] == 0.3)]
-    assert len(steps) == 7 and set(steps["program"]) == {"as posed", "cascade", "reweighted"}
+    assert len(steps) == 8 and set(steps["program"]) == {"as posed", "cascade", "reweighted", "free bias"}
     assert steps.loc[steps["cut"] == "fixed", "cut_below"].tolist() == [0.05] * 4
     assert posed.loc[posed["scope"] == "every layer", "budget"].tolist() == [0.3, 0.5]
 
@@ -71,6 +76,18 @@ def test_both_programs_have_a_curve_of_their_own(rows):
     trimmed = rows[(rows["chooser"] == "Net-Trim") & (rows["budget_kind"] == "epsilon")]
     by = trimmed.pivot_table("parameters_kept", ["scope", "budget"], "stored_as")
     assert (by["non-zeros"] < by["sparse"]).all()  # indices are stored beside the weights
+
+
+def test_an_epsilon_for_each_layer_takes_no_more_than_one_for_all(rows):
+    for scope in ("every layer", "hidden layers"):
+        alike = ddlr.as_posed(rows, "DDLR", scope)
+        alike = alike[alike["budget_kind"] == "epsilon"].set_index("budget")["parameters_kept"]
+        each = rows[(rows["program"] == "epsilon by layer") & (rows["scope"] == scope)].set_index("budget")
+        assert sorted(each.index) == sorted(alike.index) == [0.3, 0.5]
+        assert (each["parameters_kept"] <= alike[each.index]).all() and (each["gap"] <= 1e-12).all()
+        chosen = [json.loads(text) for text in each["plan"]]
+        assert all(set(one) <= {"1", "3"} and set(one.values()) <= {0.3, 0.5} for one in chosen)
+        assert scope == "every layer" or not any("3" in one for one in chosen)
 
 
 def test_every_row_says_which_test_images_are_right(rows, images):
@@ -89,14 +106,13 @@ def test_a_refit_helps_the_answer_that_it_refits(rows):
 def test_names_in_words_are_those_of_tables_and_figure(rows):
     shown = ddlr.named(rows)
     assert set(shown["method"]) <= set(ddlr.METHODS) and "dense" not in set(shown["chooser"])
-    assert (
-        len(shown) == len(rows) - 17
-    )  # the dense network, the steps, and nine programs as posed that figures do not show
-    assert ddlr.usable(rows).sum() == len(shown)
+    assert len(shown) == len(rows) - 24  # the dense network, eight steps, and fifteen programs as posed
+    drawn = shown["method"].isin(ddlr.COMPARED)
+    assert ddlr.usable(rows).sum() == drawn.sum() < len(shown)
     table = ddlr.accuracy_at(rows, (0.3,))
     assert list(table) == ["kept 0.30"] and "%" in table.loc["ARSVD", "kept 0.30"]
     labels = {text for axis in ddlr.figure(rows).axes for text in axis.get_legend_handles_labels()[1]}
-    assert {"DDLR", "ARSVD", "dense"} <= labels
+    assert {"ARSVD", "data-aware"} <= labels <= set(ddlr.COMPARED)
     assert list(ddlr.tables(rows)) == list(ddlr.CAPTIONS)
 
 
@@ -104,14 +120,6 @@ def test_a_size_that_one_seed_did_not_reach_is_left_out(rows):
     more = pd.concat([rows, rows[rows["budget"] != 0.3].assign(seed=1)], ignore_index=True)
     assert not ddlr.usable(more)[more["budget"] == 0.3].any()
     assert ddlr.usable(more)[(more["budget"] == 0.6) & (more["chooser"] == "energy")].all()
-
-
-def test_a_budget_out_of_reach_has_no_row_and_says_why(images, caplog):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10)).eval()
-    lab = ddlr.laboratory(images, model, samples=40, calibration_images=50, options={"tolerance": 0.2}, **ABOUT)
-    with caplog.at_level(logging.WARNING):
-        found, tried, note = ddlr.at_budget(lab, 0.001, 0.5)
-    assert found == [] and len(tried) == 0 and "are not good" in note
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +134,7 @@ def solved(images, model):
 
 def test_certificates_are_those_of_the_solutions(solved):
     lab, answers = solved
-    found = ddlr.certificates(lab, answers["nuclear"])
+    found = ddlr_lesson.certificates(lab, answers["nuclear"])
     assert found.index.tolist() == lab.layers == ["1", "3"] and found["full rank"].tolist() == [24, 10]
     assert (found["bound"] <= found["norm"]).all() and (found["rank"] <= found["full rank"]).all()
     assert found.loc["1", "relative gap"] == answers["nuclear"]["1"].relative_gap
@@ -134,7 +142,7 @@ def test_certificates_are_those_of_the_solutions(solved):
 
 def test_a_layer_is_stored_in_three_ways_that_compute_what_they_should(solved):
     lab, answers = solved
-    layers = ddlr.as_stored(lab, answers["nuclear"], answers["l1"], "1", share=0.5)
+    layers = ddlr_lesson.as_stored(lab, answers["nuclear"], answers["l1"], "1", share=0.5)
     dense, rows_, thin = layers.values()
     x = torch.rand(7, 64)
     assert torch.equal(dense(x), lab.model[1](x))
@@ -146,6 +154,168 @@ def test_a_layer_is_stored_in_three_ways_that_compute_what_they_should(solved):
 
 
 def test_layers_are_timed_in_turn():
-    times = ddlr.milliseconds({"wide": nn.Linear(500, 4000), "narrow": nn.Linear(500, 4)}, 500)
+    times = ddlr_lesson.milliseconds({"wide": nn.Linear(500, 4000), "narrow": nn.Linear(500, 4)}, 500)
     assert times.index.tolist() == ["wide", "narrow"] and times.columns.tolist() == ["batch 1", "batch 64"]
     assert (times.loc["narrow"] < times.loc["wide"]).all() and (times > 0).all(axis=None)
+
+
+# ---- the lesson
+
+
+def end_names(axis):
+    return {text.get_text() for text in axis.texts}
+
+
+def test_curves_of_both_programs_are_named_at_their_ends(rows):
+    (axis,) = ddlr_lesson.own_curves(rows).axes
+    names = {f"{program}, {where}" for program in ("DDLR", "Net-Trim") for where in ("every layer", "classifier dense")}
+    assert end_names(axis) == names and len(axis.lines) == 4
+    (empty,) = ddlr_lesson.own_curves(rows[rows["budget"] != 0.5]).axes
+    assert end_names(empty) == {"no program has answers at two values of epsilon"}
+
+
+def test_one_epsilon_for_all_and_one_a_layer_have_a_panel_a_scope(rows):
+    panels = ddlr_lesson.one_or_each(rows).axes
+    assert [axis.get_title() for axis in panels] == ["every layer", "classifier dense"]
+    assert all({"one for all", "one a layer"} <= end_names(axis) for axis in panels)
+
+
+def test_the_figure_of_equal_sizes_has_a_colour_a_method_and_says_when_it_is_empty(rows):
+    (axis,) = ddlr.programs(rows).axes
+    looks = [(line.get_color(), line.get_marker()) for line in axis.lines]
+    assert len(set(looks)) == len(looks) >= 5
+    assert axis.get_xlim()[0] > axis.get_xlim()[1]  # sizes fall to the right
+    (empty,) = ddlr.programs(rows[rows["chooser"] == "dense"]).axes
+    assert end_names(empty) == {"no method reached a size in every seed"}
+
+
+def test_all_methods_of_the_figure_have_colours_of_their_own():
+    looks = {name: (plots.colour_of(name), name in plots.DASHED) for name in ddlr.COMPARED}
+    assert len(set(looks.values())) == len(ddlr.COMPARED) == 9
+    assert len({colour for colour, _ in looks.values()}) == 7  # with and without a refit a program keeps its colour
+
+
+def test_points_lost_are_means_over_seeds(rows):
+    one = ddlr.as_posed(rows, "DDLR", "every layer")
+    both = pd.concat([rows, rows.assign(seed=1, accuracy=rows["accuracy"] - 0.1)], ignore_index=True)
+    line = ddlr.mean_lost(both, ddlr.as_posed(both, "DDLR", "every layer"))
+    dense = rows.loc[rows["chooser"] == "dense", "accuracy"].iloc[0]
+    wanted = (100 * (dense - one.set_index("budget")["accuracy"])).clip(lower=ddlr.LEAST)
+    assert line["mean"].to_dict() == pytest.approx(wanted.to_dict())  # the second seed's dense network is as much lower
+    assert line["kept"].is_monotonic_increasing
+
+
+def test_sentences_hold_the_numbers_of_the_rows(rows):
+    sizes = ddlr_lesson.own_sizes(rows)
+    assert sizes.index.tolist() == [
+        "DDLR, classifier dense", "DDLR, every layer", "Net-Trim, classifier dense", "Net-Trim, every layer"
+    ]  # fmt: skip
+    said = ddlr_lesson.about_layers(rows)
+    assert "of 2 networks" in said and "every layer under the program" in said
+    means = 100 * ddlr.named(rows).query("budget == 0.3").groupby("method")["accuracy"].mean()
+    line = ddlr_lesson.about_equal_size(rows, (0.3,))
+    assert f"{means.max():.1f} %" in line and means.idxmax() in line
+    verdict = ddlr_lesson.about_verdict(rows)
+    by = ddlr.named(rows).pivot_table("accuracy", "budget", "method")
+    gain = 100 * (by["DDLR, cut, refit"] - by["ARSVD"]).dropna()
+    assert f"| ARSVD | {(gain > 0).sum()} of {len(gain)} | {ddlr_lesson._signed(gain.mean())} |" in verdict
+    nothing = rows[rows["chooser"] == "dense"]
+    assert "no epsilon for each layer" in ddlr_lesson.about_layers(nothing)
+    assert ddlr_lesson.about_verdict(nothing).startswith("No network of DDLR")
+    assert "no network of DDLR" in ddlr_lesson.about_equal_size(nothing, (0.1,))
+
+
+@pytest.fixture(scope="module")
+def stepped(solved):
+    lab, answers = solved
+    return ddlr.steps(lab, answers["nuclear"], 0.3)[1]
+
+
+def test_steps_are_told_and_drawn_from_their_table(stepped):
+    figure = ddlr_lesson.step_bars(stepped, 0.9)
+    left, right = figure.axes
+    assert [bar.get_width() for bar in left.patches] == pytest.approx(stepped["kept %"].tolist())
+    assert [bar.get_width() for bar in right.patches] == pytest.approx((90 - stepped["valid accuracy %"]).tolist())
+    said = ddlr_lesson.about_steps(stepped, 0.9, 0.3)
+    kept, accuracy = stepped.loc["as posed", ["kept %", "valid accuracy %"]]
+    assert f"{kept:.1f} % of the parameters stay and {90 - accuracy:.1f} points are lost" in said
+    assert stepped.loc[["as posed", "free bias", "reweighted"], "feasible"].all()
+
+
+def test_spectra_are_drawn_before_and_after(solved):
+    lab, answers = solved
+    figure = ddlr_lesson.spectra(lab, answers["nuclear"], 0.05)
+    assert [axis.get_title() for axis in figure.axes] == ["1", "3"]
+    before, after, cut = figure.axes[0].lines
+    assert len(before.get_ydata()) == 24 and len(after.get_ydata()) <= 24
+    assert cut.get_ydata()[0] == pytest.approx(0.05 * after.get_ydata()[0])
+    assert "In 1 the sum of the singular values falls from" in ddlr_lesson.about_spectra(lab, answers["nuclear"])
+
+
+def test_outputs_and_units_are_drawn(solved):
+    lab, answers = solved
+    inputs, _, _ = ddlr_network.layer_data(lab.samples, "1")
+    original = ddlr_network.matrix(lab.model[1])
+    figure = ddlr_lesson.kept_outputs(inputs, original, {"new": answers["nuclear"]["1"].weights})
+    (axis,) = figure.axes
+    on, off = axis.lines[:2]
+    assert (on.get_xdata() > 0).all() and (off.get_xdata() <= 0).all() and off.get_ydata().max() <= 1e-6
+    rows_of_images = {"original": original[:-1], "new": answers["l1"]["1"].weights[:-1]}
+    assert len(ddlr_lesson.units_as_images(rows_of_images, (1, 8, 8)).axes) == 2 * ddlr_lesson.DRAWN
+    assert len(ddlr_lesson.units_as_images({"hidden": torch.rand(24, 3)}, (1, 8, 8)).axes) == 3  # not pixels
+
+
+def test_the_exercises_have_their_answers(solved):
+    lab, _ = solved
+    falls = ddlr_lesson.rank_falls([5, 3, 1])
+    for rank, epsilon in ((2, falls["to 2"]), (1, falls["to 1"])):
+        for side, wanted in ((0.98, rank + 1), (1.02, rank)):
+            found = solve(
+                torch.eye(3), torch.diag(torch.tensor([5.0, 3.0, 1.0])), side * epsilon, relu=False, tolerance=1e-7
+            )
+            assert int((torch.linalg.svdvals(found.weights) > 1e-3).sum()) == wanted
+    errors = ddlr_lesson.errors_elsewhere(lab, "1", [20, 100], 0.3)
+    assert errors[0] > errors[1] > 0.3
+    (axis,) = ddlr_lesson.error_curve([20, 100], 0.3, errors).axes
+    assert axis.lines[-1].get_ydata().tolist() == errors
+    for answer in (..., [1.0], "a text"):
+        (axis,) = ddlr_lesson.error_curve([20, 100], 0.3, answer).axes
+        assert "no answer of 2 numbers yet" in end_names(axis)
+    with pytest.raises(TypeError, match="layer '2' is a ReLU, not linear"):
+        ddlr_lesson.linear_layer(lab, "2")
+
+
+def test_the_bound_of_the_exercise_is_one_and_is_met_by_its_own_multiplier():
+    x, y = torch.eye(2).double(), torch.diag(torch.tensor([3.0, 4.0])).double()
+    least = solve(x, y, 0.2, penalty="l1", tolerance=1e-7).objective
+    multipliers = [torch.diag(torch.tensor([1.0, c])).double() for c in (0.2, 1.0, 3.0)]
+    bounds = [ddlr_lesson.l1_bound(x, y, g, 0.2) for g in multipliers]
+    assert max(bounds) <= least * (1 + 1e-6) and bounds[1] == pytest.approx(least, rel=1e-5)  # both shrink by as much
+
+
+def test_errors_elsewhere_are_told():
+    said = ddlr_lesson.about_errors([75, 300, 1200], 0.1, [0.2, 0.15, 0.11], 301)
+    assert "falls from 0.200 with 75 samples to 0.110 with 1,200" in said
+    assert "The layer has 301 inputs; with 300 samples the error is 0.150, where epsilon is 0.1." in said
+
+
+def test_speed_is_told_from_the_times():
+    times = pd.DataFrame({"batch 1": [1.0, 2.0, 0.5], "batch 64": [4.0, 1.0, 2.0]}, index=["dense", "sparse", "thin"])
+    said = ddlr_lesson.about_speed(times)
+    assert "sparse rows take 2.00 times as long" in said and "64 images: sparse rows take 0.25 times" in said
+
+
+def test_published_rows_are_shown_where_they_hold_both_curves(rows):
+    assert ddlr_lesson.richer(rows, rows[:1]) is rows
+    assert ddlr_lesson.about_source(rows, rows) == "the gallery: seed 0, 2 values of epsilon"
+    older, here = rows[rows["chooser"] != "Net-Trim"], rows[rows["budget"] != 0.5]
+    assert ddlr_lesson.richer(older, here) is here
+    assert ddlr_lesson.about_source(here, older) == "this run: seed 0, 1 values of epsilon"
+    assert ddlr_lesson.richer(rows[:0], here) is here
+
+
+@pytest.mark.parametrize("path", sorted(paths.PRESETS.glob("ddlr-*.yaml")), ids=lambda path: path.stem)
+def test_presets_have_a_curve_and_give_all_methods_the_same_images(path):
+    preset = yaml.safe_load(path.read_text())
+    assert min(preset["epsilons"]) < 0.1 and 0.1 in preset["epsilons"] and len(preset["epsilons"]) >= 6
+    assert preset["samples"] == preset["calibration_images"]

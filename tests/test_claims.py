@@ -217,6 +217,28 @@ def test_one_epsilon_is_no_curve_and_a_short_curve_settles_nothing(tmp_path):
     assert ours.startswith("not measured: its curve ends at 20%") and holds == "-"
 
 
+EACH = "an epsilon for each layer by the exact search, every layer"
+
+
+def test_one_epsilon_a_layer_is_judged_beside_one_for_all(tmp_path):
+    rows = posed([(0.1, 0.6, 0.98), (0.2, 0.4, 0.9)])
+    rows += posed([(0.1, 0.6, 0.98), (0.2, 0.4, 0.97)], program="epsilon by layer")[1:]
+    size, ahead = judged(tmp_path, rows, "DDLR", "one epsilon a layer", EACH)
+    assert size[0].startswith("1 point: 40 % of the parameters") and size[1] == "yes"
+    assert "0.0 to +7.0 points against one for all" in ahead[0] and "ahead in 1 of 2, behind in 0" in ahead[0]
+    assert ahead[1] == "in part"
+    for ours, holds, _ in judged(tmp_path, rows[:3], "DDLR", "one epsilon a layer", EACH):
+        assert ours == "not measured: no row of one epsilon a layer" and holds == "-"
+
+
+def test_each_run_without_a_curve_has_its_own_reason(tmp_path):
+    rows = posed([(0.1, 0.6, 0.98), (0.2, 0.4, 0.972)]) + posed([(0.1, 0.4, 0.97)], seed=1)[1:]
+    rows += [row | {"seed": seed} for seed in (1, 2) for row in posed([])]
+    _, _, counted = judged(tmp_path, rows, "DDLR", "", ITS_OWN)[0]
+    assert counted.startswith("1 of 3; left out: ") and "seed 1 (one epsilon alone, no curve)" in counted
+    assert "seed 2 (no row of DDLR as posed with every layer under it, only cut to a size)" in counted
+
+
 def cut(ddlr, trim, budget=0.2, **about):
     about = {
         "budget_kind": "kept",
@@ -347,7 +369,9 @@ def test_every_claim_says_its_rule_and_counts_every_run():
     for claim, verdict in published.judged():
         assert (verdict.holds == "-") == verdict.said.startswith("not measured")
         assert all(verdict.left_out.values())
-        if claim.paper in ("DDLR", "Net-Trim"):
+        if claim.claim.startswith("one epsilon a layer"):
+            assert verdict.settings >= 4 and verdict.settings % 4 == 0  # four networks, at each epsilon
+        elif claim.paper in ("DDLR", "Net-Trim"):
             assert verdict.settings == (10 if claim.rule == "size" else 28)
         if claim.paper == "ENC" and claim.rule in ("ahead", "no loss") and "sequential" not in claim.setting:
             assert verdict.settings == 12

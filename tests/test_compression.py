@@ -367,6 +367,11 @@ def test_inputs_held_apart_are_drawn_from_all_of_them():
     assert not torch.equal(compression.held_apart(ordered, seed=1)[1], unseen)
 
 
+def test_labels_beside_the_inputs_are_recognised(x):
+    with pytest.raises(ValueError, match="so pass the inputs alone"):
+        lowrank_utils.compress(net(), (x, torch.zeros(len(x), dtype=torch.long)), kept=0.6)
+
+
 def test_multiples_of_ranks_need_a_budget_of_time(x):
     with pytest.raises(ValueError, match="multiple=8 needs resource='latency'"):
         lowrank_utils.compress(net(), x, kept=0.6, multiple=8)

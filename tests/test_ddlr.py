@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from lowrank_utils.factors import admm, ddlr
+from lowrank_utils.factors import ddlr, program
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -180,12 +180,12 @@ def test_warm_start_goes_on_where_the_budget_ended(penalty):
     x, y, u = digits_layer(100, 8)
     options = {"penalty": penalty, "original": u, "tolerance": 1e-4}
     whole = ddlr.solve(x, y, 0.1, **options)
-    part = ddlr.solve(x, y, 0.1, max_iterations=whole.iterations - admm.CHECK_EVERY, **options)
+    part = ddlr.solve(x, y, 0.1, max_iterations=whole.iterations - program.CHECK_EVERY, **options)
     assert whole.converged and not part.converged
     rest = ddlr.solve(x, y, 0.1, warm_start=part, **options)
     assert rest.converged and rest.iterations < whole.iterations / 2
     assert rest.objective == pytest.approx(whole.objective, rel=1e-4)
-    assert ddlr.solve(x, y, 0.1, warm_start=whole, **options).iterations <= admm.CHECK_EVERY
+    assert ddlr.solve(x, y, 0.1, warm_start=whole, **options).iterations <= program.CHECK_EVERY
     assert_feasible(rest, x, y)
 
 
@@ -388,14 +388,14 @@ def test_extreme_scales_give_the_same_answer(inputs, outputs):
     plain = ddlr.solve(X, Y, 0.1)
     found = ddlr.solve(X * inputs, Y * outputs, 0.1)
     assert found.objective == pytest.approx(plain.objective * (outputs / inputs), rel=1e-6)
-    assert found.converged and found.violation <= admm.FEASIBLE and found.iterations == plain.iterations
+    assert found.converged and found.violation <= program.FEASIBLE and found.iterations == plain.iterations
     assert ddlr.check(found.weights, X * inputs, Y * outputs, 0.1).error == pytest.approx(0.1, rel=1e-3)
 
 
 @pytest.mark.parametrize("relu", [True, False])
 def test_inputs_of_zeros_reach_nothing(relu):
     for x in (np.zeros((4, 3)), np.zeros((2, 3))):
-        with pytest.raises(admm.Infeasible, match="the inputs are all zero") as caught:
+        with pytest.raises(program.Infeasible, match="the inputs are all zero") as caught:
             ddlr.solve(x, np.ones((len(x), 2)), 0.1, relu)
         assert caught.value.smallest == caught.value.bound == 1.0 and not caught.value.weights.any()
 
@@ -417,7 +417,9 @@ def test_the_smallest_epsilon_is_found_and_proved(seed):
     y = np.maximum(x @ rng.standard_normal((d_in, d_out)) + 0.3 * rng.standard_normal((samples, d_out)), 0)
     exact = smallest_epsilon(x, y)
     penalty = ddlr.PENALTIES[seed // 4 % 2]
-    with pytest.raises(admm.Infeasible, match=r"smallest feasible epsilon found is .*, and none below .* is") as caught:
+    with pytest.raises(
+        program.Infeasible, match=r"smallest feasible epsilon found is .*, and none below .* is"
+    ) as caught:
         ddlr.solve(x, y, 0.9 * exact, penalty=penalty)
     error = caught.value
     assert exact * (1 - 1e-6) <= error.smallest <= 1.02 * exact
@@ -434,7 +436,7 @@ def test_time_holds_for_the_search_of_a_first_point_too():
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((400, 120)), np.maximum(rng.standard_normal((400, 60)), 0)
     begin = time.process_time()
-    with pytest.raises(admm.Infeasible, match="in the time given"):
+    with pytest.raises(program.Infeasible, match="in the time given"):
         ddlr.solve(x, y, 0.3, max_seconds=0.2)
     assert time.process_time() - begin < 2
 
@@ -470,7 +472,7 @@ def test_few_iterations_and_certificates_reach_a_small_gap(samples, units, relu,
 def test_what_the_basis_leaves_out_is_counted_against_the_bound():
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((30, 8)) * np.geomspace(1, 1e-8, 8), rng.standard_normal((30, 5))
-    ours = admm.Problem(torch.from_numpy(x), torch.from_numpy(y), 0.1, False, "nuclear")
+    ours = program.Problem(torch.from_numpy(x), torch.from_numpy(y), 0.1, False, "nuclear")
     assert ours.basis.shape[1] < 8
     kept, _ = torch.linalg.qr(ours.turned)
     for g in (ours.y, ours.y - kept @ (kept.T @ ours.y)):  # the second is all but invisible in the basis
@@ -479,7 +481,7 @@ def test_what_the_basis_leaves_out_is_counted_against_the_bound():
 
 
 def problem(x, y, epsilon=0.1, penalty="nuclear"):
-    return admm.Problem(torch.from_numpy(x), torch.from_numpy(y), epsilon, True, penalty)
+    return program.Problem(torch.from_numpy(x), torch.from_numpy(y), epsilon, True, penalty)
 
 
 @pytest.mark.parametrize("penalty", ddlr.PENALTIES)

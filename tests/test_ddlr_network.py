@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import conftest
-from lowrank_utils.factors import admm, ddlr, ddlr_network, replace
+from lowrank_utils.factors import ddlr, ddlr_network, program, replace
 from lowrank_utils.lab import score
 from lowrank_utils.network import profile
 from lowrank_utils.network.modules import replaced
@@ -47,7 +47,7 @@ def test_every_layer_keeps_its_constraints_and_is_certified(solved, x):
     model = mlp()
     assert list(solved) == ["0", "2", "4"]
     for found in solved.values():
-        assert found.converged and found.violation <= admm.FEASIBLE and 0 < found.bound <= found.objective
+        assert found.converged and found.violation <= program.FEASIBLE and 0 < found.bound <= found.objective
     whole = {name: ddlr_network.dense(model.get_submodule(name), s.weights) for name, s in solved.items()}
     table = ddlr_network.constraints(Profile(model, x), replaced(model, whole), 0.3)
     assert (table["error"] <= 0.3 + 1e-5).all() and (table["sign"] <= 1e-5).all()
@@ -94,10 +94,10 @@ def test_an_epsilon_out_of_reach_in_the_cascade_is_raised_and_told(x):
     model = mlp((10, 3, 8, 2))  # a bottleneck whose error later layers cannot repair
     found = ddlr_network.solve_network(Profile(model, x), {"0": 0.9, "2": 0.01}, cascade=True)
     assert found["2"].epsilon > 0.01 and found["2"].note.startswith("epsilon 0.01 was out of reach in the cascade")
-    assert found["2"].violation <= admm.FEASIBLE
+    assert found["2"].violation <= program.FEASIBLE
     small = replaced(model, {"0": ddlr_network.dense(model[0], found["0"].weights)})
     data = ddlr_network.layer_data(Profile(model, x), "2", inputs_of=small)
-    with pytest.raises(admm.Infeasible) as caught:
+    with pytest.raises(program.Infeasible) as caught:
         ddlr.solve(*data[:2], 0.01, data[2])
     assert found["2"].epsilon == pytest.approx(1.05 * caught.value.smallest, rel=1e-2)
     short = ddlr_network.solve_network(
@@ -113,7 +113,7 @@ def test_a_layer_that_gets_only_zeros_in_the_cascade_becomes_zero(x):
     images = torch.cat([x[:1], -x[:1]]).repeat(5, 1)
     images = images if (model[0](images) > 0).any() else -images
     small = replaced(model, {"0": ddlr_network.dense(model[0], torch.zeros(10, 8).double())})
-    with pytest.raises(admm.Infeasible, match="inputs are all zero"):
+    with pytest.raises(program.Infeasible, match="inputs are all zero"):
         ddlr.solve(*ddlr_network.layer_data(Profile(model, images), "2", inputs_of=small)[:2], 0.1)
     assert list(ddlr_network.solve_network(Profile(model, images), first, cascade=True)) == ["0", "2"]
 
@@ -127,7 +127,7 @@ def test_a_warm_start_of_the_network_saves_iterations(x):
         warm_start=ddlr_network.solve_network(Profile(mlp(), x), 0.21, tolerance=1e-5),
     )
     again = ddlr_network.solve_network(Profile(mlp(), x), 0.2, tolerance=1e-5, warm_start=cold)
-    assert sum(s.iterations for s in again.values()) <= 3 * admm.CHECK_EVERY
+    assert sum(s.iterations for s in again.values()) <= 3 * program.CHECK_EVERY
     assert sum(s.iterations for s in warm.values()) < sum(s.iterations for s in cold.values())
 
 
@@ -150,7 +150,7 @@ def test_reweighting_keeps_the_constraints_and_lowers_the_rank():
     plain = ddlr.solve(inputs, outputs, 0.3, original=original)
     better = ddlr_network.reweighted(inputs, outputs, 0.3, original=original, start=plain)
     assert ddlr.check(better.weights, inputs, outputs, 0.3).feasible
-    assert better.violation <= admm.FEASIBLE and better.rank < plain.rank
+    assert better.violation <= program.FEASIBLE and better.rank < plain.rank
     assert torch.linalg.matrix_norm(better.weights, "nuc") >= plain.bound - 1e-6  # the certificate of the plain norm
     assert better.objective == pytest.approx(float(torch.linalg.matrix_norm(better.weights, "nuc")))
     assert better.bound == plain.bound and better.gap == better.objective - plain.bound > 0
@@ -170,7 +170,7 @@ def test_reweighting_does_not_stop_at_a_sum_of_two_answers(seed, samples, size, 
     outputs = (inputs @ original).clamp(min=0)
     plain = ddlr.solve(inputs, outputs, 0.03, original=original, tolerance=0.01)
     better = ddlr_network.reweighted(inputs, outputs, 0.03, start=plain, rounds=1, tolerance=0.01)
-    assert better.converged and better.violation <= admm.FEASIBLE
+    assert better.converged and better.violation <= program.FEASIBLE
     assert better.rank < plain.rank
 
 

@@ -1,6 +1,10 @@
 """pages.py: the site as files, and the site and JupyterLab as a reader sees them in a browser."""
 
 import contextlib
+import html
+import importlib
+import inspect
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -14,10 +18,11 @@ import nbformat
 import pandas as pd
 import pytest
 
+import lowrank_utils
 from conftest import write_notebook
 from lowrank_utils import paths
 from lowrank_utils.__main__ import main
-from lowrank_utils.workbook import gallery, plots, runs
+from lowrank_utils.workbook import gallery, plots, reference, runs
 from lowrank_utils.workbook.site import build
 
 pytestmark = pytest.mark.slow  # each builds pages with Sphinx, or opens them
@@ -394,9 +399,36 @@ def test_reader_finds_the_way(browser, site):
 def test_pages_fit_the_window(browser, site, wide):
     with page_of(browser) as (page, _):
         page.set_viewport_size({"width": wide, "height": 900})
-        for name in ("index", "notebooks/06_side_by_side", "outputs/gallery/README"):
+        for name in (
+            "index",
+            "notebooks/06_side_by_side",
+            "outputs/gallery/README",
+            "docs/results",
+            "docs/api/compression",
+        ):
             page.goto((site / f"{name}.html").as_uri())
             assert page.evaluate("document.documentElement.scrollWidth") <= wide, name
+
+
+@pytest.mark.timeout(600)
+def test_the_reference_shows_every_public_function_with_its_docstring(site):
+    named = set()
+    for page in reference.PAGES:
+        named |= set(re.findall(r'id="(lowrank_utils[\w.]*)"', (site / reference.FOLDER / f"{page}.html").read_text()))
+    wanted = set()
+    for module in pkgutil.walk_packages(lowrank_utils.__path__, "lowrank_utils."):
+        if not module.name.endswith("__main__"):
+            for name, thing in vars(importlib.import_module(module.name)).items():
+                own = getattr(thing, "__module__", "") == module.name and not name.startswith("_")
+                if own and (inspect.isfunction(thing) or inspect.isclass(thing)) and thing.__doc__:
+                    wanted.add(f"{module.name}.{name}")
+    assert len(wanted) > 300 and wanted - named == set()
+    shown = (site / "docs" / "api" / "compression.html").read_text()
+    assert "docs/api/compression.html" in (site / "index.html").read_text()
+    text = html.unescape(re.sub("<[^>]*>", "", shown))
+    assert "kept: float = 0.5" in text and "Raises ValueError for a budget out of reach" in text
+    (listed,) = re.findall(r"<li><p><strong>calibration</strong>(.*?)</li>", shown, re.S)[:1]
+    assert "without labels" in listed
 
 
 @in_browser

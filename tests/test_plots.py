@@ -8,11 +8,20 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.colors import LogNorm
+from matplotlib.patches import Circle
 
 from lowrank_utils.factors.ddlr import solve
 from lowrank_utils.lab import columns
 from lowrank_utils.workbook import plots
-from lowrank_utils.workbook.chapters import arsvd, ddlr, entropy_pruning, rank_search, side_by_side, training
+from lowrank_utils.workbook.chapters import (
+    arsvd,
+    ddlr,
+    ddlr_lesson,
+    entropy_pruning,
+    rank_search,
+    side_by_side,
+    training,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -77,36 +86,15 @@ def test_history_confusion_and_images():
     assert [axis.get_title() for axis in figure.axes] == ["cat", "dog", "dog", ""]
 
 
-def test_histograms_and_scatter_draw_what_they_are_given():
-    figure = entropy_pruning.histograms({"a": np.array([0.0, 0, 1]), "b": np.arange(9.0)}, bins=4)
-    heights = [[bar.get_height() for bar in axis.patches] for axis in figure.axes]
-    assert heights[0] == [2, 0, 0, 1] and sum(heights[1]) == 9
-    table = pd.DataFrame({"x": [1.0, 2], "z": [3.0, 4], "y": [5.0, 6]})
-    figure = plots.scatter(table, "y", ["x", "z"], {"x": "one", "z": "two", "y": "three"})
-    assert [axis.lines[0].get_xdata().tolist() for axis in figure.axes] == [[1, 2], [3, 4]]
-    assert [axis.get_xlabel() for axis in figure.axes] == ["one", "two"] and figure.axes[0].get_ylabel() == "three"
-
-
-def test_the_ranking_shows_what_stays():
-    rows = [("fc1", c, 1 / c, 2 / c) for c in (1, 2, 3)] + [("fc2", c, 1 / c, 2 / c) for c in (1, 2)]
-    table = pd.DataFrame(rows, columns=["layer", "component", "score", "key"]).sample(frac=1, random_state=0)
-    figure = entropy_pruning.ranking(table, {"fc1": 2})
-    assert [axis.get_title() for axis in figure.axes] == ["fc1: 2 of 3 stay", "fc2: 2 of 2 stay"]
-    score, stays, dropped = figure.axes[0].lines
-    assert score.get_ydata().tolist() == [1, 0.5, 1 / 3]
-    assert stays.get_xdata().tolist() == [1, 2] and dropped.get_ydata().tolist() == [2 / 3]
-
-
 def test_the_gap_and_the_ball_are_drawn():
     history = pd.DataFrame({"iteration": [0, 20], "objective": [8.0, 5.0], "bound": [1.0, 4.0]})
-    figure = ddlr.gap(history, "fc1")
+    figure = ddlr_lesson.gap(history, "fc1")
     assert [line.get_ydata().tolist() for line in figure.axes[0].lines] == [[8, 5], [1, 4]]
     assert figure.axes[1].lines[0].get_ydata().tolist() == pytest.approx([7 / 8, 0.2])
-    solid, flat = ddlr.norm_ball().axes
-    a, b, c = (np.asarray(values) for values in solid.lines[0].get_data_3d())
-    assert np.allclose(a * c - b**2, 0) and np.allclose(a + c, 1)  # rank 1, nuclear norm 1
-    assert len(flat.patches) == 2
-    for disc, ball, star in zip(flat.patches, flat.lines[0::2], flat.lines[1::2]):  # the worked case of notebook 04
+    (flat,) = ddlr_lesson.touching().axes
+    assert len(flat.patches) >= 2
+    discs, lines = [patch for patch in flat.patches if isinstance(patch, Circle)], flat.lines[2:]  # after the two axes
+    for disc, ball, star in zip(discs, lines[0::2], lines[1::2]):  # the worked case of notebook 04
         touch, centre = np.array(star.get_data()).ravel(), np.array(disc.center)
         assert np.hypot(*(touch - centre)) == pytest.approx(disc.radius)  # on the rim of what is allowed,
         assert touch.sum() == pytest.approx(np.max(ball.get_xdata()))  # on the ball,
@@ -183,14 +171,18 @@ def test_rankings_and_programs_show_their_panels_and_cut_offs():
         figure
     ) and "components, data-aware factors, test images" in drawn(figure)
     assert figure.axes[0].get_ylim()[0] == pytest.approx(0.51)  # 40 points below the dense network
-    rows = sized()
-    rows["chooser"] = rows["chooser"].replace({"energy": "DDLR", "mine": "energy"})
-    rows.loc[(rows["chooser"] == "DDLR") & (rows["budget"] == 0.2), ["budget_kind", "budget"]] = ["epsilon", 0.1]
+
+
+def test_programs_show_points_lost_by_size():
+    rows = sized(program="none", cut="none", refit="none", stored_as="low rank")
+    ours = rows["chooser"] == "energy"
+    rows.loc[ours, ["chooser", "program", "cut"]] = ["DDLR", "as posed", "to budget"]
+    rows["chooser"] = rows["chooser"].replace({"mine": "energy"})
     short = rows[~((rows["chooser"] == "energy") & (rows["budget"] == 0.4) & (rows["seed"] == 1))]
-    panels = drawn(figure := ddlr.programs(short))
-    assert figure.axes[0].get_ylim()[0] == pytest.approx(0.76)
-    assert panels["from a convex program, test images"]["DDLR"][0] == pytest.approx([0.2, 0.4])
-    assert panels["at a given size, test images"]["ARSVD"][0] == [0.2]  # the other size lacks a seed
+    lines = {line.get_label(): line for line in ddlr.programs(short).axes[0].lines}
+    assert set(lines) == {"DDLR, cut", "ARSVD"}
+    assert list(lines["DDLR, cut"].get_xdata()) == pytest.approx([0.2, 0.4])
+    assert list(lines["ARSVD"].get_xdata()) == pytest.approx([0.2])  # the other size lacks a seed
 
 
 def test_choosers_have_a_row_a_network_and_a_band_over_draws():

@@ -131,3 +131,46 @@ def test_the_picture_shows_every_network(rows):
     said = plots.described(measured.figure(rows))
     assert all(f"{a} {b}" in said for a, b, _ in measured.NETWORKS)
     assert "factor of" in measured.section(rows)
+
+
+def _tokens(texts=("a", "b"), noise=0.0):
+    made = pd.DataFrame({"dataset": np.repeat(texts, 4), "network": "model", "answers": 512, "positions": 512.0})
+    made["rise"] = np.tile([0.001, 0.01, 0.05, 0.2], len(texts))
+    made["entropy"] = 2.0
+    made["divergence"] = 6 * made["rise"] ** 0.8 * np.exp(noise * (made["dataset"] == texts[0]))
+    return made
+
+
+def test_networks_that_answer_every_token_have_a_scale_of_their_own():
+    found = prediction.fit(_tokens())
+    assert found.scale == pytest.approx((np.log(6), 0.8, 0, 0)) and found.factor == pytest.approx(1)
+    apart = prediction.fit(_tokens(noise=0.5))
+    assert apart.factor == pytest.approx(np.exp(0.5))  # each text is predicted by the other alone
+    with pytest.raises(ValueError, match="at least two texts"):
+        prediction.fit(_tokens(("a",)))
+
+
+class _Teller(nn.Module):
+    # answers every token; counts how many inputs come at once
+    def __init__(self):
+        super().__init__()
+        self.embed, self.one, self.head = nn.Embedding(11, 12), nn.Linear(12, 40), nn.Linear(40, 11)
+        self.most = 0
+
+    def forward(self, ids):
+        self.most = max(self.most, len(ids))
+        return self.head(torch.relu(self.one(self.embed(ids))))
+
+
+def test_a_language_model_is_predicted_a_token_and_read_a_window_at_a_time():
+    torch.manual_seed(0)
+    teller, ids = _Teller(), torch.randint(0, 11, (6, 256))
+    read = lowrank_utils.profile(teller, ids)
+    prediction.entropy(read)
+    assert teller.most <= 2  # 512 tokens
+    found = lowrank_utils.predict(read, 0.8, resource="parameters")
+    assert found.note == prediction.ONE_MODEL
+    row = found.table.iloc[0]
+    assert row["rise"] > 0
+    assert row["divergence"] == pytest.approx(prediction.divergence(row["rise"], 1, 1, prediction.TOKENS.scale))
+    assert row["low"] <= row["divergence"] <= row["high"] and np.isnan(row["lost"])

@@ -21,7 +21,7 @@ PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 WANTED = [Requirement(r) for r in PROJECT["dependencies"] + EXTRAS["test"] + EXTRAS["site"] + EXTRAS["language"]]
 PINS = [r for r in (paths.ROOT / "constraints.txt").read_text().splitlines() if r and not r.startswith("#")]
-CONDA_NAMES = {"pytorch-cpu": "torch"}
+CONDA_NAMES = {"pytorch-cpu": "torch", "python-build": "build"}
 
 
 def conda():
@@ -188,7 +188,13 @@ def test_workflows_run_the_two_commands_with_pinned_actions():
     used = re.findall(r"uses: (.*)", text)
     assert used and all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}  # v[\d.]+", line) for line in used)
     jobs_of = yaml.safe_load(text)["jobs"]
-    assert {"pinned", "newest", "oldest"} == set(jobs_of)
+    assert {"pinned", "newest", "oldest", "conda"} == set(jobs_of)
+    conda = [step["run"] for step in jobs_of.pop("conda")["steps"] if "run" in step]
+    assert conda[0] == "$CONDA/bin/conda env create --file environment.yml"
+    name = yaml.safe_load((paths.ROOT / "environment.yml").read_text())["name"]
+    assert [c.partition(f"conda run --name {name} ")[2] for c in conda[1:]] == [
+        "python -m lowrank_utils run --only 00 --quiet"
+    ]
     for job in jobs_of.values():
         commands = [step.get("run", "") for step in job["steps"]]
         assert [c.split(" ARGS")[0] for c in commands if c.startswith("make")] == ["make check", "make test"]
@@ -248,6 +254,8 @@ def test_make_sets_up_once(clone):
     ]
     assert clone("lab")[1] == ["-m jupyterlab notebooks"]
     assert clone("site")[1] == ["-m lowrank_utils report --site"]
+    assert clone("links", "REPO=a/b")[1] == ["-m lowrank_utils links a/b"]
+    assert clone("links")[1] == ["-m lowrank_utils links"]
     os.utime(clone.folder / "constraints.txt", (2e9, 2e9))
     assert INSTALL in clone("run")[1]
 
@@ -307,16 +315,16 @@ def test_presets_train_by_the_published_recipe(name):
     assert {key: job.parameters[key] for key in recipe} == recipe
 
 
-def test_the_readme_and_the_gallery_quote_the_published_results():
+def test_the_results_and_the_gallery_quote_the_published_results():
 
     tables = gallery.published_tables()
     assert len(tables) == 16
     page = (paths.GALLERY / "README.md").read_text()
-    readme = (paths.ROOT / "README.md").read_text()
+    results = (paths.ROOT / "docs" / "results.md").read_text()
     for heading, table in tables.items():
         assert table in page and re.search(rf"## {re.escape(heading)}\n\n[^|\s]", page), heading  # a caption
         link = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-        assert table in readme or f"outputs/gallery/README.md#{link})" in readme or "with spread" in heading, heading
+        assert table in results or f"outputs/gallery/README.md#{link})" in results or "with spread" in heading, heading
     short = gallery.claims_in_short()
-    assert gallery.quote(readme, tables | {gallery.CLAIMS: short}) == readme
-    assert short in readme and tables["Dense networks"] in readme
+    assert gallery.quote(results, tables | {gallery.CLAIMS: short}) == results
+    assert short in results and tables["Dense networks"] in results

@@ -177,7 +177,7 @@ def test_a_text_that_depends_on_the_seed_parts_no_rows_also_where_a_seed_is_miss
 
 
 def test_a_finished_sweep_of_100_cells_is_checked_at_once(toy, monkeypatch):
-    monkeypatch.setattr(sweeps, "_client", None)  # no workers are started
+    monkeypatch.setattr(sweeps, "cluster_client", None)  # no workers are started
     grid = sweeps.read_grid(["seed=" + ",".join(map(str, range(100)))])
     planned, request = sweeps.list_sweep_jobs("02", grid)
     forged(toy, planned, toy.sweep)
@@ -363,7 +363,7 @@ def test_something_else_that_listens_is_no_scheduler(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"tcp://127.0.0.1:{other.getsockname()[1]}"
         words = f"no scheduler answers at {address} within 0.5 s"
-        with pytest.raises(runs.RunError, match=words), sweeps._client(address, None, 1, 1):
+        with pytest.raises(runs.RunError, match=words), sweeps.cluster_client(address, None, 1, 1):
             pass
 
 
@@ -372,5 +372,5 @@ def test_a_scheduler_without_workers_is_refused(toy, monkeypatch):
     monkeypatch.setattr(sweeps, "ANSWER", 5)
     with cluster(toy, workers=0) as (address, _):
         words = f"the scheduler at {address} has no worker"
-        with pytest.raises(runs.RunError, match=words), sweeps._client(address, None, 1, 1):
+        with pytest.raises(runs.RunError, match=words), sweeps.cluster_client(address, None, 1, 1):
             pass

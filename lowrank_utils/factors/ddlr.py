@@ -7,7 +7,7 @@ outputs Y (N x d_out), O = {Y > 0}:
 
 the lowest-rank weights, relaxed, that keep what the layer does on data. With ``relu=False`` (a last layer) the ball
 holds over all entries and no sign is asked for. ``penalty="l1"`` puts the sum of absolute weights in place of the
-nuclear norm: Net-Trim (Aghasi, Abdi, Nguyen & Romberg 2017).
+nuclear norm: Net-Trim (Aghasi, Abdi, Nguyen & Romberg 2017). ``free_bias=True`` leaves the bias, the last row of U, out of the norm.
 
 Every answer is a point that truly satisfies the constraints together with a lower bound on what any weights can
 reach, both in float64 whatever the iterations were computed in.
@@ -27,7 +27,8 @@ import pandas as pd
 import torch
 
 from lowrank_utils.checks import check_number
-from lowrank_utils.factors.admm import FEASIBLE, RANK_TOLERANCE, Infeasible, Problem, iterate, power_of_two
+from lowrank_utils.factors.admm import iterate
+from lowrank_utils.factors.program import FEASIBLE, RANK_TOLERANCE, Infeasible, Problem, power_of_two
 
 Array: TypeAlias = np.ndarray | torch.Tensor
 PENALTIES = ("nuclear", "l1")
@@ -65,6 +66,7 @@ class Solution:
     ``nonzeros``, the weights above 1e-6 of the largest; ``converged``, whether the relative gap reached the tolerance;
     ``history``, a DataFrame of the best objective and bound after ``iteration`` and ``seconds`` (an answer of lower
     rank within the tolerance goes before the best objective); ``note``, what is particular about this answer, or empty.
+    With a free bias, objective, rank and nonzeros are those of the weights without their last row.
     """
 
     weights: torch.Tensor
@@ -133,6 +135,7 @@ def reference(
     relu: bool = True,
     penalty: str = "nuclear",
     solver: str = "SCS",
+    free_bias: bool = False,
     **options: Any,
 ) -> Reference:
     """Return the `Reference` of the same program as `solve`, written in CVXPY and given to the named solver.
@@ -145,8 +148,10 @@ def reference(
     """
     x, y = (part.cpu().numpy() for part in _data(inputs, outputs, relu))
     _settings(epsilon, penalty)
+    _check_bias(x, free_bias)
     u = cvxpy.Variable((x.shape[1], y.shape[1]))
-    norm = cvxpy.normNuc(u) if penalty == "nuclear" else cvxpy.sum(cvxpy.abs(u))
+    charged = u[:-1] if free_bias else u
+    norm = cvxpy.normNuc(charged) if penalty == "nuclear" else cvxpy.sum(cvxpy.abs(charged))
     reached = cvxpy.vec(x @ u, order="C")
     active = y.ravel() > 0 if relu else np.ones(y.size, dtype=bool)
     limits = []
@@ -169,6 +174,7 @@ def solve(
     penalty: str = "nuclear",
     original: Array | None = None,
     *,
+    free_bias: bool = False,
     tolerance: float = 1e-3,
     max_iterations: int = 5000,
     max_seconds: float | None = None,
@@ -193,6 +199,8 @@ def solve(
     inputs, outputs : N x d_in and N x d_out, numpy or torch; outputs are those after the ReLU if `relu`.
     epsilon : relative error allowed, above 0; from 1 on zero weights pass and are the answer.
     original : d_in x d_out, feasible weights (the layer's own). None: some are looked for.
+    free_bias : leave the last row of U, the bias, out of the norm; the last column of `inputs` is then the same in all samples. For a
+        bound the multiplier's sum over the samples must vanish for each output, so that G is first projected onto that (`program.balanced`).
     tolerance : relative certified gap, (objective - bound) / objective, at which to stop.
     max_iterations, max_seconds : budget; when it ends the best certified answer so far comes back, not converged.
     warm_start : an earlier `Solution` of the same layer, say at the next epsilon.
@@ -212,20 +220,23 @@ def solve(
     start = time.perf_counter()
     x, y = _data(inputs, outputs, relu)
     epsilon = _settings(epsilon, penalty)
+    _check_bias(x, free_bias)
     _check_run(tolerance, max_iterations, max_seconds, dtype)
     device = _usable(device or x.device)
     _check_start(warm_start, x, y)
     given = None if original is None else _feasible(original, x, y, epsilon, relu)
     if note := _why_zero(y, epsilon):
-        return _zero(x, y, penalty, epsilon, note, start)
-    layer = _Layer.of(x, y, epsilon, relu, penalty, device)
+        return _zero(_zeros(x, y), penalty, epsilon, note, start)
+    if free_bias and check(alone := _bias_alone(x, y, relu), x, y, epsilon, relu).feasible:
+        return _zero(alone, penalty, epsilon, "the bias alone keeps these outputs", start)
+    layer = _Layer.of(x, y, epsilon, relu, penalty, device, free_bias)
     anchor = layer.anchor(given, math.inf if max_seconds is None else start + max_seconds)
     state = None if warm_start is None else layer.state(warm_start)
     best, bound, rows, iterations, converged, state = iterate(
         layer.problem, anchor, state, tolerance, max_iterations, max_seconds, dtype, progress, start
     )
     weights = layer.whole(best)
-    sizes = _sizes(weights, penalty)
+    sizes = _sizes(weights[:-1] if free_bias else weights, penalty)
     bound = min(bound * layer.unit, sizes["objective"])
     if not converged:
         gap = 1 - bound / sizes["objective"]
@@ -258,8 +269,8 @@ class _Layer:
     home: torch.device
 
     @classmethod
-    def of(cls, x, y, epsilon, relu, penalty, device) -> _Layer:
-        alive, scales = (y != 0).any(0), (power_of_two(x), power_of_two(y))
+    def of(cls, x, y, epsilon, relu, penalty, device, free_bias=False) -> _Layer:
+        home, alive, scales = x.device, (y != 0).any(0), (power_of_two(x), power_of_two(y))
         if not 1e-300 < scales[1] / scales[0] < 1e300:
             raise ValueError(
                 f"outputs up to {float(y.abs().max()):.3g} from inputs up to {float(x.abs().max()):.3g} need weights that "
@@ -273,8 +284,9 @@ class _Layer:
                 1.0,
                 _zeros(x, y),
             )
-        problem = Problem((x / scales[0]).to(device), (y[:, alive] / scales[1]).to(device), epsilon, relu, penalty)
-        return cls(problem, alive, scales, x.shape[1], x.device)
+        x, y = (x / scales[0]).to(device), (y[:, alive] / scales[1]).to(device)
+        problem = Problem(x, y, epsilon, relu, penalty, free_bias)
+        return cls(problem, alive, scales, x.shape[1], home)
 
     @property
     def unit(self) -> float:
@@ -297,8 +309,7 @@ class _Layer:
 
     def state(self, earlier: Solution) -> dict[str, Any] | None:
         # where an earlier answer ended, in the units of this layer; None where it is of another size
-        fits = (self.problem.size, *self.problem.y.shape, self.problem.penalty)
-        if earlier.state is None or earlier.state["fits"] != fits:
+        if earlier.state is None or earlier.state["fits"] != self.problem.kind:
             return None
         return _rescaled(earlier.state, self.scales)
 
@@ -313,10 +324,17 @@ def _why_zero(y, epsilon):
     return f"epsilon {epsilon:g} is at least 1, so that zero weights pass" if epsilon >= 1 else ""
 
 
-def _zero(x, y, penalty, epsilon, note, start):
+def _bias_alone(x, y, relu):
+    # the best weights that are zero but for the bias: a unit that is off in some sample may not be lifted there
+    weights = _zeros(x, y)
+    weights[-1] = torch.where(((y > 0) | (not relu)).all(0), y.mean(0), 0) / x[0, -1]
+    return weights
+
+
+def _zero(weights, penalty, epsilon, note, start):
     seconds = time.perf_counter() - start
     history = pd.DataFrame([{"iteration": 0, "seconds": seconds, "objective": 0.0, "bound": 0.0}])
-    return Solution(_zeros(x, y), 0.0, 0.0, 0.0, 0, 0, 0, True, seconds, history, penalty, epsilon, note)
+    return Solution(weights, 0.0, 0.0, 0.0, 0, 0, 0, True, seconds, history, penalty, epsilon, note)
 
 
 def _sizes(weights, penalty) -> dict[str, Any]:
@@ -378,6 +396,20 @@ def _settings(epsilon, penalty):
     if penalty not in PENALTIES:
         raise ValueError(f"unknown penalty {penalty!r}; known: {', '.join(PENALTIES)}")
     return float(epsilon)
+
+
+def _check_bias(x, free_bias):
+    if not isinstance(free_bias, (bool, np.bool_)):
+        raise ValueError(f"free_bias={free_bias!r} is neither True nor False")
+    if not free_bias:
+        return
+    last, others = x[:, -1], x[:, :-1]
+    if not (last == last[0]).all() or last[0] == 0:
+        raise ValueError(
+            "free_bias asks for a bias: the last column of inputs must be one number in all samples, not 0"
+        )
+    if (others == others[:1]).all():
+        raise ValueError("the inputs beside the bias are the same in all samples, so that nothing is left to charge")
 
 
 def _check_run(tolerance, max_iterations, max_seconds, dtype):

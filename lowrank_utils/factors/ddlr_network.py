@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from lowrank_utils.checks import check_count, check_number
-from lowrank_utils.factors import admm, ddlr, svd
+from lowrank_utils.factors import ddlr, program, svd
 from lowrank_utils.factors.sequential import sweep
 from lowrank_utils.network.graph import before_relu
 from lowrank_utils.network.hooks import hooked
@@ -153,11 +153,15 @@ def solve_network(
         start = None if warm_start is None else warm_start.get(name)
         try:
             return ddlr.solve(x, y, wanted[name], relu, penalty, original, warm_start=start, **options)
-        except admm.Infeasible as error:
+        except program.Infeasible as error:
             if not cascade:
-                raise admm.Infeasible(f"layer {name!r}: {error}", error.smallest, error.bound, error.weights) from error
+                raise program.Infeasible(
+                    f"layer {name!r}: {error}", error.smallest, error.bound, error.weights
+                ) from error
             if error.smallest >= 1 > error.bound + 0.1:  # nothing was found, nor proved: no reason for zero weights
-                raise admm.Infeasible(f"layer {name!r}: {error}", error.smallest, error.bound, error.weights) from error
+                raise program.Infeasible(
+                    f"layer {name!r}: {error}", error.smallest, error.bound, error.weights
+                ) from error
             raised = 1.05 * error.smallest
             # what the failed search found is feasible now, so nothing is looked for again
             found = ddlr.solve(x, y, raised, relu, penalty, error.weights, warm_start=start, **options)
@@ -280,6 +284,8 @@ def reweighted(
     begin = time.perf_counter()
     if options.pop("penalty", "nuclear") != "nuclear" or (start is not None and start.penalty != "nuclear"):
         raise ValueError("reweighting is of the nuclear norm; there is none for penalty='l1'")
+    if options.pop("free_bias", False):
+        raise ValueError("the bias is a row of the norm that reweighting changes; there is none for free_bias=True")
     check_count(rounds=rounds)
     check_number(lambda value: value > 0, "a number above 0", damping=damping)
     if start is None:
@@ -319,8 +325,8 @@ def reweighted(
         objective=objective,
         bound=min(bound, objective),
         violation=ddlr.check(weights, inputs, outputs, epsilon, relu).violation,
-        rank=int((spectrum > admm.RANK_TOLERANCE * spectrum[0]).sum()),
-        nonzeros=int((weights.abs() > admm.RANK_TOLERANCE * weights.abs().max()).sum()),
+        rank=int((spectrum > program.RANK_TOLERANCE * spectrum[0]).sum()),
+        nonzeros=int((weights.abs() > program.RANK_TOLERANCE * weights.abs().max()).sum()),
         iterations=iterations,
         converged=converged,
         seconds=time.perf_counter() - begin,
@@ -331,7 +337,7 @@ def reweighted(
     )
 
 
-def ranks(profile: Profile, solutions: Solutions, *, cut: float = admm.RANK_TOLERANCE) -> dict[str, int]:
+def ranks(profile: Profile, solutions: Solutions, *, cut: float = program.RANK_TOLERANCE) -> dict[str, int]:
     """Return the plan ``{layer: rank}`` of DDLR answers: singular values of the weights above `cut` of the largest.
 
     The bias, a row of U, is kept whole and does not count. Layers whose factors would not pay are absent: they stay
@@ -415,7 +421,7 @@ def low_rank(
     profile: Profile,
     solutions: Solutions,
     *,
-    cut: float = admm.RANK_TOLERANCE,
+    cut: float = program.RANK_TOLERANCE,
     refit: bool = False,
     relu: bool = False,
     iterations: int = 10,
@@ -453,7 +459,7 @@ def sparse(
     profile: Profile,
     solutions: Solutions,
     *,
-    cut: float = admm.RANK_TOLERANCE,
+    cut: float = program.RANK_TOLERANCE,
     refit: bool = False,
     ridge: float = 1e-6,
 ) -> nn.Module:
@@ -533,7 +539,7 @@ def _counted(model, counts, index_bits):
     return {"non-zeros": plain + rest, "with indices": round(whole) + rest}
 
 
-ROUNDING = {torch.float64: admm.FEASIBLE, torch.float32: 1e-6}  # relative violation that the stored dtype explains
+ROUNDING = {torch.float64: program.FEASIBLE, torch.float32: 1e-6}  # relative violation that the stored dtype explains
 
 
 def constraints(

@@ -23,7 +23,7 @@ FACTORS = (
     *("none", "svd", "data-aware", "sequential", "relu-aware", "fisher-weighted", "convex"),
     *("asvd", "fwsvd", "fisher-layerwise", "own outputs", "whitened"),
 )
-PROGRAM = ("none", "as posed", "reweighted", "cascade")
+PROGRAM = ("none", "as posed", "reweighted", "cascade", "free bias", "epsilon by layer")
 CUT = ("none", "fixed", "to budget")
 UNSIZED = ("own", "lossless", "dense")  # kinds of budgets without a number
 
@@ -59,7 +59,7 @@ COLUMNS = {
     "stored_as": Column("string", "dense layers, thin layers (low rank), fewer units, both; or non-zero weights, with their indices (sparse) or without", STORED_AS, required=True),
     "refit": Column("string", "what makes up for what was cut: means folded into the next bias, least squares, or least squares after the ReLU", REFIT, "none"),
     "tuned": Column("string", "what was trained after the cut; distilled: fine-tuned towards the dense network's answers too; recalibrated: batch norms' statistics alone; from scratch: the small network from fresh weights", TUNED, "none"),
-    "program": Column("string", "how a convex program was posed: on each layer's dense inputs, reweighted, or on the inputs so far (cascade)", PROGRAM, "none"),
+    "program": Column("string", "how a convex program was posed: on each layer's dense inputs, reweighted, on the inputs so far (cascade), with the bias outside the norm, or with an epsilon for each layer (budget: the one epsilon for all whose size it may have)", PROGRAM, "none"),
     "cut": Column("string", "whether the small values of a convex program's answer were set to zero: below a fixed share, or to meet the budget", CUT, "none"),
     "cut_below": Column("float64", "share of the largest value below which a fixed cut sets to zero; NaN for any other cut"),
     "runtime": Column("string", "what ran the network", ("torch", "onnxruntime"), "torch"),
@@ -133,6 +133,7 @@ COLUMNS = {
     "data_fingerprint": Column("string", "digest of the data"),
     "versions": Column("string", "versions of Python and of the libraries"),
     "commit": Column("string", "commit of the code; +changes where there were some"),
+    "code": Column("string", "digest of the code that the numbers were computed with: package, then notebook"),
     "finished": Column("string", "when the job ended, UTC"),
 }
 # fmt: on
@@ -141,7 +142,7 @@ RESULT_COLUMNS = (
     *("macs_kept", "bytes", "latency_ms_1", "latency_ms_64", "accuracy", "f1", "seconds_to_find", "evaluations"),
 )
 LANGUAGE_COLUMNS = ("perplexity", "bits_per_byte", "tokens_per_second")  # what rows of language models have beside them
-PROVENANCE_COLUMNS = ("address", "run_parameters", "data_fingerprint", "versions", "commit", "finished")
+PROVENANCE_COLUMNS = ("address", "run_parameters", "data_fingerprint", "versions", "commit", "code", "finished")
 RUN = ("notebook", "dataset", "network", "seed", "draw")
 KEY = (
     *("chooser", "factors", "scope", "budget_kind", "budget", "stored_as", "refit", "tuned"),

@@ -222,9 +222,12 @@ class LayerTimes:
         budget = kept * self.whole.ms - self.outside
         if budget < self.least() * (1 - 1e-12):
             smallest = math.ceil(1e4 * (self.outside + self.least()) / self.whole.ms) / 1e4
+            advice = (
+                "ask for more" if smallest < 1 else "low rank gains no time here; set a budget of MACs or parameters"
+            )
             raise ValueError(
-                f"kept={kept} of the latency cannot be reached: the fastest plan takes {smallest:.4f} of the dense "
-                f"network's time, {max(self.outside, 0) / self.whole.ms:.1%} of which lies outside the layers that can be cut"
+                f"kept={kept} of the latency cannot be reached: the fastest plan takes {smallest:.4f} of the dense network's "
+                f"time, {max(self.outside, 0) / self.whole.ms:.1%} of which lies outside the layers that can be cut; {advice}"
             )
         return max(budget, self.least())
 

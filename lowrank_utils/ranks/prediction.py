@@ -18,7 +18,7 @@ import torch
 from lowrank_utils.checks import check_share
 from lowrank_utils.network import inputs
 from lowrank_utils.network.modules import evaluating
-from lowrank_utils.network.profile import Profile
+from lowrank_utils.network.profile import Plan, Profile
 from lowrank_utils.network.unfold import Entry
 from lowrank_utils.ranks import search
 
@@ -160,7 +160,7 @@ def entropy(profile: Profile, images: int = ENTROPY_IMAGES) -> tuple[float, int]
     """Return the mean entropy (nats) of the network's answers on the first `images` calibration inputs, and answers an input."""
     first, found, answers = next(profile.model.parameters()), [], 1
     given = profile.needed_calibration("the entropy of the answers needs")
-    batch = profile.batch_size or 100
+    batch = profile.batch_size or inputs.at_once(given, 100)
     with evaluating(profile.model):
         for start in range(0, min(images, len(given)), batch):
             part = given[start : min(start + batch, images)]
@@ -201,7 +201,7 @@ def curve(
             continue
         plan = search.exact_search(profile, within, resource=resource, options=options, values=values).plan
         plans[each] = plan
-        rise, positions = (np.nan, np.nan) if note else _rise(profile, options, values, plan, answers)
+        rise, positions = (np.nan, np.nan) if note else rise_of(profile, options, values, plan, answers)
         rows.append({"kept": each, "rise": rise, "positions": positions, "entropy": unsure, "note": ""})
     told = f"{note} Nothing can be said of the loss." if note else ""
     if answers > 1:
@@ -209,8 +209,15 @@ def curve(
     return Prediction(_told(rows, TOKENS if answers > 1 else MEASURED), plans, resource, told)
 
 
-def _rise(profile, options, values, plan, answers):
-    # the predicted rise of the loss an answer, and the positions it comes from (1 where nothing is cut)
+def rise_of(
+    profile: Profile, options: Sequence[search.Options], values: search.Values, plan: Plan, answers: int = 1
+) -> tuple[float, float]:
+    """Return (predicted rise of the loss of any `plan`, nats an answer; positions of the cut layers, 1 where nothing is cut).
+
+    `values` are minus the predicted losses of `options` (`search.predicted_values`); `answers` of the network for an input. Raises
+    ValueError for a rank that is none of the options.
+    """
+    search.worth(options, values, plan)  # refuses what is no option
     each = {own.name: -float(values[own.name][own.entries.index(plan.get(own.name))]) for own in options}
     total = sum(each.values())
     if total <= 0:
@@ -221,7 +228,8 @@ def _rise(profile, options, values, plan, answers):
 
 def _told(rows, known):
     table = pd.DataFrame(rows).reindex(columns=["kept", "rise", "positions", "entropy", "note"])
-    expected = divergence(*(table[name].to_numpy(float) for name in ("rise", "positions", "entropy")), known.scale)
+    rise, positions, unsure = (table[name].to_numpy(float) for name in ("rise", "positions", "entropy"))
+    expected = divergence(rise, positions, unsure, known.scale)
     expected = np.where(table["rise"] == 0, 0.0, expected)
     table = table.assign(divergence=expected, low=expected / known.factor, high=expected * known.factor)
     table["lost"] = lost(table["divergence"], known.accuracy)

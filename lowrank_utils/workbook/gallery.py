@@ -71,7 +71,7 @@ def publish(*run_folders: str | Path, folder: str | Path | None = None) -> list[
     """Put the rows of the given runs into the gallery; return the paths of the files written.
 
     They take the place of the rows of the same notebook, data set, network, seed and draw in results.parquet; the page and the
-    pictures are drawn anew. `folder` defaults to outputs/gallery, for which the tables of the README are renewed too.
+    pictures are drawn anew. `folder` defaults to outputs/gallery, for which README and docs are renewed too (`front`).
     Raises RunError, before anything is written, for an unfinished run, a notebook that holds an error, rows with a path of
     this machine, and two jobs that would take the same place.
     """
@@ -85,7 +85,7 @@ def publish(*run_folders: str | Path, folder: str | Path | None = None) -> list[
             if label in fresh:
                 raise runs.RunError(f"two of these jobs would be published as {label}; publish one of them")
             fresh[label] = _fit_to_publish(job, label)
-    table = _merged(_published(folder), results.joined(list(fresh.values())))
+    table = merged(_published(folder), results.joined(list(fresh.values())))
     with paths.atomic_write(folder / "results.parquet") as temporary:
         table.to_parquet(temporary, index=False)
     return [folder / "results.parquet", *renew(folder)]
@@ -94,13 +94,14 @@ def publish(*run_folders: str | Path, folder: str | Path | None = None) -> list[
 def renew(folder: str | Path | None = None) -> list[Path]:
     """Write the page and the pictures of the gallery again from its rows; return their paths.
 
-    Where `folder` is outputs/gallery, its default, the tables of the README are renewed too.
+    Where `folder` is outputs/gallery, its default, the README and docs are renewed too (`front`).
     """
     from lowrank_utils.workbook import (
         audit,
         batch_norm,
         controls,
         encoder,
+        front,
         imagenet,
         language,
         prediction,
@@ -129,11 +130,7 @@ def renew(folder: str | Path | None = None) -> list[Path]:
             written.append(folder / f"{name}.png")
             with paths.atomic_write(written[-1]) as temporary:
                 figure.savefig(temporary, format="png")
-    front = paths.ROOT / "README.md"
-    if folder == paths.GALLERY and front.is_file():
-        with paths.atomic_write(front) as temporary:
-            temporary.write_text(quote(front.read_text(), told | {CLAIMS: claims_in_short(folder)}))
-    return written
+    return written + (front.write() if folder == paths.GALLERY else [])
 
 
 def _fit_to_publish(job, label):
@@ -243,7 +240,7 @@ them; the site has them as CSV). This page is written from them by `python -m lo
 
 Numbers are means over seeds ± standard deviation, in percent of the test images where nothing else is said. *Factored* says which layers a rule may cut: every layer, as ARSVD is
 published, or the hidden layers, with the classifier left dense. *Kept* counts all parameters of the network; of networks with convolutions the share of MACs is held.
-Nothing was trained after the cut but for the column *fine-tuned* of *every other way* and the table *refined without labels*. What the names of methods mean stands in the README, under *Words*.
+Nothing was trained after the cut but for the column *fine-tuned* of *every other way* and the table *refined without labels*. What the names of methods mean stands in the [glossary](../../docs/glossary.md).
 Each row names the commit of the code that made it; where this history does not have it, it was folded into a later one.
 
 {shown}
@@ -265,7 +262,9 @@ def quote(text: str, tables: Mapping[str, str]) -> str:
     return text
 
 
-def _merged(old, new):
+def merged(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """Return published rows with `new` ones in the place of those of the same notebook, data set, network, seed and draw."""
+
     def keys(table):
         return list(table.reindex(columns=list(RUN)).astype(object).fillna("").itertuples(index=False, name=None))
 
@@ -275,11 +274,12 @@ def _merged(old, new):
     return table.sort_values([name for name in RUN if name in table], kind="stable")
 
 
-def published_tables(folder: str | Path | None = None) -> dict[str, str]:
-    """Return {heading: Markdown table} of the published results: what the README and the gallery's page quote.
+def published_tables(folder: str | Path | None = None, stated: pd.DataFrame | None = None) -> dict[str, str]:
+    """Return {heading: Markdown table} of the published results: what docs/results.md and the gallery's page quote.
 
     Every number is a mean over seeds (and draws of calibration images) with its standard deviation, in percent: of the
     test images for accuracy, macro F1 and what was lost, of the dense network's parameters or MACs for what is kept.
+    `stated`: what `claims` returns, if it is at hand.
     """
     everything = published_rows(folder=folder)
     tables = {}
@@ -287,7 +287,7 @@ def published_tables(folder: str | Path | None = None) -> dict[str, str]:
         rows = everything[everything["notebook"] == notebook]
         if len(rows):
             tables |= chapter.tables(rows)
-    stated = claims(folder)
+    stated = claims(folder) if stated is None else stated
     if (stated["holds"] != "-").any():
         told = stated.drop(columns="rerun")
         tables = {CLAIMS: markdown([*map(str, told)], told.to_numpy().tolist())} | tables
@@ -304,10 +304,10 @@ def judged(folder: str | Path | None = None, asked: Sequence[Claim] | None = Non
     return [(claim, claim.measure(table) or not_measured("no row")) for claim in asked or every_claim()]
 
 
-def claims_in_short(folder: str | Path | None = None) -> str:
-    """Return the README's table of claims: a line for each claim of a paper, with how many rows of the whole table hold."""
-    lines = []
-    for (paper, claim), rows in claims(folder).groupby(["paper", "claim"], sort=False):
+def claims_in_short(folder: str | Path | None = None, stated: pd.DataFrame | None = None) -> str:
+    """Return the table of claims of docs/results.md: a line for each claim of a paper, with how many rows of the whole table hold."""
+    stated, lines = claims(folder) if stated is None else stated, []
+    for (paper, claim), rows in stated.groupby(["paper", "claim"], sort=False):
         verdicts = rows["holds"].replace("-", "not measured").value_counts(sort=False)
         told = ", ".join(verdict if len(rows) == 1 else f"{verdict} ({count})" for verdict, count in verdicts.items())
         lines.append([paper, claim, told])

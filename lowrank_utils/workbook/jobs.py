@@ -93,7 +93,10 @@ def select(only: Collection[str], folder: str | Path | None = None) -> dict[str,
     """
     known = notebooks(folder)
     if not known:
-        raise ValueError(f"there is no notebook to run in {folder or paths.NOTEBOOKS}")
+        raise ValueError(
+            f"there is no notebook to run in {folder or paths.NOTEBOOKS}; they come with a clone of the repository, "
+            "which LOWRANK_ROOT may name"
+        )
     chosen = set()
     for word in only:
         stem = Path(word).name.removesuffix(".ipynb")

@@ -41,13 +41,13 @@ _LOOKS = {
     "unit random": (7, "X"),
     "both entropy": (8, "p"),
     "both output": (9, "*"),
-    "DDLR": (5, "P"),
-    "DDLR, cut": (8, "p"),
+    "DDLR": (3, "D"),
+    "DDLR, cut": (3, "P"),
     "DDLR, cut, refit": (3, "D"),
-    "Net-Trim, non-zeros": (7, "X"),
-    "Net-Trim, with indices": (6, "*"),
-    "Net-Trim, cut, refit, non-zeros": (2, "o"),
-    "Net-Trim, cut, refit, with indices": (9, "D"),
+    "Net-Trim, non-zeros": (9, "X"),
+    "Net-Trim, with indices": (9, "X"),
+    "Net-Trim, cut, refit, non-zeros": (9, "o"),
+    "Net-Trim, cut, refit, with indices": (9, "o"),
     "ARSVD": (2, "^"),
     "data-aware": (0, "o"),
     "ReLU-aware": (4, "v"),
@@ -63,8 +63,13 @@ _LOOKS = {
     "exact, Fisher": (0, "o"),
 }
 CHOOSERS = tuple(_LOOKS)
+# What often lies on the line of another rule, and the convex programs without a refit, of the colour of those with one.
+DASHED = ("entropy", "component entropy", "DDLR, cut", "Net-Trim, non-zeros", "Net-Trim, with indices")
 BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "fontsize": "small"}  # a legend right of its panel
 COLOURS = {name: sns.color_palette("colorblind")[colour] for name, (colour, _) in _LOOKS.items()}
+COLOURS |= dict.fromkeys(
+    ("Fisher-weighted", "fisher-weighted"), (0.65, 0.53, 0.0)
+)  # the palette's yellow, dark enough to read
 MARKERS = {name: marker for name, (_, marker) in _LOOKS.items()}
 SIGNED = "RdBu_r"  # the colours of signed images: blue below zero, white at zero, red above
 _STYLE = {"axes.grid": True, "grid.alpha": 0.4, "figure.dpi": 100, "savefig.dpi": 100, "savefig.bbox": "tight"}
@@ -140,11 +145,17 @@ def _height(line: Any) -> float:
 
 
 def name_ends(
-    axis: Axes, ends: Mapping[str, tuple[float, float]], names: Mapping[str, str] | None = None, gap: float = 11
+    axis: Axes,
+    ends: Mapping[str, tuple[float, float]],
+    names: Mapping[str, str] | None = None,
+    gap: float = 11,
+    colours: Mapping[str, Any] | None = None,
+    side: str = "right",
 ) -> None:
-    """Write the names of methods right of the ends of their lines, in their colours, at least `gap` points apart.
+    """Write the names of methods beside the ends of their lines, in their colours, at least `gap` points apart.
 
-    `ends`: {method: (x, y) of the end of its line}; `names`: {method: what is written}. Set limits and scales of the axis first.
+    `ends`: {method: (x, y) of the end of its line}; `names`: {method: what is written}; `colours`: {method: colour} of those that have
+    none of their own; `side`, "right" or "left" of the ends. Set limits and scales of the axis first.
     """
     axis.figure.canvas.draw()
     below = -np.inf
@@ -155,9 +166,10 @@ def name_ends(
         axis.annotate(
             (names or {}).get(name, name),
             (x, y),
-            (7, place - at),
+            (7 if side == "right" else -7, place - at),
             textcoords="offset points",
-            color=colour_of(name),
+            ha="left" if side == "right" else "right",
+            color=(colours or {}).get(name) or colour_of(name),
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             va="center",
             fontsize=9,
@@ -255,7 +267,7 @@ def frontier(
 def described(figure: Figure) -> str:
     """Return a figure in words: what its panels show against what, and which lines or points they hold.
 
-    >>> from lowrank_utils.workbook.chapters.ddlr import gap
+    >>> from lowrank_utils.workbook.chapters.ddlr_lesson import gap
     >>> figure = gap(pd.DataFrame({"iteration": [1, 2], "objective": [3.0, 2.5], "bound": [1.0, 2.0]}), "fc1")
     >>> described(figure)
     'fc1: nuclear norm against iteration; what is not yet proved: relative gap against iteration. Lines: feasible weights; lower bound.'
@@ -274,14 +286,4 @@ def line_style(chooser: str, alone: bool) -> dict[str, Any]:
     style = {"color": colour_of(chooser), "marker": MARKERS.get(chooser, "."), "markersize": 5}
     if chooser.endswith("energy"):
         style |= {"linewidth": 3.5, "markersize": 8, "alpha": 0.7}
-    return style | {"linestyle": "none" if alone else {"entropy": "--", "component entropy": "--"}.get(chooser, "-")}
-
-
-def scatter(table: pd.DataFrame, y: str, xs: Sequence[str], labels: Mapping[str, str]) -> Figure:
-    """Return column `y` against each column of `xs`, one panel each; `labels` maps columns to axis labels."""
-    figure, axes = canvas(len(xs), width=3.8, sharey=True)
-    for axis, x in zip(axes, xs):
-        axis.plot(table[x], table[y], "o", color=COLOURS["energy"], markersize=4, alpha=0.7)
-        axis.set(xlabel=labels[x])
-    axes[0].set_ylabel(labels[y])
-    return figure
+    return style | {"linestyle": "none" if alone else "--" if chooser in DASHED else "-"}

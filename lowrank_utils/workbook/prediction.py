@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -175,11 +176,12 @@ validation images. Their deep cuts, above about 0.1 nat, come out too low, and n
 """
 
 
-def renew() -> None:
-    """Measure every network anew and write the rows of the gallery (about twenty minutes).
+def renew(path: str | Path | None = None) -> pd.DataFrame:
+    """Return the rows of the gallery, every network measured anew (about twenty minutes), and write them to `path`.
 
     Raises OSError where CIFAR-10, the public ResNets, WikiText-2 or the language model cannot be had.
     """
     rows = pd.concat([measure(), measure_tokens()], ignore_index=True)
-    with paths.atomic_write(paths.GALLERY / f"{NAME}.csv") as temporary:
+    with paths.atomic_write(path or paths.GALLERY / f"{NAME}.csv") as temporary:
         rows.to_csv(temporary, index=False, float_format="%.6g")
+    return rows

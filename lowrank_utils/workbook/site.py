@@ -16,9 +16,10 @@ import pandas as pd
 
 from lowrank_utils import paths
 from lowrank_utils.lab.columns import LANGUAGE_COLUMNS, RESULT_COLUMNS
-from lowrank_utils.workbook import chapters, jobs, plots, results, runs
+from lowrank_utils.workbook import chapters, explorer_page, jobs, links, plots, reference, results, runs
 from lowrank_utils.workbook.gallery import drawn_figures, gather, published_rows, settings
 
+PAGES = ("running", "data", "glossary")  # of docs, in this order
 MARK = ".lowrank-site"  # names the files of a site, so that nobody else's are replaced with it
 _NEEDED = "make site, or python -m pip install -e '.[site]'"
 
@@ -26,7 +27,7 @@ _NEEDED = "make site, or python -m pip install -e '.[site]'"
 def build(run: str | Path | None = None, folder: str | Path | None = None, gallery: str | Path | None = None) -> Path:
     """Build the site and return the path of its first page.
 
-    Pages: the README; notebooks, in the order of the workbook, and solutions, as committed, or what `run` executed
+    Pages: the README and the pages of docs, with a reference made from the docstrings; notebooks, in the order of the workbook, and solutions, as committed, or what `run` executed
     in their place (the cells of a sweep, and what a run executed more than once, have pages of their own); the
     gallery's tables, its figures, drawn from its rows, and every notebook behind them. Math, styles and scripts come
     along, so that the pages need no network.
@@ -53,6 +54,7 @@ def build(run: str | Path | None = None, folder: str | Path | None = None, galle
         try:
             _write_source(beside / "source", place, gallery)
             _sphinx(beside / "source", beside / "site")
+            _explorer_alone(beside / "site", gallery)
         except runs.RunError:
             shutil.rmtree(beside)
             raise
@@ -122,22 +124,38 @@ def _write_source(source, place, gallery):
         own = _run_pages(source, place, executed) if place else []
     with _reading(gallery):
         published = _gallery_pages(source, gallery)
-    about = []
-    if (paths.ROOT / "CONTRIBUTING.md").is_file():
-        shutil.copy(paths.ROOT / "CONTRIBUTING.md", source)
-        about = ["CONTRIBUTING"]
+    for name in ("CONTRIBUTING.md", "CITATION.cff", "LICENSE"):
+        if (paths.ROOT / name).is_file():
+            shutil.copy(paths.ROOT / name, source)
+    written = _docs(source)
     trees = {
         "The workbook": [f"notebooks/{name}" for name in chapters],
+        "Explore": _explorer_page(source, gallery),
         "Solutions": [f"notebooks/solutions/{path.stem}" for path in solved],
         "This run": own,
-        "Results": published,
-        "About": ["data/README", *about],
+        "Results": [*(page for page in written if page == "docs/results"), *published],
+        "Using it": [f"docs/{name}" for name in PAGES if f"docs/{name}" in written],
+        "Reference": [page for page in written if page == "docs/api" or page.startswith(f"{reference.FOLDER}/")],
+        "About": ["data/README", *(["CONTRIBUTING"] if (source / "CONTRIBUTING.md").is_file() else [])],
     }
     with _reading(paths.ROOT / "README.md"):
-        first = (paths.ROOT / "README.md").read_text()
+        first = links.without_images((paths.ROOT / "README.md").read_text())
     if solved:  # a link to a folder is one to its first page
         first = first.replace("](notebooks/solutions)", f"](notebooks/solutions/{solved[0].name})")
     (source / "index.md").write_text(first + "".join(_tree(c, pages, "hidden") for c, pages in trees.items() if pages))
+
+
+def _docs(source):
+    """Copy the project's pages and their pictures; return the names of all pages, those of the reference included."""
+    own = paths.ROOT / "docs"
+    pages = sorted(own.glob("*.md"))
+    (source / "docs").mkdir()
+    for path in pages:
+        shutil.copy(path, source / "docs")
+    if (own / "figures").is_dir():
+        shutil.copytree(own / "figures", source / "docs" / "figures")
+    names = [f"docs/{path.stem}" for path in pages]
+    return names + (reference.write(source) if "docs/api" in names else [])
 
 
 @contextlib.contextmanager
@@ -171,6 +189,26 @@ def _gallery_pages(source, gallery):
     drawn = _figures(here, drawn_figures(rows))
     (here / "figures.md").write_text("\n\n".join(["# The gallery in figures", *drawn]) + "\n")
     return ["outputs/gallery/README", "outputs/gallery/figures"]
+
+
+def _explorer_page(source, gallery):
+    """Write the page of the explorer, where its numbers are published; return its name in a list."""
+    numbers = gallery / f"{explorer_page.NAME}.json"
+    if not numbers.is_file():
+        return []
+    (source / "explorer.txt").write_text(explorer_page.fragment(numbers))
+    told = f'<p>The same in <a href="{explorer_page.ALONE}">one file</a> that needs no other.</p>'
+    page = [f"# {explorer_page.HEADING}", "```{raw} html", ":file: explorer.txt", "```", "```{raw} html", told, "```"]
+    (source / "explore.md").write_text(
+        "\n\n".join(["\n".join(page[:1]), "\n".join(page[1:4]), "\n".join(page[4:])]) + "\n"
+    )
+    return ["explore"]
+
+
+def _explorer_alone(made, gallery):
+    numbers = gallery / f"{explorer_page.NAME}.json"
+    if numbers.is_file():
+        explorer_page.standalone(made / explorer_page.ALONE, numbers)
 
 
 def _run_pages(source, place, executed):
@@ -244,6 +282,7 @@ def _page(path, target, title=None, note=""):
         heading, said, told = "", "", []
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
+                cell.source = links.without_images(cell.source)  # badges come from elsewhere
                 heading = next(iter(re.findall(r"^#+ (.*)", cell.source, re.M)[::-1]), heading)
                 said = cell.source.strip().rpartition("\n\n")[2].rpartition("\n#")[2]
             elif cell.cell_type == "code":

@@ -32,8 +32,9 @@ from lowrank_utils.lab.columns import PROVENANCE_COLUMNS, RESULT_COLUMNS
 from lowrank_utils.workbook import gallery, jobs, results, runs
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+    import distributed
     import pandas as pd
 
 ANSWER = 10  # seconds that a scheduler has to answer, and to name a worker
@@ -130,7 +131,7 @@ def run(
         if missing:
             _check_room(fs, root)
             runs.fetch(runs.needed(missing))
-            with _client(scheduler, workers, threads, len(missing)) as client:
+            with cluster_client(scheduler, workers, threads, len(missing)) as client:
                 _record(fs, root, record, planned, done, failed)
                 options = {"unit": "cell", "initial": len(planned) - len(missing)}
                 try:
@@ -163,7 +164,7 @@ def _work(client, missing, fs, root, threads):
     from distributed.scheduler import KilledWorker
 
     keys = {f"{job.address}@{root}": job.address for job in missing}
-    futures = client.map(_cell, missing, key=list(keys), fs=fs, root=root, threads=threads)
+    futures = client.map(run_cell, missing, key=list(keys), fs=fs, root=root, threads=threads)
     for future in as_completed(futures):
         address = keys[future.key]
         try:
@@ -181,8 +182,8 @@ def _work(client, missing, fs, root, threads):
             raise runs.RunError(f"a worker cannot run {address}: {type(error).__name__}: {error}") from None
 
 
-def _cell(job, fs, root, threads):
-    """Execute one cell on a worker and put it in its place; return its error in words, "" for none."""
+def run_cell(job: jobs.Job, fs: Any, root: str, threads: int) -> str:
+    """Execute one cell on a worker and put it in its place below `root` of the file system; return its error in words, "" for none."""
     from distributed import get_worker
 
     os.environ.update(dict.fromkeys(THREADS, str(threads)))  # kernels inherit it
@@ -223,7 +224,13 @@ def _alone(fs, root, address):
 
 
 @contextlib.contextmanager
-def _client(scheduler, workers, threads, cells):
+def cluster_client(
+    scheduler: str | None, workers: int | None, threads: int, cells: int
+) -> Iterator[distributed.Client]:
+    """Yield a client of the running `scheduler`, or of workers started here: as many as named, or as the cores feed, at most `cells`.
+
+    Raises RunError where the scheduler does not answer or has no worker.
+    """
     import distributed
     from dask.system import CPU_COUNT
 

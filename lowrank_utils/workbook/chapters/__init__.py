@@ -7,7 +7,7 @@ A chapter is found by its name ``NOTEBOOK``; ``tables`` and ``CAPTIONS`` it must
 - ``CLAIMS``, each a `verdicts.Claim`: the claim table;
 - ``UNMET``, {heading of a table, or "*" for all of them and the claims: {rule of fair comparison: why it is not kept}}: `audit`;
 - ``usable(rows)``, ``figure(rows, title)``, ``FIGURE_CAPTION``, ``ONE_EACH``, all four or none: the pages of a run and of the gallery;
-- ``pictures(rows)``: {name: figure} that the README shows.
+- ``pictures(rows)``: {name: figure} that docs/results.md shows.
 """
 
 import importlib

@@ -870,7 +870,7 @@ figure = rules
 
 
 def pictures(table: pd.DataFrame) -> dict[str, Figure]:
-    """Return {name: figure} of what the README shows."""
+    """Return {name: figure} of what docs/results.md shows."""
     shown = table[(table["dataset"] == "fashion-mnist") & (table["network"] == "lenet300")]
     if not len(shown):
         return {}

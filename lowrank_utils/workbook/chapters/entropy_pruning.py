@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -15,14 +15,15 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from lowrank_utils.factors import replace, svd
-from lowrank_utils.lab import columns, score, training
+from lowrank_utils.lab import columns, finetuning, score, training
 from lowrank_utils.lab.data import Dataset
 from lowrank_utils.network.modules import copied
-from lowrank_utils.network.profile import Profile
+from lowrank_utils.network.profile import Profile, plan_cost
 from lowrank_utils.network.statistics import Activations, collect_activations
 from lowrank_utils.ranks import components, rules, units
+from lowrank_utils.workbook import contest, controls
 from lowrank_utils.workbook import laboratory as laboratories
-from lowrank_utils.workbook.plots import COLOURS, canvas, frontier, scatter
+from lowrank_utils.workbook.plots import frontier
 from lowrank_utils.workbook.tables import in_points, markdown, mean_and_spread
 
 NOTEBOOK = "03_entropy_pruning"
@@ -33,7 +34,7 @@ CAPTIONS = {  # of its tables
 }
 UNMET = {  # rules of fair comparison that tables do not keep, and why; see `audit`
     "*": {
-        3: "Random choice and fine-tuning are there; the small network trained from scratch is not run yet.",
+        3: "Random choice is there. Notebook 03 sets fine-tuning and the small network trained from scratch beside entropy, for LeNet-300-100 on Fashion-MNIST; they are not run for the other networks.",
         4: "The published rows do not record test images. The tables show means and spread, and no claim is judged by them.",
         5: "Not measured yet on corrupted images. Time and memory belong to *Side by side*.",
         6: "Each seed has a split of its own, so the three seeds are three draws of the calibration images. Five draws are not run yet.",
@@ -87,7 +88,11 @@ def ways() -> list[Way]:
     ]
     found += [Way("energy", method, scope) for scope in ("every layer", "hidden layers") for method in svd.METHODS]
     rankings = [*(f"unit {rule}" for rule in units.UNIT_RULES), "unit entropy one range"]
-    found += [Way(name, "none", "hidden layers", "units", refit) for name in rankings for refit in REFITS]
+    found += [
+        Way(name, "none", "hidden layers", "units", refit, name.removeprefix("unit "))
+        for name in rankings
+        for refit in REFITS
+    ]
     found += [
         Way(f"both {rule}", "data-aware", "every layer", "both", "least squares", rule)
         for rule in ("entropy", "output")
@@ -95,20 +100,56 @@ def ways() -> list[Way]:
     return found
 
 
+TAUGHT = (
+    *(Way(f"component {rule}", "data-aware", rule=rule) for rule in ("entropy", "output", "random")),
+    *(Way(f"unit {rule}", "none", "hidden layers", "units", "least squares", rule) for rule in ("entropy", "output", "random")),
+)  # fmt: skip
+
+
+def ways_of(rankings: str) -> tuple[Way, ...]:
+    """Return the ways that a run compares: "six", those of the lesson, or "all", those of the gallery.
+
+    >>> len(ways_of("six")), len(ways_of("all"))
+    (6, 31)
+
+    Raises ValueError for another word.
+    """
+    if rankings not in ("six", "all"):
+        raise ValueError(f'rankings={rankings!r} is unknown; give "six" or "all"')
+    return TAUGHT if rankings == "six" else tuple(ways())
+
+
 @dataclass(frozen=True)
 class Laboratory(laboratories.Laboratory):
     """What the networks of this chapter are made from and measured with.
 
-    ``hidden`` is the profile with the classifier dense; ``orders`` of hidden units by name; ``bases`` the factors of each
-    layer by method; ``halfway``, {(rule, share): (profile, bases)} of networks with units removed.
+    ``activations`` of the hidden units, by layer, over the calibration images; ``orders`` of hidden units by name; ``seed``
+    of random orders and of fine-tuning.
     """
 
-    hidden: Profile
     activations: dict[str, Activations]
     orders: dict[str, pd.DataFrame]
-    bases: dict[str, dict]
-    halfway: dict
     seed: int
+
+    @cached_property
+    def hidden(self) -> Profile:
+        """The profile with the classifier dense."""
+        return self.profile.but(dense=(self.profile.order[-1],))
+
+    @cached_property
+    def bases(self) -> dict[str, dict[str, svd.Factors]]:
+        """Plain and data-aware factors of all layers: one decomposition serves every rank."""
+        return _bases(self.profile)
+
+    @cached_property
+    def halfway(self) -> dict[tuple[str, float], tuple[Profile, dict]]:
+        """(profile, factors) of networks from which units were removed, by the rule and the share of the parameters left."""
+        found = {}
+        for rule in ("entropy", "output"):
+            for share in HALFWAY:
+                fewer = Profile(fewer_units(self, f"unit {rule}", share), self.profile.calibration)
+                found[rule, share] = fewer, _bases(fewer)
+        return found
 
     def measured(self, net: nn.Module, way: Way, **more) -> dict:
         """Return the result row of a network that was made in some way, on test images."""
@@ -133,13 +174,7 @@ def laboratory(
     orders = {f"unit {rule}": units.rank_units(read, activations, rule, seed) for rule in units.UNIT_RULES}
     one_range = collect_activations(model, calibration, bins, span="layer")
     orders["unit entropy one range"] = units.rank_units(read, one_range, "entropy")
-    hidden = read.but(dense=(read.order[-1],))
-    lab = Laboratory(images, read, base.about, hidden, activations, orders, _bases(read), {}, seed)
-    for rule in ("entropy", "output"):
-        for share in HALFWAY:
-            fewer = Profile(fewer_units(lab, f"unit {rule}", share), read.calibration)
-            lab.halfway[rule, share] = fewer, _bases(fewer)
-    return lab
+    return Laboratory(images, read, base.about, activations, orders, seed)
 
 
 def _bases(read):
@@ -153,8 +188,8 @@ def fewer_units(lab: Laboratory, order: str, share: float, refit: str = "least s
     return units.remove_units(lab.profile, stay, **fill.get(refit, {}))
 
 
-def fewer_components(lab: Laboratory, way: Way, share: float, start: tuple[Profile, dict] | None = None) -> nn.Module:
-    """Return the network with a share of its parameters, singular components dropped.
+def plan_of(lab: Laboratory, way: Way, share: float, start: tuple[Profile, dict] | None = None) -> dict:
+    """Return the plan of a way that drops components, at a share of the dense network's parameters.
 
     `start`, (profile, factors by method) of a network with units removed; by default the whole network.
     """
@@ -162,12 +197,20 @@ def fewer_components(lab: Laboratory, way: Way, share: float, start: tuple[Profi
     share = min(1.0, share * lab.size / score.parameters(read.model))
     if way.chooser == "energy":
         chosen = lab.hidden if way.scope == "hidden layers" else read
-        plan = rules.plan_at_size(chosen, share, rule="energy", resource="parameters")
-    else:
-        plan = components.components_plan(
-            read, share, rule=way.rule, resource="parameters", factors=bases[way.factors], moments=read.moments, seed=lab.seed
-        )  # fmt: skip
-    return replace.apply_plan(read, plan, factors=bases[way.factors], resource="parameters")
+        return rules.plan_at_size(chosen, share, rule="energy", resource="parameters")
+    more = {"factors": bases[way.factors], "moments": read.moments, "seed": lab.seed}
+    return components.components_plan(read, share, rule=way.rule, resource="parameters", **more)
+
+
+def fewer_components(lab: Laboratory, way: Way, share: float, start: tuple[Profile, dict] | None = None) -> nn.Module:
+    """Return the network with a share of its parameters, singular components dropped; `start` as for `plan_of`."""
+    read, bases = start or (lab.profile, lab.bases)
+    return replace.apply_plan(read, plan_of(lab, way, share, start), factors=bases[way.factors], resource="parameters")
+
+
+def cut(lab: Laboratory, plan: dict) -> nn.Module:
+    """Return the network under a plan, in data-aware factors."""
+    return replace.apply_plan(lab.profile, plan, factors=lab.bases["data-aware"], resource="parameters")
 
 
 def build(lab: Laboratory, way: Way, share: float) -> nn.Module:
@@ -210,44 +253,116 @@ def smallest(lab: Laboratory, drop: float, chosen: Sequence[Way] | None = None) 
     return rows
 
 
-TUNED = (
-    Way("component entropy", "svd", rule="entropy"),
-    Way("component output", "data-aware", rule="output"),
-    Way("unit entropy", "none", "hidden layers", "units", "folded"),
-    Way("unit entropy", "none", "hidden layers", "units", "least squares"),
-    Way("unit output", "none", "hidden layers", "units", "least squares"),
-    Way("unit random", "none", "hidden layers", "units", "least squares"),
-    Way("both output", "data-aware", "every layer", "both", "least squares", "output"),
-    CONTROL,
-)
+TUNED = (TAUGHT[0], TAUGHT[3])  # entropy of components, entropy of units
+TUNED_SHARES = (0.05, 0.1, 0.2)  # sizes for which the gallery has controls
+RATES = (1e-3, 3e-3)  # the lowest of the gallery's three rates is hardly ever the best
 
 
 def fine_tuned(
-    lab: Laboratory, kept: float, epochs: int, device: str = "auto", chosen: Sequence[Way] = TUNED
-) -> tuple[list[dict], pd.DataFrame]:
-    """Return (rows, test accuracy in percent before and after) of networks trained on after they were cut to a share `kept`.
+    lab: Laboratory,
+    steps: int = finetuning.STEPS,
+    chosen: Sequence[Way] = TUNED,
+    shares: Sequence[float] = TUNED_SHARES,
+    device: str = "auto",
+) -> list[dict]:
+    """Return the rows of networks that were trained on for `steps` steps after they were cut, and of the dense one, trained on alike.
 
-    The usual recipe at a third of its rate, the same for all; among them the dense network, trained on as long.
+    One row a way and share of the parameters. The rate is chosen from `RATES` on validation images, as in the gallery's controls.
     """
-    usual = training.recipe_for(lab.about["network"], lab.about["dataset"])
-    recipe = dataclasses.replace(usual, epochs=epochs, learning_rate=usual.learning_rate / 3)
-    rows, told = [], {}
-    for way in chosen:
-        net = build(lab, way, kept)
-        told[way.method, way.written_as] = {"pruned": 100 * lab.measured(net, way)["accuracy"]}
-        training.fit(net, lab.images, recipe, lab.seed, device, progress=False)
-        size = {"budget_kind": "dense"} if way is CONTROL else {"budget_kind": "kept", "budget": kept}
-        rows.append(lab.measured(net, way, **size, tuned="fine-tuned", finetuned_epochs=epochs))
-        told[way.method, way.written_as]["fine-tuned"] = 100 * rows[-1]["accuracy"]
-    return rows, pd.DataFrame(told).T.rename_axis(["chooser", "factors"])
+    sized = [(way, {"budget_kind": "kept", "budget": share}) for way in chosen for share in shares]
+    rows = []
+    for way, size in [*sized, (CONTROL, {"budget_kind": "dense"})]:
+        small = build(lab, way, size.get("budget", 1.0))
+        found = finetuning.fine_tune(
+            small, lab.images, steps=steps, rates=RATES, valid_images=contest.JUDGES, seed=lab.seed, device=device
+        )
+        more = {"tuned": "fine-tuned", "steps": steps, "rate": found.rate, "tuned_seconds": found.seconds}
+        rows.append(lab.measured(found.model, way, **size, **more, note=found.note or None))
+    return rows
 
 
-def unit_damage(lab: Laboratory, layer: str) -> pd.DataFrame:
+def beside(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the gallery's controls of the dense network in `rows`: columns method, budget, parameters_kept, accuracy.
+
+    The methods: "from scratch", thin layers of about the same size with fresh weights, trained as the dense network was; "magnitude",
+    the smallest weights at zero, counted with their indices, and fine-tuned. Empty where the gallery has no controls of this network, or where
+    its dense network has another accuracy.
+    """
+    (dense,) = rows[rows["chooser"] == "dense"].to_dict("records")
+    table = controls.published()
+    wanted = ["method", "budget", "parameters_kept", "accuracy"]
+    if table is None:
+        return pd.DataFrame(columns=wanted)
+    mine = table[(table["draw"] == 0) & (table["bits"] == 32)]
+    for name in ("dataset", "network", "seed"):
+        mine = mine[mine[name] == dense[name]]
+    known = mine.loc[mine["chooser"] == "dense", "accuracy"]
+    if not len(known) or abs(known.iloc[0] - dense["accuracy"]) > 0.002:
+        return pd.DataFrame(columns=wanted)
+    scratch = mine[(mine["tuned"] == "from scratch") & (mine["chooser"] == contest.OURS[0])]
+    magnitude = mine[(mine["tuned"] == "fine-tuned") & (mine["chooser"] == "magnitude")]
+    parts = [scratch.assign(method="from scratch"), magnitude.assign(method="magnitude")]
+    return pd.concat(parts)[wanted].sort_values(["method", "budget"], ignore_index=True)
+
+
+# ---- single looks ----------------------------------------------------------------------------------------------------
+
+
+def by_fill(lab: Laboratory, order: str = "unit entropy", shares: Sequence[float] = SHARES) -> pd.DataFrame:
+    """Return what units removed in one order cost, by what is done about them: columns fill, share, lost.
+
+    ``lost``: points on validation images. ``fill``: nothing, folded (their means into the next bias) or refitted (the next layer).
+    """
+    dense, names = lab.valid(lab.model), {"none": "nothing", "folded": "folded", "least squares": "refitted"}
+    return pd.DataFrame(
+        {"fill": names[refit], "share": share, "lost": 100 * (dense - lab.valid(fewer_units(lab, order, share, refit)))}
+        for refit in REFITS
+        for share in shares
+    )
+
+
+def random_plans(lab: Laboratory, share: float, draws: int = 5) -> list[float]:
+    """Return the test accuracy of random orders of components with the classifier dense, in data-aware factors, one a draw."""
+    found = []
+    for draw in range(draws):
+        plan = components.components_plan(lab.hidden, share, rule="random", resource="parameters", seed=lab.seed + draw)
+        found.append(training.evaluate(cut(lab, plan), *lab.images.tensors("test")).accuracy)
+    return found
+
+
+def by_bins(lab: Laboratory, bins: Sequence[int], share: float) -> list[float]:
+    """Return the accuracy on validation images of units removed by entropy with so many bins, the next layer refitted."""
+    found = []
+    for count in bins:
+        seen = collect_activations(lab.model, lab.profile.needed_calibration("the activations need"), count)
+        stay = units.units_that_stay(lab.profile, units.rank_units(lab.profile, seen), share, resource="parameters")
+        found.append(lab.valid(units.remove_units(lab.profile, stay, moments=lab.profile.moments)))
+    return found
+
+
+def per_parameter_plan(read: Profile, kept: float) -> dict[str, int]:
+    """Return {layer: rank} when components are ranked by entropy share for each parameter that they cost, d_in + d_out.
+
+    Every layer starts at rank 1. Components enter from the top of the list if they still fit into a share `kept` of the parameters.
+    """
+    ranked = components.rank_components(read, "entropy")
+    ranked = ranked.assign(worth=ranked["key"] / ranked["layer"].map({card.name: sum(card.shape) for card in read}))
+    ranked = ranked[ranked["component"] > 1]
+    ranked = ranked.sort_values(["worth", "layer", "component"], ascending=[False, True, True], kind="stable")
+    plan, budget = dict.fromkeys((card.name for card in read), 1), kept * plan_cost(read, {}, "parameters")
+    for name, rank in zip(ranked["layer"], ranked["component"]):
+        wanted = plan | {name: int(rank)}
+        if plan_cost(read, wanted, "parameters") <= budget:
+            plan = wanted
+    return plan
+
+
+def unit_damage(lab: Laboratory, layer: str, images: int = 2000) -> pd.DataFrame:
     """Return what the loss of each hidden unit of a layer does, beside what ranks it.
 
-    One row a unit: column ``loss``, the rise of the loss on validation images (nats) where this unit alone is removed and its
-    mean folded into the next layer; columns ``entropy`` and ``output``, its scores by these rules. Raises ValueError for a
-    layer without hidden units that can be removed.
+    One row a unit: column ``loss``, the rise of the loss on the first `images` validation images (nats) where this unit alone is
+    removed and its mean folded into the next layer; columns ``entropy`` and ``output``, its scores by these rules. Raises
+    ValueError for a layer without hidden units that can be removed.
     """
     scores = {}
     for rule in ("entropy", "output"):
@@ -255,7 +370,7 @@ def unit_damage(lab: Laboratory, layer: str) -> pd.DataFrame:
         scores[rule] = order[order["layer"] == layer].set_index("unit")["score"].sort_index()
     if scores["entropy"].empty:
         raise ValueError(f"layer {layer!r} has no hidden units that can be removed")
-    valid = lab.images.tensors("valid")
+    valid = lab.images.tensors("valid", images)
     dense, every = training.evaluate(lab.model, *valid).loss, scores["entropy"].index
     loss = []
     for unit in every:
@@ -281,30 +396,33 @@ def without_component(net: nn.Module, layer: str, component: int) -> nn.Module:
 
 
 def experiment(
-    images: Dataset,
-    model: nn.Module,
+    lab: Laboratory,
     *,
+    rankings: str = "six",
     drop: float = 0.01,
-    kept: float = 0.2,
-    calibration_images: int = 5000,
-    finetune_epochs: int = 1,
-    bins: int = 32,
-    seed: int = 0,
     shares: Sequence[float] = SHARES,
-    **about,
+    finetune_steps: int = finetuning.STEPS,
+    device: str = "auto",
 ) -> pd.DataFrame:
-    """Return all result rows of the notebook: every way at every size, at a drop of accuracy, and fine-tuned.
+    """Return all result rows of the notebook: the dense network, every way at every size and at a drop of accuracy, and fine-tuned.
 
-    Parameters: a data set and a network trained on it; `drop` of accuracy on validation images, as a share; `kept`, the
-    share at which networks are fine-tuned for `finetune_epochs`; `calibration_images` for statistics; `bins` of
-    histograms; `seed`; `shares`, the sizes; `about`: dataset, network.
+    Parameters
+    ----------
+    lab : of `laboratory`.
+    rankings : "six" or "all", as for `ways_of`.
+    drop : accuracy that may be lost on validation images, a share in [0, 1).
+    shares : sizes, as shares of the parameters in (0, 1].
+    finetune_steps : training steps at each rate for the networks of `fine_tuned`, at least 1; their sizes are those of
+        `TUNED_SHARES` that are among `shares`.
     """
-    lab = laboratory(images, model, calibration_images=calibration_images, bins=bins, seed=seed, **about)
-    rows = [lab.dense_row(), *at_sizes(lab, shares=shares), *smallest(lab, drop)]
-    return columns.table(rows + fine_tuned(lab, kept, finetune_epochs)[0])
+    chosen = ways_of(rankings)
+    searched = [way for way in chosen if (way.stored_as, way.refit) != ("units", "none")]
+    rows = [lab.dense_row(), *at_sizes(lab, chosen, shares), *smallest(lab, drop, searched)]
+    tuned = [share for share in TUNED_SHARES if share in shares]
+    return columns.table(rows + fine_tuned(lab, finetune_steps, shares=tuned, device=device))
 
 
-# ---- names, figures, tables ------------------------------------------------------------------------------------------
+# ---- names, the gallery's figure and tables ------------------------------------------------------------------------------------------
 
 FORMS = {"svd": "components, plain factors", "data-aware": "components, data-aware factors"}
 FORMS |= {"folded": "units, mean folded", "refitted": "units, next layer refitted"}
@@ -344,49 +462,6 @@ def rankings(table: pd.DataFrame, title: str = "test images") -> Figure:
     drawn = drawn.assign(panel=panel, chooser=drawn["method"]).sort_values("panel", kind="stable")
     baseline = table.loc[table["chooser"] == "dense", "accuracy"].mean()
     return frontier(drawn, "accuracy", baseline, title, max(baseline - 0.4, 0), panels="panel", columns=2)
-
-
-def histograms(values: dict[str, Any], bins: int) -> Figure:
-    """Return the histogram of each entry of `values`, {title: 1-D numbers}, in `bins` bins between its own bounds."""
-    figure, axes = canvas(len(values), width=2.9, height=2.6)
-    for axis, (title, numbers) in zip(axes, values.items()):
-        axis.hist(np.asarray(numbers), bins=bins, color=COLOURS["energy"])
-        axis.set(xlabel="activation", yscale="log", ylim=(0.7, 1.5 * len(numbers)))
-        axis.set_title(title, fontsize="small")
-    axes[0].set_ylabel("images")
-    return figure
-
-
-def ranking(table: pd.DataFrame, stays: dict[str, int]) -> Figure:
-    """Return the score of every component, one panel a layer: the columns of `components.rank_components`.
-
-    The grey dashed line is the score itself, the other one what counts once a larger component must not go before a
-    smaller one. `stays`: {layer: rank}, drawn as full dots; a layer that is absent stays whole.
-    """
-    names = list(dict.fromkeys(table.sort_values("component", kind="stable")["layer"]))
-    figure, axes = canvas(len(names), width=3.6, sharey=True)
-    for axis, name in zip(axes, names):
-        mine = table[table["layer"] == name].sort_values("component")
-        axis.plot(mine["component"], mine["score"], "--", color="gray", label="score")
-        rank = stays.get(name, len(mine))
-        for part, style, label in ((mine[:rank], {}, "stays"), (mine[rank:], {"mfc": "white"}, "dropped")):
-            axis.plot(
-                part["component"], part["key"], "o", color=COLOURS["entropy"], ms=3.5, mew=0.8, label=label, **style
-            )
-        axis.set(xlabel="component", yscale="log", title=f"{name}: {min(rank, len(mine))} of {len(mine)} stay")
-    axes[0].set_ylabel("score (nats)")
-    axes[-1].legend()
-    return figure
-
-
-def damage(table: pd.DataFrame) -> Figure:
-    """Return the rise of the loss without a unit against what ranks it, one dot a unit; `table` of `unit_damage`."""
-    labels = {
-        "entropy": "entropy (nats)",
-        "output": "share of the output variance",
-        "loss": "rise of valid loss (nats)",
-    }
-    return scatter(table, "loss", ["entropy", "output"], labels)
 
 
 BEST = {

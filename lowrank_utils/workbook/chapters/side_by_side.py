@@ -518,6 +518,6 @@ figure = trade_off
 
 
 def pictures(table: pd.DataFrame) -> dict[str, Figure]:
-    """Return {name: figure} of what the README shows."""
+    """Return {name: figure} of what docs/results.md shows."""
     shown = table[usable(table) | (table["chooser"] == "dense")]
     return {"side-by-side": trade_off(shown)} if len(shown) else {}

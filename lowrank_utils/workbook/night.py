@@ -1,0 +1,499 @@
+"""Every published row by one command, on Dask workers, and on from where it stopped: `make gallery`.
+
+outputs/gallery/plan.yaml names the jobs. Each finished job leaves two tracked files in outputs/gallery/jobs:
+
+    NAME.record.json  how it ended, its seconds, digest of its code, data fingerprint, parameters, versions, commit
+    NAME.parquet      the rows of a notebook (NAME.csv: of a section), until they are put into the gallery's own tables
+
+so that any clone goes on from there. Rows that were published before count as done. What rows rest on older code is listed
+so, and measured again only where that is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from lowrank_utils import paths
+from lowrank_utils.workbook import digests, gallery, jobs, results, runs, sweeps
+
+SCHEMA = 1  # of a job's record
+SCRATCH = ".gallery"  # below outputs/runs: executed notebooks on their way, and the lock
+DONE, OLDER, UNKNOWN = "done", "older code", "published"
+MISSING, PART, FAILED = "missing", "begun", "failed"
+WAITING = (MISSING, PART, FAILED)
+STATES = {
+    DONE: "its rows are there",
+    OLDER: "its rows are there, measured with other code than today's; --renew measures them again",
+    UNKNOWN: "its rows are there, published before the code was put on record",
+    MISSING: "it has no rows yet",
+    PART: "it was begun, or is to be measured again",
+    FAILED: "it failed; the next run tries it again",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the gallery's page with a table of its own: the ``module`` of `workbook` whose `renew` measures it, and the
+    ``table`` it fills. Where several share a table, ``network`` says whose rows are meant."""
+
+    module: str
+    table: str
+    network: str = ""
+
+    def renew(self, path: Path) -> None:
+        """Measure the rows that the file `path` lacks, each written to it at once."""
+        module = importlib.import_module(f"lowrank_utils.workbook.{self.module}")
+        if self.module == "explorer":
+            module.renew(path=path)
+        elif self.network:
+            module.renew(path, [case for case in module.CASES if case.network == self.network])
+        else:
+            module.renew(path)
+
+
+SECTIONS = {
+    "prediction": Section("prediction", "prediction.csv"),
+    "shortcuts": Section("shortcuts", "shortcuts.csv"),
+    "controls-lenet300": Section("controls", "controls.csv", "lenet300"),
+    "controls-vgg_small": Section("controls", "controls.csv", "vgg_small"),
+    "batch-norm": Section("batch_norm", "batch-norm.csv"),
+    "imagenet": Section("imagenet", "imagenet.csv"),
+    "language": Section("language", "language.csv"),
+    "encoder": Section("encoder", "encoder.csv"),
+    "spectra": Section("spectra", "spectra.csv"),
+    "explorer": Section("explorer", "explorer.json"),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job of the gallery: its ``name``, the ``minutes`` it is expected to take, its ``state`` (`STATES`) and the digest of its
+    ``code`` today; a ``job`` of a notebook, or a ``section``. ``error`` says why it failed."""
+
+    name: str
+    minutes: float
+    state: str
+    code: str
+    job: jobs.Job | None = None
+    section: Section | None = None
+    error: str = field(default="", compare=False)
+
+
+# ---- what there is to do ---------------------------------------------------------------------------------------------
+
+
+def folder() -> Path:
+    """Return the folder of the records: outputs/gallery/jobs."""
+    return paths.GALLERY / "jobs"
+
+
+def read_plan(path: str | Path | None = None) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Return (lines of notebooks, {section: minutes}) of a plan. Raises ValueError, in a sentence, for one that is none."""
+    path = Path(path or paths.GALLERY / "plan.yaml")
+    plan = jobs.read_yaml(path, "plan")
+    lines, sections = plan.get("notebooks") or [], plan.get("sections") or {}
+    known = {"notebook", "preset", "seeds", "draws", "minutes", "set"}
+    for line in lines:
+        if not isinstance(line, dict) or "notebook" not in line or set(line) - known:
+            raise ValueError(
+                f"{path.name} has a line that names no notebook, or more than {', '.join(sorted(known))}: {line}"
+            )
+    if strange := sorted(set(sections) - SECTIONS.keys()):
+        raise ValueError(f"{path.name} names an unknown section {strange[0]!r}; known: {', '.join(SECTIONS)}")
+    return lines, {name: float(minutes) for name, minutes in sections.items()}
+
+
+def planned(path: str | Path | None = None) -> list[Work]:
+    """Return every job of a plan (default: that of the gallery) with its state, notebooks first. Raises ValueError as `read_plan`."""
+    lines, sections = read_plan(path)
+    there, found = _published_labels(), []
+    for line in lines:
+        for draw in line.get("draws") or [None]:
+            settings = {**line.get("set", {}), **({} if draw is None else {"draw": draw})}
+            preset = line.get("preset")
+            for job in jobs.list_jobs([str(line["notebook"])], preset, settings, line.get("seeds") or []):
+                found.append(_of_notebook(job, float(line.get("minutes", 10)), there))
+    found += [_of_section(name, minutes) for name, minutes in sections.items()]
+    names = [work.name for work in found]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"the plan has two jobs that are called {twice[0]}")
+    return found
+
+
+def selected(works: Sequence[Work], only: Sequence[str]) -> list[Work]:
+    """Return the jobs whose names begin with a word of `only` (empty: all). Raises ValueError for a word that fits none."""
+    for word in only:
+        if not any(work.name.startswith(word) for work in works):
+            raise ValueError(
+                f"no job of the gallery begins with {word!r}; see them with: python -m lowrank_utils gallery --list"
+            )
+    return [work for work in works if not only or any(work.name.startswith(word) for word in only)]
+
+
+def _published_labels():
+    rows = gallery._published(paths.GALLERY)
+    return set(rows["address"].dropna().str.rsplit("-", n=1).str[0]) if len(rows) else set()
+
+
+@lru_cache
+def _code(*modules):
+    return digests.of_code(*modules)
+
+
+def _of_notebook(job, minutes, there):
+    own = [
+        f"chapters/{name}"
+        for name in (job.notebook.partition("_")[2],)
+        if (digests.PACKAGE / "workbook" / f"chapters/{name}.py").is_file()
+    ]
+    code = f"{_code('benchmark', 'laboratory', *own)}-{job.source[:12]}"
+    record, rows = read_record(job.label), (folder() / f"{job.label}.parquet").is_file()
+    return _work(job.label, minutes, record, rows or job.label in there, False, code, job=job)
+
+
+def _of_section(name, minutes):
+    section = SECTIONS[name]
+    part = _part(name).is_file()
+    return _work(name, minutes, read_record(name), _has_rows(section), part, _code(section.module), section=section)
+
+
+def _work(name, minutes, record, there, part, code, **kind):
+    state = MISSING
+    if record.get("status") == FAILED:
+        state = FAILED
+    elif (part and record.get("status") != "done") or record.get("status") == PART:
+        state = PART
+    elif there:
+        state = UNKNOWN if not record else DONE if record["code"] == code else OLDER
+    return Work(name, record.get("seconds", 60 * minutes) / 60, state, code, error=record.get("error", ""), **kind)
+
+
+def _has_rows(section):
+    path = paths.GALLERY / section.table
+    if not path.is_file():
+        return False
+    if section.module == "explorer":
+        from lowrank_utils.workbook import explorer
+
+        return {subject.name for subject in explorer.SUBJECTS} <= {
+            own["name"] for own in explorer.read(path)["networks"]
+        }
+    if not section.network:
+        return True
+    import pandas as pd
+
+    return section.network in set(pd.read_csv(path, usecols=["network"])["network"])
+
+
+def _part(name):
+    return folder() / f"{name}{Path(SECTIONS[name].table).suffix}"
+
+
+def _record_path(name):
+    return folder() / f"{name}.record.json"
+
+
+def read_record(name: str) -> dict[str, Any]:
+    """Return the record of a job, {} for none. Raises RunError, naming the file, where it is damaged or of another version."""
+    path = _record_path(name)
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text())
+        version = record["schema"]
+    except (ValueError, KeyError, TypeError):
+        raise runs.RunError(f"{path} is damaged; remove it, and its job counts as published or runs again") from None
+    if version != SCHEMA:
+        raise runs.RunError(
+            f"{path} is of version {version}, and this package reads {SCHEMA}; remove it, and its job runs again"
+        )
+    return record
+
+
+# ---- doing it --------------------------------------------------------------------------------------------------------
+
+
+def run(
+    only: Sequence[str] = (),
+    *,
+    renew: bool = False,
+    workers: int | None = None,
+    threads: int = 1,
+    progress: bool = True,
+    plan: str | Path | None = None,
+) -> tuple[list[str], dict[str, str]]:
+    """Run the jobs that wait and are `selected` by `only`, publish; return (names done, {name: error}).
+
+    With `renew` also those whose rows rest on older code, or on code that is not on record. Long jobs begin first. What a job left is kept at once, so that the same call goes on after whatever ends it. Raises ValueError for a
+    plan or a name that is none, RunError where another gallery run is at work, the disk is full, or a file is of another version.
+    """
+    with _alone():
+        works = [w for w in selected(planned(plan), only) if w.state in WAITING or (renew and w.state != DONE)]
+        works.sort(key=lambda work: -work.minutes)
+        ended: list[str] = []
+        failed: dict[str, str] = {}
+        with _room():
+            runs.check_writable(_made(folder()))
+            _forget([work for work in works if work.state not in WAITING])
+            runs.fetch(runs.needed([work.job for work in works if work.job]))
+            for work, error in _worked(works, workers, threads, progress):
+                _keep(work, error)
+                if error:
+                    failed[work.name] = error
+                else:
+                    ended.append(work.name)
+            publish()
+    return ended, failed
+
+
+def _made(place):
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(runs.locked(paths.RUNS / SCRATCH))
+        except runs.RunError as error:
+            process = str(error).rpartition("process ")[2].partition(":")[0]
+            raise runs.RunError(f"another gallery run is at work here (process {process}): wait for its end") from None
+        yield
+
+
+@contextlib.contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in sweeps.FULL:
+            raise
+        reason = f"the disk cannot take the rows ({error.strerror or error})"
+        raise runs.RunError(
+            f"{reason}; what was finished is kept: make room, then go on with the same command"
+        ) from None
+
+
+def _forget(works):
+    # a renewal, once begun, goes on without being asked for; published rows stay until new ones take their place
+    for work in works:
+        for path in folder().glob(f"{work.name}.*"):
+            path.unlink()
+        if work.job:
+            shutil.rmtree(paths.RUNS / SCRATCH / work.job.address, ignore_errors=True)
+        runs.write_json(_record_path(work.name), {"schema": SCHEMA, "name": work.name, "status": PART, "code": ""})
+
+
+def _worked(works, workers, threads, progress):
+    """Yield (job, error) as each job ends, the error "" for none; a job whose kernel died is tried once more."""
+    from distributed import as_completed
+    from distributed.scheduler import KilledWorker
+    from tqdm import tqdm
+
+    if not works:
+        return
+    root, again = str(_made(paths.RUNS / SCRATCH)), set()
+    bar = tqdm(total=len(works), desc="jobs", unit="job", disable=None if progress else True)
+    with bar, sweeps.cluster_client(None, workers, threads, len(works)) as client:
+        at_work = {_submit(client, work, root, threads): work for work in works}
+        waiting = as_completed(list(at_work))
+        for future in waiting:
+            work = at_work[future]
+            try:
+                error = future.result()
+            except KilledWorker as failure:
+                error = f"{failure.allowed_failures + 1} workers died over it, perhaps for want of memory"
+            if runs.DIED in error and work.name not in again:
+                again.add(work.name)
+                future = _submit(client, work, root, threads, "again")
+                at_work[future] = work
+                waiting.add(future)
+                continue
+            yield work, error
+            bar.set_postfix({"last": work.name}, refresh=False)
+            bar.update()
+
+
+def _submit(client, work, root, threads, word=""):
+    how = {"key": f"{work.name}@{root}{word}", "retries": 0, "pure": False}
+    if work.job is None:
+        return client.submit(_measure, work.name, root, threads, **how)
+    from fsspec.implementations.local import LocalFileSystem
+
+    return client.submit(sweeps.run_cell, work.job, LocalFileSystem(), root, threads, **how)
+
+
+def _measure(name: str, root: str, threads: int) -> str:
+    """Measure the rows of a section on a worker; return its error in words, "" for none."""
+    import torch
+    from filelock import FileLock
+
+    os.environ.update(dict.fromkeys(sweeps.THREADS, str(threads)))
+    torch.set_num_threads(threads)
+    began, section = time.time(), SECTIONS[name]
+    locks = _made(Path(root) / "locks")
+    with FileLock(locks / name):  # a worker of a run that was killed may still be at it
+        part, table = _part(name), paths.GALLERY / section.table
+        again = read_record(name).get("status") == PART  # nothing of the published rows is kept
+        if not part.is_file() and not again and table.is_file():
+            _copy_rows(section, table, part)
+        try:
+            section.renew(part)
+        except Exception as error:
+            if getattr(error, "errno", None) in sweeps.FULL:
+                raise
+            return f"{name} failed: {type(error).__name__}: {' '.join(str(error).split())}"
+        took = Path(root) / f"{name}.seconds"
+        took.write_text(f"{time.time() - began:.1f}")
+    return ""
+
+
+def _copy_rows(section, table, part):
+    import pandas as pd
+
+    if table.suffix != ".csv":
+        with paths.atomic_write(part) as temporary:
+            shutil.copyfile(table, temporary)
+        return
+    rows = pd.read_csv(table)
+    rows = rows[rows["network"] == section.network] if section.network else rows
+    if len(rows):
+        with paths.atomic_write(part) as temporary:
+            rows.to_csv(temporary, index=False)
+
+
+def _keep(work: Work, error: str) -> None:
+    """Write what a finished job leaves: its rows, then its record."""
+    made = runs.provenance()
+    record = {"schema": SCHEMA, "name": work.name, "status": FAILED if error else "done", "code": work.code}
+    record |= {"versions": made["versions"], "commit": made["commit"], "finished": runs.now()}
+    place = paths.RUNS / SCRATCH
+    if error:
+        record["error"] = error
+    elif work.job:
+        done = results.read_done(place / work.job.address)
+        rows = results.job_rows(place / work.job.address).assign(code=work.code)
+        _check_fit(work.name, rows)
+        with paths.atomic_write(folder() / f"{work.name}.parquet") as temporary:
+            rows.to_parquet(temporary, index=False)
+        record |= {
+            "parameters": work.job.parameters,
+            "data_fingerprint": work.job.fingerprint,
+            "seconds": done["seconds"],
+        }
+    else:
+        record["seconds"] = float((place / f"{work.name}.seconds").read_text())
+    runs.write_json(_record_path(work.name), record)
+    if work.job and not error:
+        shutil.rmtree(place / work.job.address, ignore_errors=True)
+
+
+def _check_fit(name, rows):
+    if found := gallery.machine_paths(rows.select_dtypes("string").fillna("").to_dict("list")):
+        raise runs.RunError(f"the rows of {name} are not fit to be published, they hold {found[0]}")
+
+
+# ---- publishing it ---------------------------------------------------------------------------------------------------
+
+
+def publish() -> list[Path]:
+    """Put the rows of finished jobs into the gallery's tables, and write its pages, pictures and claims; return the paths written.
+
+    Nothing is written where no job has left rows. Raises RunError for a row file of an older version that cannot be converted.
+    """
+    fresh = [_rows_of(path) for path in sorted(folder().glob("*.parquet"))]
+    finished = [name for name in SECTIONS if _part(name).is_file() and read_record(name).get("status") == "done"]
+    if not fresh and not finished:
+        return []
+    written = []
+    if fresh:
+        table = gallery.merged(gallery._published(paths.GALLERY), results.joined(fresh))
+        with paths.atomic_write(paths.GALLERY / "results.parquet") as temporary:
+            table.to_parquet(temporary, index=False)
+        with paths.atomic_write(paths.GALLERY / "results.csv.gz") as temporary:
+            table.to_csv(temporary, index=False, compression={"method": "gzip", "mtime": 0})
+        written += [paths.GALLERY / "results.parquet", paths.GALLERY / "results.csv.gz"]
+    for name in finished:
+        written.append(_publish_section(SECTIONS[name], _part(name)))
+    written += gallery.renew()
+    for path in [*folder().glob("*.parquet"), *map(_part, finished)]:
+        path.unlink()  # only now: until here the next run would publish them again
+    return written
+
+
+def _rows_of(path):
+    import pandas as pd
+
+    from lowrank_utils.lab import columns
+    from lowrank_utils.workbook import conversion
+
+    try:
+        rows = pd.read_parquet(path)
+    except Exception as error:
+        raise runs.RunError(
+            f"{path} cannot be read ({type(error).__name__}); remove it, and its job runs again"
+        ) from None
+    if not len(rows):
+        return rows
+    try:
+        columns.check(rows)
+        return rows
+    except ValueError as error:
+        reason = error
+    try:
+        return conversion.convert(rows)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise runs.RunError(f"{path} is of an older version ({reason}); remove it, and its job runs again") from None
+
+
+def _publish_section(section, part):
+    import pandas as pd
+
+    target = paths.GALLERY / section.table
+    if section.network and target.is_file():
+        others = pd.read_csv(target)
+        rows = pd.concat([others[others["network"] != section.network], pd.read_csv(part)], ignore_index=True)
+        with paths.atomic_write(target) as temporary:
+            rows.to_csv(temporary, index=False)
+    else:
+        with paths.atomic_write(target) as temporary:
+            shutil.copyfile(part, temporary)
+    return target
+
+
+# ---- telling it ------------------------------------------------------------------------------------------------------
+
+
+def listing(works: Sequence[Work], workers: int = 2) -> str:
+    """Return the jobs as lines of text: name, expected minutes, state; below them what is left to do, in hours."""
+    width = max((len(work.name) for work in works), default=4)
+    lines = [f"{'job':<{width}}  minutes  rows"]
+    lines += [
+        f"{w.name:<{width}}  {w.minutes:7.1f}  {w.state}{': ' * bool(w.error)}{w.error.splitlines()[0] if w.error else ''}"
+        for w in works
+    ]
+    left = [work.minutes for work in works if work.state in WAITING]
+    told = "; ".join(f"{state}: {text}" for state, text in STATES.items() if any(work.state == state for work in works))
+    every = sum(work.minutes for work in works)
+    hours = f"{len(left)} of {len(works)} jobs wait, {sum(left) / 60:.1f} hours on one core, about {_hours(left, workers):.1f} on {workers}"
+    whole = f"all of them would take {every / 60:.1f} hours on one core, about {_hours([w.minutes for w in works], workers):.1f} on {workers}"
+    return "\n".join([*lines, "", f"{hours}; {whole}.", told])
+
+
+def _hours(minutes, workers):
+    # longest first, each to the worker that is free first
+    busy = [0.0] * workers
+    for each in sorted(minutes, reverse=True):
+        busy[busy.index(min(busy))] += each
+    return max(busy) / 60

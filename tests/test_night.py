@@ -1,0 +1,292 @@
+"""night.py: the gallery's jobs on a toy project, killed at every moment that a night may have."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from conftest import mounted, wait_for, write_notebook
+from lowrank_utils import paths
+from lowrank_utils.workbook import gallery, night, runs
+
+PLAN = """\
+notebooks:
+  - {notebook: "01", seeds: [0], minutes: 1}
+  - {notebook: "02", seeds: [0, 1], minutes: 2}
+"""
+ROWS = """\
+from lowrank_utils.workbook import results
+row = {"chooser": "energy", "factors": "svd", "scope": "every layer", "budget_kind": "kept", "budget": threshold, "stored_as": "low rank", "dataset": "toys", "network": "mlp"}
+results.save(output_folder, [row | {"accuracy": (seed + 1) * threshold / 3}])
+"""
+BEGUN = """\
+import os, time
+from lowrank_utils import paths
+with open(paths.ROOT / "log", "a") as log:
+    print("begin", seed, os.getpid(), os.getppid(), file=log)
+while (paths.ROOT / "hold").exists():
+    time.sleep(0.05)
+"""
+
+
+@pytest.fixture
+def toy(project, monkeypatch):
+    """A toy project with a plan of three jobs; its notebooks wait while the file `hold` is there."""
+    write_notebook(project.first, ROWS)
+    write_notebook(project.second, BEGUN, ROWS)
+    (project.root / "outputs" / "gallery").mkdir(parents=True)
+    (project.root / "outputs" / "gallery" / "plan.yaml").write_text(PLAN)
+    return project
+
+
+def night_of(made, *words):
+    """Call `gallery` on one worker and return what it said; a busy machine may take minutes."""
+    process = made.start("gallery", "--quiet", "--workers", "1", *words)
+    out, err = process.communicate(timeout=500)
+    return SimpleNamespace(code=process.returncode, out=out, err=err)
+
+
+def rows_of(made):
+    table = pd.read_parquet(made.root / "outputs" / "gallery" / "results.parquet")
+    return table[["notebook", "seed", "budget", "accuracy"]].sort_values(["notebook", "seed"]).to_dict("records")
+
+
+EXPECTED = [
+    {"notebook": name, "seed": seed, "budget": 0.9, "accuracy": pytest.approx((seed + 1) * 0.3)}
+    for name, seeds in (("01_first", (0,)), ("02_second", (0, 1)))
+    for seed in seeds
+]
+
+
+def begun(made, count=1):
+    log = made.root / "log"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return len(lines) >= count and [tuple(map(int, line.split()[1:])) for line in lines]
+
+
+def states(made):
+    said = made.call("gallery", "--list").out
+    return dict(line.split(None, 2)[::2] for line in said.splitlines() if line.startswith(("01", "02")))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_night_runs_every_job_once_and_the_next_has_nothing_to_do(toy):
+    assert set(states(toy).values()) == {"missing"}
+    done = night_of(toy)
+    assert done.code == 0 and done.out == "3 jobs done\n", done.err
+    assert rows_of(toy) == EXPECTED
+    held = toy.root / "outputs" / "gallery"
+    assert sorted(p.name for p in (held / "jobs").iterdir()) == sorted(
+        f"{name}-seed{seed}.record.json"
+        for name, seeds in (("01_first", (0,)), ("02_second", (0, 1)))
+        for seed in seeds
+    )
+    assert (held / "README.md").is_file() and len(pd.read_csv(held / "results.csv.gz")) == 3
+    record = json.loads((held / "jobs" / "02_second-seed1.record.json").read_text())
+    assert {"parameters", "data_fingerprint", "versions", "commit", "code", "seconds", "finished"} <= record.keys()
+    table = pd.read_parquet(held / "results.parquet")
+    assert table["code"].str.len().min() > 20 and table["run_parameters"].str.contains("threshold").all()
+    again = night_of(toy)
+    assert again.code == 0 and again.out == "nothing to do: all rows are there\n"
+    assert set(states(toy).values()) == {"done"}
+    assert len(begun(toy)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_older_code_is_listed_and_measured_again_only_where_asked(toy):
+    assert night_of(toy, "--only", "01").code == 0
+    write_notebook(toy.first, ROWS.replace("/ 3", "/ 6"))
+    assert states(toy)["01_first-seed0"] == "older code"
+    assert night_of(toy, "--only", "01").out.startswith("nothing to do")
+    assert night_of(toy, "--only", "01", "--renew").out == "1 job done\n"
+    assert [row["accuracy"] for row in rows_of(toy)] == pytest.approx([0.15])
+    assert states(toy)["01_first-seed0"] == "done"
+    shutil.rmtree(toy.root / "outputs" / "gallery" / "jobs")  # as rows that were published before there were records
+    assert states(toy)["01_first-seed0"] == "published"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("victim", ["command", "worker", "kernel"])
+def test_killed_it_ends_with_the_same_rows(toy, victim):
+    (toy.root / "hold").touch()
+    first = toy.start("gallery", "--quiet", "--workers", "1", start_new_session=True)
+    try:
+        ((_, kernel, worker),) = wait_for(lambda: begun(toy), 300)
+        os.kill({"command": first.pid, "worker": worker, "kernel": kernel}[victim], signal.SIGKILL)
+        if victim == "command":
+            first.communicate(timeout=60)
+            wait_for(
+                lambda: not os.path.exists(f"/proc/{kernel}"), 300
+            )  # a kernel ends with its worker, and that with its scheduler
+        else:
+            wait_for(lambda: begun(toy, 2), 300)  # it is tried once more
+        (toy.root / "hold").unlink()
+        out, err = first.communicate(timeout=400) if victim != "command" else ("", "")
+    finally:
+        (toy.root / "hold").unlink(missing_ok=True)
+        if first.poll() is None:
+            os.killpg(first.pid, signal.SIGKILL)
+    if victim == "command":
+        done = night_of(toy)
+        assert done.code == 0, done.err
+    else:
+        assert first.returncode == 0 and out == "3 jobs done\n", err
+    assert rows_of(toy) == EXPECTED
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_failed_job_stops_no_other_and_is_tried_again(toy):
+    write_notebook(toy.second, "if seed == 1: raise ValueError('went wrong')", ROWS)
+    done = night_of(toy)
+    assert done.code == 1 and done.out == "2 jobs done\n"
+    assert "02_second-seed1: 02_second failed in cell 3" in done.err and "1 of 3 jobs failed" in done.err
+    assert states(toy)["02_second-seed1"].startswith("failed: 02_second failed")
+    write_notebook(toy.second, ROWS)
+    assert night_of(toy).out == "1 job done\n"
+    assert rows_of(toy) == EXPECTED
+
+
+def test_a_second_gallery_at_once_is_refused_in_one_sentence(toy, tmp_path):
+    with (
+        runs.locked(paths.RUNS / night.SCRATCH),
+        pytest.raises(runs.RunError, match="another gallery run is at work") as told,
+    ):
+        night.run()
+    assert str(os.getpid()) in str(told.value) and "\n" not in str(told.value)
+
+
+def finished(name="01_first-seed0", **row):
+    """Leave the rows of a finished job, as a clone may find them."""
+    row = {"notebook": "01_first", "dataset": "toys", "network": "mlp", "seed": 0, "accuracy": 0.5, "chooser": "energy",
+           "scope": "every layer", "budget_kind": "kept", "budget": 0.2, "stored_as": "low rank", "address": f"{name}-0"} | row  # fmt: skip
+    night._made(night.folder())
+    pd.DataFrame([row]).to_parquet(night.folder() / f"{name}.parquet", index=False)
+    record = {"schema": night.SCHEMA, "name": name, "status": "done", "code": "x", "seconds": 90}
+    runs.write_json(night.folder() / f"{name}.record.json", record)
+
+
+def test_a_clone_goes_on_from_rows_that_were_not_published_yet(toy):
+    finished()
+    work = next(each for each in night.planned() if each.name == "01_first-seed0")
+    assert (work.state, work.minutes) == (night.OLDER, 1.5)
+    written = night.publish()
+    assert paths.GALLERY / "results.parquet" in written and not list(night.folder().glob("*.parquet"))
+    assert len(gallery._published(paths.GALLERY)) == 1
+    assert night.publish() == []
+
+
+def test_rows_of_an_older_version_are_converted_or_refused_by_name(toy):
+    finished(size=3)
+    with pytest.raises(runs.RunError, match=r"01_first-seed0.parquet is of an older version \('size' is no column"):
+        night.publish()
+    (night.folder() / "01_first-seed0.parquet").write_bytes(b"PAR1 cut short")
+    with pytest.raises(runs.RunError, match="01_first-seed0.parquet cannot be read"):
+        night.publish()
+    (night.folder() / "01_first-seed0.parquet").unlink()
+    (night.folder() / "01_first-seed0.record.json").write_text('{"schema": 0}')
+    with pytest.raises(runs.RunError, match="record.json is of version 0, and this package reads 1"):
+        night.planned()
+    (night.folder() / "01_first-seed0.record.json").write_text('{"sch')
+    with pytest.raises(runs.RunError, match="record.json is damaged"):
+        night.planned()
+
+
+def test_a_full_disk_is_said_and_nothing_is_lost(toy, monkeypatch):
+    finished()
+    before = {path: path.read_bytes() for path in paths.GALLERY.rglob("*") if path.is_file()}
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(runs, "check_writable", lambda folder: (_ for _ in ()).throw(full))
+    with pytest.raises(runs.RunError, match="the disk cannot take the rows .No space left.*make room"):
+        night.run()
+    assert {path: path.read_bytes() for path in paths.GALLERY.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_disk_that_fills_up_ends_the_night_and_room_lets_it_go_on(toy, tmp_path):
+    with mounted(tmp_path / "small", "size=9m") as small:
+        shutil.move(toy.root, small / "project")
+        root = small / "project"
+        (small / "filler").write_bytes(bytes(3 * 2**20))
+        environment = {**os.environ, "LOWRANK_ROOT": str(root)}
+        words = [sys.executable, "-m", "lowrank_utils", "gallery", "--quiet", "--workers", "1", "--only", "01"]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400)
+        assert done.returncode in (0, 2), done.err
+        if done.returncode == 2:
+            assert "the disk cannot take the rows" in done.stderr and done.stderr.count("\n") == 1
+        (small / "filler").unlink()
+        again = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400)
+        assert again.returncode == 0, again.stderr
+        assert len(pd.read_parquet(root / "outputs" / "gallery" / "results.parquet")) == 1
+
+
+# ---- the plan --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_published_plan_has_every_published_row():
+    labels = {work.name for work in night.planned() if work.job}
+    assert night._published_labels() == labels
+
+
+def test_every_section_of_the_gallery_has_a_job():
+    _, sections = night.read_plan(paths.GALLERY / "plan.yaml")
+    assert set(sections) == set(night.SECTIONS)
+    tables = {section.table for section in night.SECTIONS.values()}
+    assert {path.name for path in paths.GALLERY.glob("*.csv")} <= tables
+    for section in night.SECTIONS.values():
+        module = __import__(f"lowrank_utils.workbook.{section.module}", fromlist=["renew"])
+        assert callable(module.renew)
+
+
+def test_a_plan_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "plan.yaml"
+    for text, said in (
+        ("notebooks: [{preset: digits}]", "names no notebook"),
+        ("notebooks: [{notebook: '01', hours: 3}]", "names no notebook, or more than"),
+        ("sections: {weather: 3}", "unknown section 'weather'; known: prediction"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=said):
+            night.read_plan(path)
+
+
+def test_names_pick_jobs_by_their_beginning():
+    works = [
+        night.Work(name, minutes, night.MISSING, "") for name, minutes in (("05_a", 60.0), ("05_b", 30.0), ("x", 30.0))
+    ]
+    assert [work.name for work in night.selected(works, ["05"])] == ["05_a", "05_b"]
+    assert night.selected(works, []) == works
+    with pytest.raises(ValueError, match="no job of the gallery begins with '7'"):
+        night.selected(works, ["7"])
+    said = night.listing(works)
+    assert "3 of 3 jobs wait, 2.0 hours on one core, about 1.0 on 2" in said
+
+
+def test_a_section_is_renewed_into_a_file_of_its_own_and_takes_its_place_in_the_table(toy, monkeypatch):
+    table = pd.DataFrame({"network": ["lenet300", "vgg_small"], "accuracy": [0.5, 0.6]})
+    table.to_csv(paths.GALLERY / "controls.csv", index=False)
+    section = night.SECTIONS["controls-lenet300"]
+    assert night._has_rows(section)
+    part = night._part("controls-lenet300")
+    night._made(night.folder())
+    night._copy_rows(section, paths.GALLERY / "controls.csv", part)
+    assert pd.read_csv(part).to_dict("records") == [{"network": "lenet300", "accuracy": 0.5}]
+    pd.DataFrame({"network": ["lenet300"], "accuracy": [0.7]}).to_csv(part, index=False)
+    night._publish_section(section, part)
+    found = pd.read_csv(paths.GALLERY / "controls.csv").set_index("network")["accuracy"].to_dict()
+    assert found == {"lenet300": 0.7, "vgg_small": 0.6}
+    monkeypatch.setattr(night.Section, "renew", lambda self, path: time.sleep(0))
+    assert night._measure("batch-norm", str(night._made(paths.RUNS / night.SCRATCH)), 1) == ""
