@@ -86,7 +86,8 @@ class Bench:
         self.seconds: dict[str, float] = {}
         self.plans: dict[tuple[str, float], tuple[Plan, float]] = {}
 
-    def _timed(self, what: str, function: Callable[[], Any]) -> Any:
+    def timed(self, what: str, function: Callable[[], Any]) -> Any:
+        """Return what `function` returns; its processor seconds stand in ``seconds[what]``."""
         began = time.process_time()
         found = function()
         self.seconds[what] = time.process_time() - began
@@ -95,7 +96,7 @@ class Bench:
     def collect(self) -> None:
         """Collect moments and Fisher information, once."""
         if "statistics" not in self.seconds:
-            self._timed("statistics", lambda: (self.profile.fisher_of(self.names), self.profile.moments_of(self.names)))
+            self.timed("statistics", lambda: (self.profile.fisher_of(self.names), self.profile.moments_of(self.names)))
 
     @cached_property
     def options(self) -> list[search.Options]:
@@ -106,7 +107,7 @@ class Bench:
     def losses(self) -> dict[str, np.ndarray]:
         """Predicted rise of the loss of each option (nats a window)."""
         self.collect()
-        found = self._timed("curves", lambda: search.predicted_values(self.profile, self.options, None, None)[0])
+        found = self.timed("curves", lambda: search.predicted_values(self.profile, self.options, None, None)[0])
         return {name: -values for name, values in found.items()}
 
     @cached_property
@@ -121,7 +122,7 @@ class Bench:
             return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), some[:, 1:].flatten()))
 
         self.collect()
-        found = self._timed(
+        found = self.timed(
             "sensitivities", lambda: published.sensitivities(self.profile, options, measure=measure, factors="asvd")
         )
         return options, found
