@@ -60,7 +60,8 @@ _LOOKS = {
 }
 CHOOSERS = tuple(_LOOKS)
 BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "fontsize": "small"}  # a legend right of its panel
-COLOURS = {name: sns.color_palette("colorblind")[colour] for name, (colour, _) in _LOOKS.items()}
+PALETTE = sns.color_palette("colorblind")
+COLOURS = {name: PALETTE[colour] for name, (colour, _) in _LOOKS.items()}
 MARKERS = {name: marker for name, (_, marker) in _LOOKS.items()}
 SIGNED = "RdBu_r"  # the colours of signed images: blue below zero, white at zero, red above
 _STYLE = {"axes.grid": True, "grid.alpha": 0.4, "figure.dpi": 100, "savefig.dpi": 100, "savefig.bbox": "tight"}
@@ -136,11 +137,16 @@ def _height(line: Any) -> float:
 
 
 def name_ends(
-    axis: Axes, ends: Mapping[str, tuple[float, float]], names: Mapping[str, str] | None = None, gap: float = 11
+    axis: Axes,
+    ends: Mapping[str, tuple[float, float]],
+    names: Mapping[str, str] | None = None,
+    gap: float = 11,
+    colours: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the names of methods right of the ends of their lines, in their colours, at least `gap` points apart.
 
-    `ends`: {method: (x, y) of the end of its line}; `names`: {method: what is written}. Set limits and scales of the axis first.
+    `ends`: {method: (x, y) of the end of its line}; `names`: {method: what is written}; `colours`: {method: its colour}, by
+    default that of the workbook. Set limits and scales of the axis first.
     """
     axis.figure.canvas.draw()
     below = -np.inf
@@ -153,7 +159,7 @@ def name_ends(
             (x, y),
             (7, place - at),
             textcoords="offset points",
-            color=colour_of(name),
+            color=(colours or {}).get(name, colour_of(name)),
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             va="center",
             fontsize=9,
