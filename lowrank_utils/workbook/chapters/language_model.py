@@ -67,6 +67,7 @@ LOOKS = {  # colours, which the choosers and factors have in the other notebooks
     "exact ranks, whitening": COLOURS["exact"],
     "exact ranks, our factors": COLOURS["exact, Fisher"],
 }
+LEAST = 1e-3  # nats a token: where a smaller rise stands on a logarithmic axis
 WORDS = {  # for factors, in the names of pairs that have no title
     "svd": "plain SVD",
     "asvd": "factors of ASVD",
@@ -353,7 +354,7 @@ def points(rows: pd.DataFrame, title: str = "") -> Figure:
     panel, (axis,) = canvas(width=7.4, height=0.9 + 0.34 * len(means))
     if cut.empty:
         return _nothing(panel)
-    at = means.clip(lower=1e-3)
+    at = means.clip(lower=LEAST)
     axis.scatter(at, range(len(at)), color=[LOOKS.get(str(name), "dimgray") for name in at.index], s=60, zorder=3)
     for place, (where, value) in enumerate(zip(at, means)):
         axis.annotate(f"{value:.3g}", (where, place), (9, 0), textcoords="offset points", va="center", fontsize=9)
@@ -515,7 +516,7 @@ def titled(rows: pd.DataFrame) -> pd.Series:
 def figure(rows: pd.DataFrame, title: str = "") -> Figure:
     """Return the rise of the loss against the share of the blocks' parameters kept: one line a method, named at its end.
 
-    Of several pairs only those with a title (`TITLES`) are drawn, if there are any; `points` shows all of one size.
+    A rise below 0.001 stands at 0.001. Of several pairs only those with a title (`TITLES`) are drawn, if there are any; `points` shows all of one size.
     """
     cut = rows[rows["chooser"] != "dense"].assign(method=lambda table: titled(table))
     known = cut["method"].isin(LOOKS)
@@ -524,7 +525,7 @@ def figure(rows: pd.DataFrame, title: str = "") -> Figure:
     if cut.empty:
         return _nothing(panel)
     lines = {
-        str(method): own.groupby("budget")["rise"].agg(["mean", "min", "max"]).sort_index()
+        str(method): own.groupby("budget")["rise"].agg(["mean", "min", "max"]).sort_index().clip(lower=LEAST)
         for method, own in cut.groupby("method")
     }
     order = sorted(lines, key=lambda method: -lines[method]["mean"].iloc[-1])
