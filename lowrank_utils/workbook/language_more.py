@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from lowrank_utils import paths
 from lowrank_utils.lab import language, perplexity, score, text
@@ -25,6 +26,8 @@ from lowrank_utils.network.statistics import TOKEN_PRIOR
 from lowrank_utils.workbook import language as grid
 from lowrank_utils.workbook import results, rivals
 from lowrank_utils.workbook.chapters import language_model as chapter
+from lowrank_utils.workbook.plots import canvas, name_ends
+from lowrank_utils.workbook.tables import markdown
 
 NAME = "language-more"  # of the rows in the gallery
 FORTY, WHOLE, OTHER = "40 windows", "whole test text", "40 windows of other test articles"
@@ -48,6 +51,10 @@ COLUMNS = (
 )
 
 published = partial(rivals.published, NAME)
+CAPTION = (
+    "Rise of the loss against the number of calibration tokens, on the same 40 test windows, both axes logarithmic. Where only one number of tokens "
+    "was measured, a method is a point."
+)
 
 
 def asked(questions: Sequence[str] = tuple(QUESTIONS)) -> list[dict[str, Any]]:
@@ -175,6 +182,96 @@ def speed(
         times = score.alternately([lambda: small(ids), lambda: bench.language.model(ids)], threads, repeats, warmup=1)
     rates = [1000 * ids.numel() / statistics.median(one) for one in times]
     return {"tokens_per_second": rates[0], "dense_tokens_per_second": rates[1]}
+
+
+def figure(rows: pd.DataFrame, others: pd.DataFrame | None = None) -> Figure:
+    """Draw the rise of the loss against the calibration tokens: a panel a size, a line a method.
+
+    `others`: rows of the grid, whose first draw is drawn too (default: those of the gallery).
+    """
+    held = grid.published() if others is None else others
+    mine = rows[rows["question"].isin(["more text", "100 000 tokens"])]
+    both = mine if held is None else pd.concat([held[(held["draw"] == 0) & (held["chooser"] != "dense")], mine])
+    both = both.assign(method=chapter.titled(both))
+    sizes = sorted(mine["budget"].unique(), reverse=True)
+    drawn, axes = canvas(max(len(sizes), 1), width=5.4, height=3.6, sharey=True)
+    for axis, size in zip(axes, sizes):
+        here, ends = both[(both["budget"] == size) & both["method"].isin(mine["method"])], {}
+        for method, line in here.groupby("method"):
+            line = line.sort_values("calibration_tokens")
+            axis.plot(line["calibration_tokens"], line["rise"], marker="o", color=_colour(method))
+            ends[str(method)] = tuple(line[["calibration_tokens", "rise"]].iloc[-1])
+        axis.set(xscale="log", yscale="log", xlabel="calibration tokens", title=f"{size:.0%} of the blocks kept")
+        low, high = here["calibration_tokens"].min(), here["calibration_tokens"].max()
+        axis.set_xlim(low / 1.3, high * (high / low) ** 0.9 * 1.5)  # room for the names
+        name_ends(axis, ends, colours={name: _colour(name) for name in ends})
+    axes[0].set_ylabel("rise of the loss (nats a token)")
+    return drawn
+
+
+def _colour(method):
+    return chapter.LOOKS.get(str(method), "dimgray")
+
+
+def section(rows: pd.DataFrame) -> str:
+    """Return the part of the gallery's page that shows the picture and a table for each question."""
+    parts = []
+    for question, words in QUESTIONS.items():
+        mine = rows[rows["question"] == question]
+        if len(mine):
+            parts.append(f"**{words}**\n\n{_table(mine)}\n" + (f"\n{ratios(mine)}\n" if ratios(mine) else ""))
+    missing = len(asked()) - sum(len(rows[rows["question"] == question]) for question in QUESTIONS)
+    told = (
+        "All planned rows are measured."
+        if missing <= 0
+        else f"{missing} of {len(asked())} planned rows are not measured yet."
+    )
+    return f"""## A language model: further questions
+
+![Rise of the loss against the calibration tokens, a line for each method]({NAME}.png)
+
+{CAPTION}
+
+{chr(10).join(parts)}
+{told} The rows are `{NAME}.csv`.
+"""
+
+
+def ratios(rows: pd.DataFrame) -> str:
+    """Return in sentences what our best rise is as a share of that of whitening with one share, at each size of these rows."""
+    told = []
+    for size in sorted(rows["budget"].unique(), reverse=True):
+        here = rows[(rows["budget"] == size) & (rows["calibration_windows"] == rows["calibration_windows"].max())]
+        published_one = here[(here["chooser"] == "one share") & (here["factors"] == "data-aware")]["rise"]
+        ours = here[here["chooser"] == "exact"]["rise"]
+        if len(published_one) and len(ours):
+            share = ours.min() / published_one.min()
+            told.append(f"At {size:.0%} the smallest rise of ours is {share:.0%} of that of whitening with one share.")
+    return " ".join(told)
+
+
+def _table(rows):
+    lines = []
+    for row in rows.assign(method=chapter.titled(rows)).to_dict("records"):
+        name = "dense" if row["chooser"] == "dense" else row["method"]
+        lines.append([name, f"{row['budget']:.0%}", f"{row['calibration_tokens']:.0f}", *_numbers(row)])
+    if rows["threads"].max() > 0:
+        return markdown(["method", "kept", "threads", "tokens a second", "dense network"], _speed_lines(rows))
+    return markdown(["method", "kept", "calibration tokens", "rise of the loss", "perplexity"], lines)
+
+
+def _numbers(row):
+    return [f"{row['rise']:.3f}", f"{row['perplexity']:.1f}"]
+
+
+def _speed_lines(rows):
+    return [
+        [
+            *(row["method"], f"{row['budget']:.0%}", str(row["threads"])),
+            *(f"{row['tokens_per_second']:.0f}", f"{row['dense_tokens_per_second']:.0f}"),
+        ]
+        for row in rows.assign(method=chapter.titled(rows)).to_dict("records")
+    ]
 
 
 def renew(path: str | Path | None = None, questions: Sequence[str] = tuple(QUESTIONS)) -> pd.DataFrame:
