@@ -192,11 +192,11 @@ def figure(rows: pd.DataFrame, others: pd.DataFrame | None = None) -> Figure:
     held = grid.published() if others is None else others
     mine = rows[rows["question"].isin(["more text", "100 000 tokens"])]
     both = mine if held is None else pd.concat([held[(held["draw"] == 0) & (held["chooser"] != "dense")], mine])
-    both = both.assign(method=chapter.titled(both))
+    both, shown = both.assign(method=chapter.titled(both)), set(chapter.titled(mine))
     sizes = sorted(mine["budget"].unique(), reverse=True)
     drawn, axes = canvas(max(len(sizes), 1), width=5.4, height=3.6, sharey=True)
     for axis, size in zip(axes, sizes):
-        here, ends = both[(both["budget"] == size) & both["method"].isin(mine["method"])], {}
+        here, ends = both[(both["budget"] == size) & both["method"].isin(shown)], {}
         for method, line in here.groupby("method"):
             line = line.sort_values("calibration_tokens")
             axis.plot(line["calibration_tokens"], line["rise"], marker="o", color=_colour(method))
