@@ -72,7 +72,11 @@ def pictures(rows: pd.DataFrame) -> dict[str, Figure]:
     size = _crowded(rows)
     if size is None:
         return {}
-    return {PAIRS_PICTURE: chapter.points(rows[rows["budget"] == size], f"all pairs, {size:.0%} of the blocks kept")}
+    return {
+        PAIRS_PICTURE: chapter.points(
+            rows[rows["budget"] == size], f"all measured pairs, {size:.0%} of the blocks kept"
+        )
+    }
 
 
 def _crowded(rows):

@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from lowrank_utils import paths
 from lowrank_utils.lab import language, perplexity, score, text
@@ -202,6 +203,12 @@ def figure(rows: pd.DataFrame, others: pd.DataFrame | None = None) -> Figure:
             axis.plot(line["calibration_tokens"], line["rise"], marker="o", color=_colour(method))
             ends[str(method)] = tuple(line[["calibration_tokens", "rise"]].iloc[-1])
         axis.set(xscale="log", yscale="log", xlabel="calibration tokens", title=f"{size:.0%} of the blocks kept")
+        axis.xaxis.set_major_locator(FixedLocator(sorted(here["calibration_tokens"].unique())))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        for formatted in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            formatted("{x:g}")
         low, high = here["calibration_tokens"].min(), here["calibration_tokens"].max()
         axis.set_xlim(low / 1.3, high * (high / low) ** 0.9 * 1.5)  # room for the names
         name_ends(axis, ends, colours={name: _colour(name) for name in ends})
