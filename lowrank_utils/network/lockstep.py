@@ -159,7 +159,7 @@ class Lockstep:
 
 
 @functools.cache
-def _allocator():
+def _allocator() -> Any:
     with contextlib.suppress(OSError, AttributeError, TypeError):
         return ctypes.CDLL(None).malloc_trim  # of glibc
     return None
@@ -167,8 +167,9 @@ def _allocator():
 
 def _trim():
     # each thread has a heap of its own, which would keep what its pass has freed: three times the memory of what is needed
-    if _allocator() is not None:
-        _allocator()(0)
+    trim = _allocator()
+    if trim is not None:
+        trim(0)
 
 
 def residual_streams(model: nn.Module, names: Sequence[str], example: Batch) -> dict[str, str]:
