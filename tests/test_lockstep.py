@@ -11,6 +11,7 @@ from torch import nn
 from conftest import small_llama
 from lowrank_utils.factors import sequential
 from lowrank_utils.factors.sequential import sweep
+from lowrank_utils.network import lockstep
 from lowrank_utils.network.lockstep import Lockstep, residual_streams
 from lowrank_utils.network.profile import Profile
 from lowrank_utils.network.walk import Walk
@@ -232,6 +233,15 @@ def test_the_passes_end_with_the_caller(model, x):
             raise KeyError("of the caller")
         assert not alive(walk) and len(walk.passes) == (1 if batch_size is None else 3)
         assert all(hooks(one.model) == [] for pair in walk.passes for one in pair)
+
+
+def test_memory_is_handed_back_where_the_allocator_can_do_it(model, x, monkeypatch):
+    asked = []
+    for allocator in (asked.append, None):
+        monkeypatch.setattr(lockstep, "_allocator", lambda found=allocator: found)
+        with Lockstep(model, ORDER, {}, x, batch_size=30) as walk:
+            met(walk, ORDER[:2])
+    assert asked == [0] * 6  # for each batch at each layer
 
 
 def alive(walk):
