@@ -1,5 +1,6 @@
 """Chapter 07: every chooser and every kind of factors on a tiny Llama, rows that are not made twice, pictures and sentences."""
 
+import dataclasses
 import hashlib
 import math
 import re
@@ -9,14 +10,18 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgba
 from torch import nn
 
 from conftest import byte_tokenizer, small_llama
-from lowrank_utils.lab import columns, perplexity
+from lowrank_utils.lab import columns, language, perplexity
 from lowrank_utils.lab.language import Language
 from lowrank_utils.lab.text import Windows
 from lowrank_utils.network.profile import Profile
+from lowrank_utils.workbook import plots
+from lowrank_utils.workbook.chapters import language_lesson as lesson
 from lowrank_utils.workbook.chapters import language_model as chapter
+from lowrank_utils.workbook.exercises import check
 
 pytest.importorskip("transformers")
 KINDS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -244,27 +249,53 @@ def test_lines_hold_the_means_and_bands_the_range():
     assert np.allclose(lines["ASVD"].get_ydata(), [0.4, 0.2]) and list(lines["ASVD"].get_xdata()) == [0.8, 0.9]
     low, high = axis.collections[1].get_paths()[0].get_extents().intervaly
     assert (low, high) == pytest.approx((0.195, 0.405))
-    assert axis.get_yscale() == "log" and len(axis.get_legend().get_texts()) == 3
-    colours = {line.get_color() for line in axis.get_lines()}
-    assert len(colours) == 3
+    assert axis.get_yscale() == "log" and axis.get_legend() is None
+    assert [line.get_linestyle() for line in axis.get_lines()] == ["--", "--", "-"]  # one share, exact ranks
+    named = {text.get_text(): (text.xy, text.get_color()) for text in axis.texts}
+    assert named.keys() == lines.keys()
+    for method, (end, colour) in named.items():
+        assert end == (0.9, pytest.approx(lines[method].get_ydata()[1])) and colour == lines[method].get_color()
 
 
-def test_bars_have_the_least_at_the_top():
-    (axis,) = chapter.bars(table(sizes=(0.9,)), "at 90 %").axes
-    assert [text.get_text() for text in axis.get_yticklabels()] == ["plain SVD", "ASVD", "exact ranks, our factors"]
-    assert [bar.get_width() for bar in axis.patches] == pytest.approx([0.4, 0.2, 0.05])
-    assert [note.get_text().strip() for note in axis.texts] == ["0.4", "0.2", "0.05"]
-    colours = [bar.get_facecolor() for bar in axis.patches]
-    assert colours[0] == colours[1] != colours[2] and axis.get_title() == "at 90 %"
+def test_a_method_has_its_colour_in_every_figure():
+    (lines,), (points,) = chapter.figure(table()).axes, chapter.points(table(sizes=(0.9,))).axes
+    names = [text.get_text() for text in points.get_yticklabels()]
+    colours = dict(zip(names, points.collections[0].get_facecolors()))
+    for line in lines.get_lines():
+        assert np.allclose(to_rgba(line.get_color()), colours[line.get_label()])
+    assert len({to_rgba(chapter.LOOKS[name]) for name in names}) == 3
+    assert chapter.LOOKS["exact ranks, our factors"] == plots.COLOURS["exact, Fisher"]
+    assert set(chapter.LOOKS) == set(chapter.TITLES.values())
+
+
+def test_points_have_the_least_at_the_top():
+    (axis,) = chapter.points(table({**METHODS, ("energy", "svd"): -0.5}, sizes=(0.9,)), "at 90 %").axes
+    names = [text.get_text() for text in axis.get_yticklabels()]
+    assert names == ["plain SVD", "ASVD", "exact ranks, our factors", "energy, plain SVD"]
+    at = np.asarray(axis.collections[0].get_offsets())
+    assert np.allclose(at, [[0.4, 0], [0.2, 1], [0.05, 2], [0.001, 3]])
+    assert [note.get_text() for note in axis.texts] == ["0.4", "0.2", "0.05", "-0.5"]  # no logarithm of what is no rise
+    assert axis.get_title() == "at 90 %" and axis.get_xscale() == "log" and not axis.patches
+    low, high = axis.get_xlim()
+    assert low < at[:, 0].min() and high > at[:, 0].max()
+
+
+def test_pairs_without_a_title_are_no_lines_beside_those_with_one():
+    pairs = {("energy", "svd"): 0.4, ("exact", "data-aware"): 0.1}
+    (axis,) = chapter.figure(table(pairs)).axes
+    assert [line.get_label() for line in axis.get_lines()] == ["exact ranks, whitening"]
+    (axis,) = chapter.figure(table({("energy", "svd"): 0.4, ("entropy", "magic"): 0.3})).axes
+    assert [line.get_label() for line in axis.get_lines()] == ["energy, plain SVD", "entropy, magic"]
 
 
 def test_no_row_is_said():
     nothing = pd.DataFrame([DENSE])
     (axis,) = chapter.figure(nothing).axes
     assert [text.get_text() for text in axis.texts] == ["no row to draw"]
-    (axis,) = chapter.bars(nothing).axes
+    (axis,) = chapter.points(nothing).axes
     assert [text.get_text() for text in axis.texts] == ["no row to draw"]
     assert chapter.reading(nothing) == "No method was measured." and chapter.tables(nothing) == {}
+    assert chapter.aims(nothing) == ""
 
 
 def test_heat_maps_show_the_values_of_a_plan(bench):
@@ -303,6 +334,14 @@ def test_the_reading_says_what_the_rows_say():
     assert "published" not in ours and "exact ranks with the factors of SVD-LLM cost 0.300." in ours
 
 
+def test_aims_are_judged_by_the_rows():
+    told = chapter.aims(table({("one share", "svd"): 0.5, ("exact", "fisher-layerwise"): 0.045}))
+    assert told == ("At 90% kept the aim of at most 10% is met: 9%. At 80% kept the aim of at most 20% is met: 9%.")
+    rows = table({("one share", "data-aware"): 0.4, ("exact", "fisher-layerwise"): 0.1}, sizes=(0.8,))
+    assert chapter.aims(rows) == "At 80% kept the aim of at most 20% is not met: 25%."
+    assert chapter.aims(table({("one share", "svd"): 0.5})) == ""
+
+
 def test_tables_hold_means_and_perplexities():
     ((heading, text),) = chapter.tables(table()).items()
     assert heading in chapter.CAPTIONS
@@ -317,9 +356,82 @@ def test_tables_hold_means_and_perplexities():
 
 def test_pictures_and_sentences_of_the_experiment(rows):
     (axis,) = chapter.figure(rows).axes
-    assert len(axis.get_lines()) == len(PAIRS)
+    assert {line.get_label() for line in axis.get_lines()} <= set(chapter.TITLES.values()) and len(axis.get_lines()) > 3
+    (axis,) = chapter.points(rows[rows["budget"] == 0.8]).axes
+    assert len(axis.get_yticklabels()) == len(PAIRS)
     titles = set(chapter.titled(rows[rows["chooser"] != "dense"]))
-    assert {"plain SVD", "SVD-LLM (whitening)", "energy, svd"} <= titles and len(titles) == len(PAIRS)
+    assert {"plain SVD", "SVD-LLM (whitening)", "energy, plain SVD"} <= titles and len(titles) == len(PAIRS)
     best = rows[(rows["budget"] == 0.8) & (rows["chooser"] == "one share")].set_index("factors")["rise"]
     best = best[[factors for _, factors in chapter.PUBLISHED]]
     assert f"costs least, {best.min():.3f} nats" in chapter.reading(rows)
+
+
+# ---- what the notebook says, and its exercises
+
+
+def test_sentences_name_what_costs_least_and_most(bench):
+    alone = chapter.damage(bench, 0.6)
+    means = chapter.by_block(alone).mean(axis=1).sort_values()
+    told = lesson.about_worth(bench, 0.6)
+    assert f"`{means.index[0]}` and `{means.index[1]}` cost least" in told and f"`{means.index[-1]}` most" in told
+    dearest = max(alone, key=alone.get)
+    assert f"`{chapter.kind_of(dearest)}` of block {chapter.depth_of(dearest)}" in told
+    told = lesson.about_plan(bench, {"model.layers.0.mlp.up_proj": 3, "model.layers.1.mlp.up_proj": 3})
+    assert told.startswith("The plan cuts 2 of 14 matrices: 2 of 2 `up_proj`, ") and "0 of 2 `q_proj`" in told
+    told = lesson.about_spectra(pd.Series({"a": 0.9, "b": 0.75}))
+    assert "lost 10.0% (`a`) to 25.0% (`b`)" in told
+
+
+def test_a_loss_that_falls_does_not_rise_by_less_than_nothing():
+    told = lesson.about_eight_bits(-0.0032, 0.074, 0.9)
+    assert (
+        "changes by -0.0032 nats" in told
+        and "changes by +0.074, at 90%" in told
+        and "Eight bits are the better" in told
+    )
+    assert "Here low rank costs less." in lesson.about_eight_bits(0.1, 0.05, 0.9)
+    other = pd.DataFrame({"test text": [1.0, 2.0], "other sentences": [0.5, 3.0]}, index=["a", "b"])
+    assert lesson.about_elsewhere(other) == (
+        "On the other sentences a costs less than on the test text. On the other sentences b costs more than on the test text."
+    )
+
+
+def test_exercises_accept_what_is_right_and_nothing_else(bench, capsys):
+    assert check({"gate_proj": 19, "q_proj": 15}, lesson.largest_ranks(bench))
+    assert not check({"gate_proj": 20, "q_proj": 16}, lesson.largest_ranks(bench))
+    counts = lesson.cut_counts(bench, (0.9, 0.6))
+    assert counts == {share: len(bench.plan("exact", share)[0]) for share in (0.9, 0.6)} and counts[0.9] < counts[0.6]
+    plan = bench.plan("exact", 0.6)[0]
+    few = chapter.Bench(
+        bench.language, dataclasses.replace(bench.calibration, ids=bench.calibration.ids[:1]), bench.test
+    )
+    rise = perplexity.perplexity(few.small(plan, "data-aware"), bench.test).loss - bench.dense
+    right = lesson.rise_from(bench, plan, 1)
+    assert check(rise, test=right) and not check(rise + 0.3 * abs(rise), test=right)
+    assert not check(bench.measured("exact", "data-aware", 0.6)["rise"] * 10, test=right)
+
+
+def test_the_weighted_spectrum_is_that_of_the_symmetric_roots(bench):
+    def root(matrix):
+        values, vectors = torch.linalg.eigh(matrix)
+        return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+    name = bench.names[3]
+    metric = bench.profile.metric_of([name])[name].double()
+    second = bench.profile.moments_of([name])[name].second_moment
+    weight = bench.profile.model.get_submodule(name).weight.detach().double()
+    by_hand = torch.linalg.svdvals(root(metric) @ weight @ root(second))
+    found = lesson.weighted_spectrum(bench, name)
+    assert torch.allclose(found, by_hand, rtol=1e-4, atol=1e-6 * float(by_hand[0]))
+    (axis,) = lesson.spectra_by_weight(torch.linalg.svdvals(weight), found, name).axes
+    assert len(axis.get_lines()) == 2 and np.allclose(axis.get_lines()[1].get_ydata()[0], 1)
+    (axis,) = lesson.spectra_by_weight(torch.linalg.svdvals(weight), ..., name).axes
+    assert len(axis.get_lines()) == 1 and "no answer" in axis.texts[-1].get_text()
+
+
+def test_a_text_goes_on_with_the_network_that_is_given(bench):
+    small = bench.small(bench.plan("one share", 0.6)[0], "svd")
+    assert lesson.continued(bench.language, bench.language.model, "ab", 4) == language.complete(bench.language, "ab", 4)
+    assert lesson.continued(bench.language, small, "ab", 4) == language.complete(
+        dataclasses.replace(bench.language, model=small), "ab", 4
+    )

@@ -11,6 +11,7 @@ from torch import nn
 from conftest import small_llama
 from lowrank_utils.factors import sequential
 from lowrank_utils.factors.sequential import sweep
+from lowrank_utils.network import lockstep
 from lowrank_utils.network.lockstep import Lockstep, residual_streams
 from lowrank_utils.network.profile import Profile
 from lowrank_utils.network.walk import Walk
@@ -223,13 +224,73 @@ def met(walk, names):
 
 def test_the_passes_end_with_the_caller(model, x):
     with Lockstep(model, ORDER, {}, x) as walk:
-        assert walk.then.is_alive() and walk.now.is_alive()
-    assert not (walk.then.is_alive() or walk.now.is_alive())
-    with Lockstep(model, ORDER, {}, x) as walk, contextlib.suppress(KeyError):
-        met(walk, ORDER[:1])
-        raise KeyError("of the caller")
-    assert not (walk.then.is_alive() or walk.now.is_alive())
-    assert hooks(walk.then.model) == hooks(walk.now.model) == []
+        pass
+    assert not alive(walk)
+    for batch_size in (None, 30):
+        with Lockstep(model, ORDER, {}, x, batch_size=batch_size) as walk, contextlib.suppress(KeyError):
+            met(walk, ORDER[:1])
+            assert len(alive(walk)) == 2 * len(walk.passes)
+            raise KeyError("of the caller")
+        assert not alive(walk) and len(walk.passes) == (1 if batch_size is None else 3)
+        assert all(hooks(one.model) == [] for pair in walk.passes for one in pair)
+
+
+def test_memory_is_handed_back_where_the_allocator_can_do_it(model, x, monkeypatch):
+    asked = []
+    for allocator in (asked.append, None):
+        monkeypatch.setattr(lockstep, "_allocator", lambda found=allocator: found)
+        with Lockstep(model, ORDER, {}, x, batch_size=30) as walk:
+            met(walk, ORDER[:2])
+    assert asked == [0] * 6  # for each batch at each layer
+
+
+def alive(walk):
+    return [one for pair in walk.passes for one in pair if one.is_alive()]
+
+
+def test_batches_read_what_all_inputs_read_and_one_works_at_a_time(model, x, monkeypatch):
+    whole, parts = passes(Lockstep(model, ORDER, thin := {}, x), model, thin), {}
+    at_work, most = set(), []
+    norm_forward = nn.LayerNorm.forward
+
+    def forward(self, given):
+        at_work.add(threading.get_ident())
+        found = norm_forward(self, given)
+        most.append(len(at_work))
+        at_work.discard(threading.get_ident())
+        return found
+
+    monkeypatch.setattr(nn.LayerNorm, "forward", forward)
+    with Lockstep(model, ORDER, thin := {}, x, batch_size=30) as walk:
+        for name in ORDER:
+            met_parts = [(now.clone(), then.clone(), lost) for now, then, lost in walk.at(name)]
+            parts[name] = [torch.cat(each) for each in zip(*(part[:2] for part in met_parts))]
+            parts[name].append(None if met_parts[0][2] is None else torch.cat([lost[0] for _, _, lost in met_parts]))
+            thin[name] = smaller(model.get_submodule(name))
+        assert [len(one.streams) for pair in walk.passes for one in pair] == [0] * 6  # what is used is let go
+    assert set(most) == {1}
+    for name, (now, then, lost) in parts.items():
+        assert torch.allclose(now, whole[name][0], atol=1e-5) and torch.allclose(then, whole[name][1], atol=1e-5)
+        assert (lost is None) == (whole[name][2] is None)
+        assert lost is None or torch.allclose(lost, whole[name][2][0], atol=1e-5)
+
+
+def test_a_sweep_of_tokens_goes_in_batches(monkeypatch):
+    pytest.importorskip("transformers")
+    model, ids = small_llama(vocabulary=64), torch.randint(0, 64, (8, 12), generator=torch.Generator().manual_seed(0))
+    names = [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and name != "lm_head"]
+    read, plan, walks = Profile(model, ids), dict.fromkeys(names, 6), []
+
+    def noted(*given):
+        walks.append(Lockstep(*given))
+        return walks[-1]
+
+    monkeypatch.setattr(sequential, "Lockstep", noted)
+    whole = sweep(read, plan, refit_dense=False)
+    monkeypatch.setattr(sequential, "TOKENS_AT_ONCE", 36)
+    parts = sweep(read, plan, refit_dense=False)
+    assert [len(walk.passes) for walk in walks] == [1, 3]
+    assert difference(parts, whole, ids) < 0.02 * difference(whole, model, ids)
 
 
 class Fork(nn.Module):
@@ -265,7 +326,7 @@ def test_the_network_and_its_copies_stay_free_of_hooks(model, x):
         for name in ORDER:
             list(walk.at(name))
             assert hooks(model) == hooks(copy.deepcopy(model)) == [] and model.training
-        twins = dict(walk.now.model.named_parameters())
+        twins = dict(walk.passes[0][1].model.named_parameters())
         assert all(twins[name] is value for name, value in model.named_parameters())  # no second set of weights
     small = sweep(Profile(model, x), dict.fromkeys(ORDER[:4], 4))
     assert hooks(small) == hooks(model) == [] and model.blocks[0].drop.training

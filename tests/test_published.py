@@ -110,7 +110,7 @@ def test_svd_llm_v2_cuts_more_where_the_loss_is_smaller(read):
     small = published.svd_llm_v2(read, kept, names=NAMES, losses={name: 1e-3 * loss for name, loss in losses.items()})
     assert small == plan  # losses below 1 are divided by the smallest of their kind
     large = published.svd_llm_v2(read, kept, names=NAMES, losses={name: 1e3 * loss for name, loss in losses.items()})
-    logs = np.log(1e3) + np.array([1, 2, 4])
+    logs = np.log(1e3) + np.array([0, 1, 3])  # all are above 1: the logarithms of the losses themselves
     assert [large[name] for name in Q] == [int((1 - 0.9 / log / (1 / logs).sum()) * 20) for log in logs]
 
 

@@ -23,7 +23,7 @@ from lowrank_utils.factors.svd import reduced_rank
 from lowrank_utils.network import unfold
 from lowrank_utils.network.graph import Followers, execution_order, owners, weight_layers
 from lowrank_utils.network.hooks import watch
-from lowrank_utils.network.inputs import check_some, fed, is_plain
+from lowrank_utils.network.inputs import check_some, fed, is_plain, tokens_of
 from lowrank_utils.network.lockstep import Lockstep, residual_streams
 from lowrank_utils.network.modules import evaluating, fold_bias_into_norm, replaced
 from lowrank_utils.network.profile import Plan, Profile
@@ -218,6 +218,7 @@ def sweep(
 
 
 LARGEST = 5e8  # bytes of one activation of all inputs, with which two passes can stand side by side
+TOKENS_AT_ONCE = 4096  # in one of these passes; fewer cost time, since each batch adds to matrices of d_in x d_in
 
 
 def _walk(model, graph, order, thin, calibration, batch_size, memory, repair):
@@ -234,7 +235,9 @@ def _walk(model, graph, order, thin, calibration, batch_size, memory, repair):
         watch(model, [calibration[:1]], {name: note(name) for name in order})
         fits = max(sizes.values()) * len(calibration) <= LARGEST
         if fits and (not is_plain(calibration) or residual_streams(model, order, calibration[:1])):
-            return Lockstep(model, order, thin, calibration, repair)
+            each = tokens_of(calibration[:1])
+            size = max(TOKENS_AT_ONCE // each, 1) if each else batch_size
+            return Lockstep(model, order, thin, calibration, repair, size)
     return contextlib.nullcontext(Walk(model, graph, thin, calibration, batch_size, memory))
 
 

@@ -68,8 +68,9 @@ def svd_llm_v2(
 
     With R the share to remove and L_i the `losses` (default: `truncation_losses`) of the n matrices of one kind (query, key,
     ...: those whose names differ in their numbers only), matrix i loses the share n R l_i / sum(l), l_i = 1 / log(L_i).
-    A logarithm needs losses above 1, so they are multiplied by e, and divided by the smallest of their kind where that is
-    below 1. Shares are held between 0 and 0.9, so that rank 1 fits, and the rest of the kind takes what that leaves.
+    The rule makes sense for losses above 1 only. Where a kind has a smaller one, which the paper does not treat, its losses
+    are divided by the smallest above zero, raised to 1 and multiplied by e first. Shares are held between 0 and 0.9, so that
+    rank 1 fits, and the rest of the kind takes what that leaves.
 
     Raises ValueError where the budget cannot be met. Source: Wang et al. 2025 (SVD-LLM V2, arXiv 2503.12340), algorithm 1.
     """
@@ -82,13 +83,19 @@ def svd_llm_v2(
         values = np.array([found[name] for name in group])
         if not np.isfinite(values).all() or (values < 0).any():
             raise ValueError(f"the losses of {kind!r} must be finite numbers, none below zero")
-        least = values[values > 0].min(initial=1.0)
-        weights = 1 / np.log(np.maximum(values / least, 1.0) * np.e)
-        for name, removed in zip(group, _spread(weights, 1 - share, 1 - least_share)):
+        for name, removed in zip(group, _spread(_v2_weights(values), 1 - share, 1 - least_share)):
             rank = _rank_at(profile[name], 1 - removed, resource)
             if rank <= profile[name].break_even(resource):
                 plan[name] = profile[name].entry(rank)
     return plan
+
+
+def _v2_weights(losses):
+    # 1 / log(L), as in the paper where all losses are above 1
+    if (losses > 1).all():
+        return 1 / np.log(losses)
+    least = losses[losses > 0].min(initial=1.0)
+    return 1 / np.log(np.maximum(losses / least, 1.0) * np.e)
 
 
 def _spread(weights, removed, most):

@@ -104,6 +104,7 @@ def renew(folder: str | Path | None = None) -> list[Path]:
         front,
         imagenet,
         language,
+        language_more,
         prediction,
         shortcuts,
         spectra,
@@ -111,7 +112,7 @@ def renew(folder: str | Path | None = None) -> list[Path]:
 
     folder = Path(folder or paths.GALLERY)
     told, written = published_tables(folder), [folder / "README.md"]
-    sections = (prediction, shortcuts, controls, batch_norm, imagenet, language, encoder, spectra)
+    sections = (prediction, shortcuts, controls, batch_norm, imagenet, language, language_more, encoder, spectra)
     measured = {each: each.published(folder) for each in sections}
     measured = {each: rows for each, rows in measured.items() if rows is not None}
     with paths.atomic_write(written[0]) as temporary:

@@ -18,6 +18,8 @@ from lowrank_utils.workbook.chapters import language_model as chapter
 Part = tuple[Sequence[float], Sequence[tuple[str, str]], Sequence[int]]  # of the grid of rows
 
 NAME = "language"  # of the rows and the picture in the gallery
+PAIRS_PICTURE = "language-pairs"
+KEY = ("chooser", "factors", "budget", "draw")
 CORPUS = "wikitext-2"
 WINDOW, CALIBRATION, TEST = 512, 16, 40  # tokens a window, windows of the validation text, windows of the test text
 TEST_SEED = 1000
@@ -65,10 +67,32 @@ def figure(rows: pd.DataFrame) -> Figure:
     return chapter.figure(rows)
 
 
+def pictures(rows: pd.DataFrame) -> dict[str, Figure]:
+    """Return {name: figure} of what stands beside `figure`: all pairs at one size, the one with most of them."""
+    size = _crowded(rows)
+    if size is None:
+        return {}
+    return {
+        PAIRS_PICTURE: chapter.points(
+            rows[rows["budget"] == size], f"all measured pairs, {size:.0%} of the blocks kept"
+        )
+    }
+
+
+def _crowded(rows):
+    # the size at which most pairs are measured, the largest of several; None where there is none
+    counts = rows[rows["chooser"] != "dense"].groupby("budget").size()
+    return None if counts.empty else float(counts[counts == counts.max()].index.max())
+
+
 def section(rows: pd.DataFrame) -> str:
-    """Return the part of the gallery's page that shows the picture and its numbers."""
+    """Return the part of the gallery's page that shows the pictures and their numbers."""
     dense = rows[rows["chooser"] == "dense"]["perplexity"].mean()
     table = "\n".join(chapter.tables(rows).values())
+    size = _crowded(rows)
+    pairs = "" if size is None else f"""
+![Rise of the loss of every pair of chooser and factors where {size:.0%} of the blocks' parameters stay]({PAIRS_PICTURE}.png)
+"""  # fmt: skip
     return f"""## A language model
 
 ![Rise of the loss against the share of the blocks' parameters kept, a line for each method]({NAME}.png)
@@ -76,11 +100,24 @@ def section(rows: pd.DataFrame) -> str:
 {CAPTION} The dense network's perplexity is {dense:.1f}. In the table: rise of the loss, and perplexity in brackets.
 
 {table}
+{pairs}
+{chapter.reading(rows)} {chapter.aims(rows)}
 
-{chapter.reading(rows)}
-
-One draw of 16 calibration windows and {TEST} test windows; the calibration text is the tokenised form of WikiText-2's validation split without its `<unk>`, the test text is raw. {len(rows)} of {len(asked())} planned rows are measured so far. The rows are `{NAME}.csv`.
+{_what_was_measured(rows)} The score rests on {TEST} test windows; the calibration text is the tokenised form of WikiText-2's validation split without its `<unk>`, the test text is raw. The rows are `{NAME}.csv`.
 """
+
+
+def _what_was_measured(rows):
+    # in sentences: how many of the planned rows there are, of which draws, and what is missing
+    there = {(row["chooser"], row["factors"], row["budget"], row["draw"]) for row in rows.to_dict("records")}
+    missing = [one for one in asked() if tuple(one[name] for name in KEY) not in there]
+    draws = rows["draw"].nunique()
+    told = [f"{len(asked()) - len(missing)} of {len(asked())} planned rows are measured so far."]
+    told.append(f"Of {CALIBRATION} calibration windows there {'is one draw' if draws == 1 else f'are {draws} draws'}.")
+    if missing:
+        counts = pd.Series([f"draw {one['draw']} at {one['budget']:.0%}" for one in missing]).value_counts(sort=False)
+        told.append("Missing: " + ", ".join(f"{count} of {name}" for name, count in counts.items()) + ".")
+    return " ".join(told)
 
 
 def asked(grid: Sequence[Part] = GRID) -> list[dict[str, Any]]:

@@ -66,7 +66,8 @@ CHOOSERS = tuple(_LOOKS)
 # What often lies on the line of another rule, and the convex programs without a refit, of the colour of those with one.
 DASHED = ("entropy", "component entropy", "DDLR, cut", "Net-Trim, non-zeros", "Net-Trim, with indices")
 BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "fontsize": "small"}  # a legend right of its panel
-COLOURS = {name: sns.color_palette("colorblind")[colour] for name, (colour, _) in _LOOKS.items()}
+PALETTE = sns.color_palette("colorblind")
+COLOURS = {name: PALETTE[colour] for name, (colour, _) in _LOOKS.items()}
 COLOURS |= dict.fromkeys(
     ("Fisher-weighted", "fisher-weighted"), (0.65, 0.53, 0.0)
 )  # the palette's yellow, dark enough to read

@@ -150,5 +150,5 @@ The medians of plain SVD, kind by kind:
 
 {rivals.in_markdown(by_kind, "kind of matrix")}
 
-The encoder's layers have biases, which keep the mean of the outputs, so their energy is counted about the mean; the language model has none. The rows are `spectra.csv`.
+The two networks are not measured quite alike: the layers of the encoder have biases, which keep the mean of the outputs, so their energy is counted about the mean. The language model has no biases, and the mean of its outputs counts as energy. The rows are `spectra.csv`.
 """

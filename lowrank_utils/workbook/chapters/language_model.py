@@ -22,7 +22,7 @@ from lowrank_utils.lab.text import Windows, windows
 from lowrank_utils.network import modules
 from lowrank_utils.network.profile import Plan, Profile, plan_cost
 from lowrank_utils.ranks import components, enc, published, rules, search
-from lowrank_utils.workbook.plots import canvas
+from lowrank_utils.workbook.plots import COLOURS, PALETTE, canvas, colour_of, name_ends
 from lowrank_utils.workbook.tables import markdown
 
 NOTEBOOK = "07_language_model"
@@ -56,8 +56,32 @@ TITLES = {
     ("exact", "data-aware"): "exact ranks, whitening",
     ("exact", "fisher-layerwise"): "exact ranks, our factors",
 }
+LOOKS = {  # colours, which the choosers and factors have in the other notebooks too
+    "plain SVD": colour_of("svd"),
+    "ASVD": PALETTE[1],
+    "ASVD, its search": PALETTE[1],
+    "FWSVD": PALETTE[5],
+    "SVD-LLM (whitening)": COLOURS["fixed"],
+    "SVD-LLM V2": PALETTE[4],
+    "our factors, one share": PALETTE[9],
+    "exact ranks, whitening": COLOURS["exact"],
+    "exact ranks, our factors": COLOURS["exact, Fisher"],
+}
+LEAST = 1e-3  # nats a token: where a smaller rise stands on a logarithmic axis
+WORDS = {  # for factors, in the names of pairs that have no title
+    "svd": "plain SVD",
+    "asvd": "factors of ASVD",
+    "fwsvd": "factors of FWSVD",
+    "data-aware": "whitening",
+    "fisher-layerwise": "our factors",
+    "fisher-weighted": "our factors in sequence",
+}
+AIMS = {0.9: 0.1, 0.8: 0.2}  # share kept -> the most that the rise of ours should be of that of the best published one
 PUBLISHED = (("one share", "svd"), ("one share", "asvd"), ("one share", "fwsvd"), ("one share", "data-aware"))
 SENSITIVITY_WINDOWS = 1  # of the calibration windows, on which ASVD's search measures
+
+
+_UNIFORM = {title for pair, title in TITLES.items() if pair[0] == "one share"}  # dashed lines
 
 
 class Bench:
@@ -86,7 +110,8 @@ class Bench:
         self.seconds: dict[str, float] = {}
         self.plans: dict[tuple[str, float], tuple[Plan, float]] = {}
 
-    def _timed(self, what: str, function: Callable[[], Any]) -> Any:
+    def timed(self, what: str, function: Callable[[], Any]) -> Any:
+        """Return what `function` returns; its processor seconds stand in ``seconds[what]``."""
         began = time.process_time()
         found = function()
         self.seconds[what] = time.process_time() - began
@@ -95,7 +120,7 @@ class Bench:
     def collect(self) -> None:
         """Collect moments and Fisher information, once."""
         if "statistics" not in self.seconds:
-            self._timed("statistics", lambda: (self.profile.fisher_of(self.names), self.profile.moments_of(self.names)))
+            self.timed("statistics", lambda: (self.profile.fisher_of(self.names), self.profile.moments_of(self.names)))
 
     @cached_property
     def options(self) -> list[search.Options]:
@@ -106,7 +131,7 @@ class Bench:
     def losses(self) -> dict[str, np.ndarray]:
         """Predicted rise of the loss of each option (nats a window)."""
         self.collect()
-        found = self._timed("curves", lambda: search.predicted_values(self.profile, self.options, None, None)[0])
+        found = self.timed("curves", lambda: search.predicted_values(self.profile, self.options, None, None)[0])
         return {name: -values for name, values in found.items()}
 
     @cached_property
@@ -121,7 +146,7 @@ class Bench:
             return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), some[:, 1:].flatten()))
 
         self.collect()
-        found = self._timed(
+        found = self.timed(
             "sensitivities", lambda: published.sensitivities(self.profile, options, measure=measure, factors="asvd")
         )
         return options, found
@@ -192,6 +217,8 @@ class Bench:
     def measured(self, chooser: str, factors: str, kept: float, threads: int | None = None) -> dict[str, Any]:
         """Return the row of one pair of chooser and factors at one size."""
         plan, plan_seconds = self.plan(chooser, kept)
+        if factors != "svd":
+            self.collect()  # not a part of the seconds below
         began = time.process_time()
         model = self.small(plan, factors)
         took = time.process_time() - began
@@ -317,20 +344,23 @@ def elsewhere(bench: Bench, models: Mapping[str, nn.Module], sentences: str = SE
     return pd.DataFrame(rows).T
 
 
-def bars(rows: pd.DataFrame, title: str = "") -> Figure:
-    """Return the rise of the loss of each method at one size as bars on a logarithmic axis, the smallest at the top."""
+def points(rows: pd.DataFrame, title: str = "") -> Figure:
+    """Return the rise of the loss of each method at one size as points on a logarithmic axis, the smallest at the top.
+
+    A rise below 0.001, or none, stands at 0.001; the number beside it is the measured one.
+    """
     cut = rows[rows["chooser"] != "dense"].assign(method=lambda table: titled(table))
     means = cut.groupby("method")["rise"].mean().sort_values(ascending=False)
-    panel, (axis,) = canvas(width=7.4, height=0.9 + 0.36 * len(means))
+    panel, (axis,) = canvas(width=7.4, height=0.9 + 0.34 * len(means))
     if cut.empty:
         return _nothing(panel)
-    ours = {TITLES[pair] for pair in TITLES if pair[0] == "exact" or pair[1] == "fisher-layerwise"}
-    palette = _palette(3)
-    axis.barh(means.index, means.clip(lower=1e-3), color=[palette[2 if name in ours else 0] for name in means.index])
-    for place, value in enumerate(means):
-        axis.annotate(f" {value:.3g}", (max(value, 1e-3), place), va="center", fontsize=9)
+    at = means.clip(lower=LEAST)
+    axis.scatter(at, range(len(at)), color=[LOOKS.get(str(name), "dimgray") for name in at.index], s=60, zorder=3)
+    for place, (where, value) in enumerate(zip(at, means)):
+        axis.annotate(f"{value:.3g}", (where, place), (9, 0), textcoords="offset points", va="center", fontsize=9)
+    axis.set(yticks=range(len(at)), yticklabels=[str(name) for name in at.index])
     axis.set(xscale="log", xlabel="rise of the loss (nats a token)", title=title)
-    axis.margins(x=0.12)
+    axis.set_xlim(at.min() / 1.5, at.max() * 3)
     return panel
 
 
@@ -364,6 +394,19 @@ def _reading_at(size, cut):
             f"that is {means['exact ranks, our factors'] / uniform.min():.0%} of the rise of the best published one."
         )
     return " ".join(told).removesuffix(";").removesuffix(".") + "."
+
+
+def aims(rows: pd.DataFrame) -> str:
+    """Return sentences that say whether the aims (`AIMS`) are met: our rise as a share of that of the best published method with one share."""
+    told = []
+    for size, most in AIMS.items():
+        means = rows.assign(method=titled(rows))[rows["budget"] == size].groupby("method")["rise"].mean()
+        uniform = means.filter([TITLES[pair] for pair in PUBLISHED])
+        if len(uniform) and "exact ranks, our factors" in means:
+            share = means["exact ranks, our factors"] / uniform.min()
+            verdict = "is met" if share <= most else "is not met"
+            told.append(f"At {size:.0%} kept the aim of at most {most:.0%} {verdict}: {share:.0%}.")
+    return " ".join(told)
 
 
 def kind_of(name: str) -> str:
@@ -463,7 +506,7 @@ def titled(rows: pd.DataFrame) -> pd.Series:
     """Return the name of each row's method, as the literature has it where it has one."""
     return pd.Series(
         [
-            TITLES.get((chooser, factors), f"{chooser}, {factors}")
+            TITLES.get((chooser, factors), f"{chooser}, {WORDS.get(factors, factors)}")
             for chooser, factors in zip(rows["chooser"], rows["factors"])
         ],
         index=rows.index,
@@ -471,30 +514,36 @@ def titled(rows: pd.DataFrame) -> pd.Series:
 
 
 def figure(rows: pd.DataFrame, title: str = "") -> Figure:
-    """Return the rise of the loss against the share of the blocks' parameters kept: one line a method, named at its end."""
+    """Return the rise of the loss against the share of the blocks' parameters kept: one line a method, named at its end.
+
+    A rise below 0.001 stands at 0.001. Of several pairs only those with a title (`TITLES`) are drawn, if there are any; `points` shows all of one size.
+    """
     cut = rows[rows["chooser"] != "dense"].assign(method=lambda table: titled(table))
+    known = cut["method"].isin(LOOKS)
+    cut = cut[known] if known.any() else cut
     panel, (axis,) = canvas(width=7.4, height=4.4)
-    order = (
-        cut[cut["budget"] == cut["budget"].max()].groupby("method")["rise"].mean().sort_values(ascending=False).index
-    )
-    order = [*order, *(set(cut["method"]) - set(order))]
     if cut.empty:
         return _nothing(panel)
-    palette = dict(zip(order, _palette(len(order))))
+    lines = {
+        str(method): own.groupby("budget")["rise"].agg(["mean", "min", "max"]).sort_index().clip(lower=LEAST)
+        for method, own in cut.groupby("method")
+    }
+    order = sorted(lines, key=lambda method: -lines[method]["mean"].iloc[-1])
     for method in order:
-        line = cut[cut["method"] == method].groupby("budget")["rise"].agg(["mean", "min", "max"]).sort_index()
-        axis.plot(line.index, line["mean"], marker="o", color=palette[method], label=method)
-        axis.fill_between(line.index, line["min"], line["max"], color=palette[method], alpha=0.2)
-    axis.set(
-        xlabel="parameters of the blocks kept",
-        ylabel="rise of the loss (nats a token)",
-        yscale="log",
-        title=title or "what a smaller language model costs",
-    )
-    axis.xaxis.set_major_locator(FixedLocator(sorted(cut["budget"].unique())))
+        line, colour = lines[method], LOOKS.get(method, "dimgray")
+        style = "--" if method in _UNIFORM else "-"
+        axis.plot(line.index, line["mean"], marker="o", color=colour, label=method, linestyle=style)
+        axis.fill_between(line.index, line["min"], line["max"], color=colour, alpha=0.2, linewidth=0)
+    axis.set(xlabel="parameters of the blocks kept", ylabel="rise of the loss (nats a token)", yscale="log")
+    axis.set_title(title or "what a smaller language model costs")
+    sizes = sorted(cut["budget"].unique())
+    axis.xaxis.set_major_locator(FixedLocator(sizes))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize="small")
+    wide = max(sizes[-1] - sizes[0], 0.1)
+    axis.set_xlim(sizes[0] - 0.05 * wide, sizes[-1] + 0.55 * wide)  # room for the names
+    ends = {method: (float(line.index[-1]), float(line["mean"].iloc[-1])) for method, line in lines.items()}
+    name_ends(axis, ends, colours=LOOKS)
     return panel
 
 
@@ -502,12 +551,6 @@ def _nothing(panel):
     axis = panel.axes[0]
     axis.text(0.5, 0.5, "no row to draw", ha="center", transform=axis.transAxes)
     return panel
-
-
-def _palette(count):
-    import seaborn as sns
-
-    return sns.color_palette("colorblind", count)
 
 
 ONE_EACH = True  # a figure for each text and network
