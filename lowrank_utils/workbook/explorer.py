@@ -33,7 +33,7 @@ NAME = "explorer"
 CHOOSERS = ("exact", "component output", "ENC-Map", "energy", "fixed")
 KEPT = tuple(round(k / 100, 2) for k in range(2, 101))
 BATCH = 64  # images at once, of the timing
-SHORT = {"spatial": "s", "channel": "c", "input": "i", None: ""}
+SHORT = {**{name: name[0] for name in unfold.NAMES}, None: ""}  # of schemes, as the page reads them
 MORE = {"exact": "exact-Fisher"}  # what published rows call a chooser
 
 

@@ -69,6 +69,7 @@ SECTIONS = {
     "batch-norm": Section("batch_norm", "batch-norm.csv"),
     "imagenet": Section("imagenet", "imagenet.csv"),
     "language": Section("language", "language.csv"),
+    "language-more": Section("language_more", "language-more.csv"),
     "encoder": Section("encoder", "encoder.csv"),
     "spectra": Section("spectra", "spectra.csv"),
     "explorer": Section("explorer", "explorer.json"),

@@ -267,8 +267,9 @@ def about_speed(table: pd.DataFrame) -> str:
 def twice_the_stride(pair: nn.Sequential) -> nn.Sequential:
     """Return a spatial pair that takes both strides in its first layer, and none in its second: not the same convolution."""
     wrong = copy.deepcopy(pair)
-    first, second = (wrong.get_submodule(name) for name in ("first", "second"))
-    first.stride, second.stride = (first.stride[0], second.stride[1]), (1, 1)  # pyright: ignore[reportArgumentType, reportIndexIssue]
+    first: Any = wrong.get_submodule("first")
+    second: Any = wrong.get_submodule("second")
+    first.stride, second.stride = (first.stride[0], second.stride[1]), (1, 1)
     return wrong
 
 

@@ -176,8 +176,8 @@ def unfolded(layer: nn.Conv2d, outputs: int = 3, inputs: int = 3) -> Figure:
                 axis.add_patch(Rectangle(place, wide, high, fill=False, edgecolor=MARK, linewidth=2.5))
     axis.text(0, -0.6, f"kernels of {o} outputs (down)\nand {i} inputs (across)", fontsize=9, va="bottom")
     right, below = max(i * (wide + 1), 13) + 3, max(o * (high + 1), o * wide) + 4
-    places = {"spatial": (right, 0), "channel": (0, below), "input": (max(right + i * high, i * high * wide) + 4, 0)}
-    for scheme, (x, y) in places.items():
+    places = ((right, 0), (0, below), (max(right + i * high, i * high * wide) + 4, 0))  # beside, below, far right
+    for scheme, (x, y) in zip(unfold.NAMES, places):
         matrix, marked = (unfold.to_matrix(part, scheme, values)[0] for values in (weight, frame))
         rows, columns = (np.flatnonzero(marked.bool().any(other).numpy()) for other in (1, 0))
         _cells(axis, matrix, (x, y), limit)
