@@ -255,6 +255,8 @@ def predict(
     >>> found.table["rise"].notna().tolist()
     [True, False]
     """
+    if not hasattr(profile, "needed_calibration"):
+        raise TypeError("predict reads a profile, not a network: pass lowrank_utils.profile(model, calibration)")
     profile.needed_calibration("a prediction needs")
     read = profile if profile.dense else _by_default(profile)
     kept = [kept] if isinstance(kept, (int, float)) else kept
@@ -264,6 +266,9 @@ def predict(
 
 
 def _check(model, kept, resource, factors, dense):
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise TypeError(f"model is {what}; pass a network, an object of torch.nn.Module")
     checks.check_share(kept=kept)
     if resource not in (*profile.RESOURCES, "latency"):
         raise ValueError(f"unknown resource {resource!r}; known: {', '.join(profile.RESOURCES)}, latency")
@@ -305,7 +310,7 @@ def _read(model, calibration, dense, how):
             raise ValueError(_outside(model, calibration)) from error
         if "cannot take" in str(error) and _labelled(calibration):
             raise ValueError(
-                f"calibration is a pair (inputs, labels?); the network takes one tensor, so pass the inputs alone ({error})"
+                "calibration is a pair of inputs and labels, it seems; the network takes one tensor, so pass the inputs alone"
             ) from error
         if not ids or "cannot take" not in str(error):
             raise

@@ -482,3 +482,10 @@ def test_the_smallest_share_of_some_layers_can_be_asked_for(blocks, resource):
     named = float(str(refused.value).split()[-1])
     found = swept(model, x, kept=named, resource=resource, within=["h.*"])
     assert found.kept[f"{resource} within"] <= named
+
+
+def test_what_is_no_network_and_no_profile_is_said(x):
+    with pytest.raises(TypeError, match="model is the class Linear; pass a network"):
+        lowrank_utils.compress(nn.Linear, x, kept=0.6)
+    with pytest.raises(TypeError, match="predict reads a profile, not a network"):
+        lowrank_utils.predict(net())

@@ -17,7 +17,13 @@ from lowrank_utils.workbook import prediction as measured
 
 @pytest.fixture(scope="module")
 def rows():
-    return measured.published()
+    return measured.parts(measured.published())[0]
+
+
+def test_the_scale_for_tokens_is_fitted_to_the_rows():
+    again, known = prediction.fit(measured.parts(measured.published())[1]), prediction.TOKENS
+    assert again.scale == pytest.approx(known.scale, abs=2e-3)
+    assert again.factor == pytest.approx(known.factor, rel=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -127,10 +133,12 @@ def test_rows_are_measured_on_validation_images():
     assert 0 < found["rise"].item() < found["divergence"].item() < 1
 
 
-def test_the_picture_shows_every_network(rows):
+def test_the_picture_shows_every_network():
+    rows = measured.published()
     said = plots.described(measured.figure(rows))
     assert all(f"{a} {b}" in said for a, b, _ in measured.NETWORKS)
-    assert "factor of" in measured.section(rows)
+    assert all(f"{text} smollm2-135m" in said for text in measured.TEXTS)
+    assert "factor of" in measured.section(rows) and "A text is predicted" in measured.section(rows)
 
 
 def _tokens(texts=("a", "b"), noise=0.0):

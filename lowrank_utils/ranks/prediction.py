@@ -59,7 +59,8 @@ TOKENS = Calibration((0.0, 1.0, 0.0, 0.0), 1.0, (float("nan"), 1.0))
 class Prediction:
     """What to expect at each budget: a ``table`` with one row a budget, and the ``plans`` by share kept.
 
-    Columns: kept; rise (predicted rise of the loss, nats, as the search adds it up); divergence (expected
+    Columns: kept; rise (predicted rise of the loss, nats, as the search adds it up), positions and entropy (of the answers, nats),
+    from which the rest is made (see `divergence`); divergence (expected
     Kullback-Leibler divergence of the compressed network's answers from the dense ones, nats an answer); low, high (90 % of
     the networks left out of the calibration lay between them; of a language model all rows of the text left out); lost
     (expected points of accuracy lost; NaN of a language model); note.
@@ -69,6 +70,9 @@ class Prediction:
     plans: dict[float, dict[str, Entry]] = field(repr=False)
     resource: str = "macs"
     note: str = ""
+
+    def _repr_html_(self) -> str:
+        return self.table.to_html(index=False, float_format="{:.3g}".format) + f"<p>{self.note}</p>" * bool(self.note)
 
     def __str__(self) -> str:
         return "\n".join(
@@ -235,7 +239,9 @@ def _told(rows, known):
     table["lost"] = lost(table["divergence"], known.accuracy)
     if known is TOKENS:
         return table[COLUMNS]
-    few = f"Below {LEAST} nats, where no loss of accuracy was measured; the figure itself is not calibrated."
+    few = (
+        f"Below {LEAST} nats. Networks that moved so little lost no accuracy that could be measured; take lost as zero."
+    )
     far = f"Above {TRUSTED:g} nat the prediction is not to be trusted."
     table.loc[table["divergence"] < LEAST, "note"] = few
     table.loc[table["high"] > TRUSTED, "note"] = "The interval reaches above 1 nat, where few networks were measured."

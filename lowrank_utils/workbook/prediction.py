@@ -130,20 +130,29 @@ def divergences(dense: nn.Module, small: nn.Module, images: torch.Tensor, batch:
 published = partial(rivals.published, NAME)
 
 
+def parts(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return (rows of networks with one answer an input, rows of networks that answer every token)."""
+    tokens = rows.get("answers", pd.Series(1, rows.index)) > 1
+    return rows[~tokens], rows[tokens]
+
+
 def figure(rows: pd.DataFrame) -> Figure:
     """Return predicted against measured divergence, each network predicted by a fit to the others; two panels.
 
-    The left one holds the raw rise of the loss, the right one the calibrated prediction with its 90 % interval.
+    The left one holds the raw rise of the loss, the right one the calibrated prediction with its 90 % interval. Of a language
+    model it is the text that is left out.
     """
     names = rows["dataset"] + " " + rows["network"]
-    factor = float(prediction.errors(rows).quantile(0.9))
+    images, tokens = parts(rows)
+    factor = float(prediction.errors(images).quantile(0.9))
+    apart = pd.concat([prediction.left_out(part) for part in (images, tokens) if len(part)]).loc[rows.index]
     drawn, axes = plots.canvas(2, width=4.8, height=4.2, sharey=True)
     panels = (
         (rows["rise"], "raw predicted rise of the loss"),
-        (prediction.left_out(rows), "calibrated, network left out"),
+        (apart, "calibrated, network left out"),
     )
     shown = rows["divergence"] >= prediction.LEAST
-    markers = "osD^vPX*"
+    markers = "osD^vPX*h<"
     for axis, (predicted, title) in zip(axes, panels):
         for i, name in enumerate(names.unique()):
             mine = (names == name) & shown
@@ -163,17 +172,29 @@ def figure(rows: pd.DataFrame) -> Figure:
 
 def section(rows: pd.DataFrame) -> str:
     """Return the part of the gallery's page that shows the picture, with its numbers computed from `rows`."""
-    missed = prediction.errors(rows)
+    images, tokens = parts(rows)
+    missed = prediction.errors(images)
     return f"""## Predicted before cutting
 
 ![Predicted against measured divergence of compressed networks, each predicted from the others](prediction.png)
 
 Divergence of the compressed network's answers from the dense ones, predicted by `lowrank_utils.predict` and measured on validation
-images after the plain sweep; {rows[["dataset", "network"]].drop_duplicates().shape[0]} networks. On the left is the rise of the loss as the search adds it up; it is too small for most networks, by
+images after the plain sweep; {images[["dataset", "network"]].drop_duplicates().shape[0]} networks. On the left is the rise of the loss as the search adds it up; it is too small for most networks, by
 factors that differ. On the right each network is predicted from the others: half of the predictions miss by less than a factor of
 {missed.median():.1f}, and 90 % by less than {missed.quantile(0.9):.1f} ({len(missed)} rows from {prediction.LEAST} nats on). The public ResNets were trained on these
-validation images. Their deep cuts, above about 0.1 nat, come out too low, and nothing above 1 nat is to be trusted. The rows are `prediction.csv`.
+validation images. Their deep cuts, above about 0.1 nat, come out too low, and nothing above 1 nat is to be trusted. {_of_tokens(tokens)}The rows are `prediction.csv`.
 """
+
+
+def _of_tokens(rows):
+    if not len(rows):
+        return ""
+    raw = rows["divergence"] / rows["rise"]
+    return (
+        f"A language model answers every token, and has a scale of its own: SmolLM2-135M, {rows['dataset'].nunique()} texts, factors "
+        f"layer by layer. The measured divergence is {raw.min():.1f} to {raw.max():.1f} times the rise that the search adds up. A text is "
+        f"predicted from the other within a factor of {prediction.errors(rows).max():.1f}; for another language model nothing was measured. "
+    )
 
 
 def renew(path: str | Path | None = None) -> pd.DataFrame:

@@ -257,7 +257,7 @@ def about_speed(table: pd.DataFrame) -> str:
     less = sum(min(r["batch 1"], r["batch 64"]) < r["on paper"] for r in table.to_dict("records"))
     return (
         f"With {row['MACs kept']:.0%} of the MACs, the network should be {row['on paper']:.1f} times faster. It is {row['batch 1']:.1f} times faster for "
-        f"one image and {row['batch 64']:.1f} times for 64. At {less} of {len(table)} sizes, less arrives than was saved on paper."
+        f"one image and {row['batch 64']:.1f} times for 64. At {less} of {len(table)} sizes the network gained less speed than the MACs promise."
     )
 
 
@@ -418,7 +418,7 @@ def about_images(table: pd.DataFrame) -> str:
         if behind
         else "None of them is behind plain factors."
     )
-    return f"Plain factors reach {plain:.1%} of the validation images. Sequential factors reach {told} calibration images. {end}"
+    return f"With plain factors the network is right on {plain:.1%} of the validation images. With sequential factors it is right on {told} calibration images. {end}"
 
 
 # ---- tables and pictures of the gallery ------------------------------------------------------------------------------

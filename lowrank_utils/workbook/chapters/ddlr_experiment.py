@@ -122,7 +122,7 @@ def _constraints_kept(lab, net, asked):
         "feasible": bool(on_samples["feasible"].all()),
         "error": on_samples["error"].max(),
         "sign": on_samples["sign"].max(),
-        "error, refit's inputs": own_inputs["error"].max(),
+        "error, compressed inputs": own_inputs["error"].max(),
     }
 
 

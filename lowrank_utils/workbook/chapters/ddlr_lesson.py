@@ -476,7 +476,9 @@ def own_sizes(rows: pd.DataFrame) -> pd.DataFrame:
                 if not len(curve) or dense["valid_accuracy"].isna().any():
                     continue
                 found = verdicts.smallest_size(curve, dense, points)["kept"]
-                cells[f"{chooser}, {words}", f"at most {points} points lost"] = _sizes_in_words(found)
+                cells[f"{chooser}, {words}", f"at most {points} point{'s' * (points != 1)} lost"] = _sizes_in_words(
+                    found
+                )
     return pd.Series(cells, dtype=object).unstack().fillna("-") if cells else pd.DataFrame()
 
 
@@ -498,7 +500,7 @@ def about_layers(rows: pd.DataFrame) -> str:
             continue
         gain = 100 * (both["accuracy"] - both["accuracy_one"])
         other = gain[(both["parameters_kept"] != both["parameters_kept_one"]) | (gain != 0)]
-        start = f"With {words.replace('every layer', 'every layer under the program').replace('classifier dense', 'the classifier dense')}, the choice differs from one epsilon in {len(other)} of {len(both)} networks."
+        start = f"With {words.replace('every layer', 'every layer under the program').replace('classifier dense', 'the classifier dense')}, the search finds another choice than one epsilon for all in {len(other)} of {len(both)} cases, one for each epsilon and seed."
         if len(other) == 1:
             start += f" There it changes the accuracy by {_signed(other.iloc[0])} points."
         elif len(other):

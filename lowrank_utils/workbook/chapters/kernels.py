@@ -279,8 +279,8 @@ def about_errors(table: pd.DataFrame) -> str:
         told.append(f"- {share:.0%} of the MACs: " + "; ".join(f"{name} {a:.0%} and {b:.0%}" for name, a, b in each))
     less = int((by["data-aware"] < by["svd"]).sum())
     return (
-        "The first number is the loss of plain factors, and the second that of data-aware ones.\n\n" + "\n".join(told) + "\n\n"
-        f"Data-aware factors lose less in {less} of {len(by)} cases."
+        "The share of the energy of the outputs that is lost, by plain factors and by data-aware ones:\n\n" + "\n".join(told) + "\n\n"
+        f"At all sizes measured (the list has the smallest and the largest), data-aware factors lose less in {less} of {len(by)} cases."
     )  # fmt: skip
 
 

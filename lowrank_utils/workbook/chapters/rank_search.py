@@ -446,7 +446,10 @@ def about_gains(rows: pd.DataFrame) -> str:
             best = str(each[size].idxmax())
             told.append(f"{each[size].max():+.1f} points at {size:.0%} ({SHOWN.get(best, best)})")
         lines.append(f"- `{network}`, {NAMES.get(str(kind), str(kind))} factors: {', '.join(told)}.")
-    return "The largest gain over one fixed share at each share of the MACs:\n\n" + "\n".join(lines)
+    return (
+        "What the best of the searches gains over one fixed share, at each share of the MACs (a minus: one fixed share is ahead of all of them):\n\n"
+        + "\n".join(lines)
+    )
 
 
 def about_batch_norms(rows: pd.DataFrame) -> str:
@@ -457,7 +460,10 @@ def about_batch_norms(rows: pd.DataFrame) -> str:
         f"- {row['chooser']}: {100 * row['accuracy']:.1f} % as cut, {100 * row['recalibrated']:.1f} % recalibrated; {theirs[row['chooser']]} % in the paper."
         for row in mine.to_dict("records")
     ]
-    return "ResNet-56 with half of the MACs, plain factors, no fine-tuning:\n\n" + "\n".join(lines)
+    return (
+        "ResNet-56 with half of the MACs, plain factors, no fine-tuning, one draw of the images (the results have means of three):\n\n"
+        + "\n".join(lines)
+    )
 
 
 def about_lossless(row: Mapping[str, Any], dense: Mapping[str, Any]) -> str:
