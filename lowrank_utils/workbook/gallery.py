@@ -241,7 +241,7 @@ them; the site has them as CSV). This page is written from them by `python -m lo
 
 Numbers are means over seeds ± standard deviation, in percent of the test images where nothing else is said. *Factored* says which layers a rule may cut: every layer, as ARSVD is
 published, or the hidden layers, with the classifier left dense. *Kept* counts all parameters of the network; of networks with convolutions the share of MACs is held.
-Nothing was trained after the cut but for the column *fine-tuned* of *every other way* and the table *refined without labels*. What the names of methods mean stands in the [glossary](../../docs/glossary.md).
+Nothing was trained after the cut where a column, a table or the section *Controls and rivals* does not say so. What the names of methods mean stands in the [glossary](../../docs/glossary.md).
 Each row names the commit of the code that made it; where this history does not have it, it was folded into a later one.
 
 {shown}
