@@ -1,4 +1,4 @@
-"""Notebooks 01 and 02b as lessons: short cells, numbers and no verdicts, exercises that their solutions answer."""
+"""All notebooks as lessons: short cells, numbers and no verdicts, exercises that their solutions answer."""
 
 import ast
 import re
@@ -8,7 +8,8 @@ import pytest
 
 from lowrank_utils import paths
 
-NAMES = ("01_training", "02b_convolutions")
+NAMES = tuple(sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")))
+UNTIMED = ("01_training", "02b_convolutions")  # where only versions and speeds go uncompared
 LESSONS = [paths.NOTEBOOKS / f"{name}.ipynb" for name in NAMES]
 SOLUTIONS = [paths.SOLUTIONS / f"{name}.ipynb" for name in NAMES]
 
@@ -18,9 +19,10 @@ def cells(path, kind="code"):
 
 
 def checks(path):
-    """The check calls of a notebook, as text without regard to layout."""
+    """What the check calls of a notebook ask: name of the answer, its tolerance and hint. The solution may say it in names of its own."""
     calls = [node for cell in cells(path) for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)]
-    return [ast.unparse(call) for call in calls if getattr(call.func, "id", "") == "check"]
+    found = [call for call in calls if getattr(call.func, "id", "") == "check"]
+    return [[ast.unparse(part) for part in (call.args[0], *(word.value for word in call.keywords))] for call in found]
 
 
 @pytest.mark.parametrize("path", LESSONS + SOLUTIONS, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -28,11 +30,12 @@ def test_cells_are_short_and_state_no_verdict(path):
     for cell in cells(path):
         parameters = "parameters" in cell.metadata.get("tags", [])
         assert parameters or len(cell.source.splitlines()) <= 12, cell.source
-        assert "lambda" not in cell.source, cell.source
+        assert cell.source.count("lambda") <= ("key=lambda" in cell.source), cell.source
         said = "".join(o.get("text", "") for o in cell.outputs)
         assert not re.search(r"(?<!=)\b(True|False)\b", said), said
     ignored = [cell.source for cell in cells(path) if "nbval-ignore-output" in cell.metadata.get("tags", [])]
-    assert all("torch.__version__" in source or "speed" in source for source in ignored)
+    if path.stem in UNTIMED:
+        assert all("torch.__version__" in source or "speed" in source for source in ignored)
 
 
 @pytest.mark.parametrize("lesson, solutions", list(zip(LESSONS, SOLUTIONS)), ids=NAMES)
@@ -43,7 +46,7 @@ def test_lesson_and_solutions_ask_the_same_of_four_answers(lesson, solutions):
     assert [o.text for c in cells(lesson) if "check(\n" in c.source for o in c.outputs] == ["not answered\n"] * 4
 
 
-@pytest.mark.parametrize("path", LESSONS, ids=NAMES)
+@pytest.mark.parametrize("path", LESSONS[1:], ids=NAMES[1:])  # the first holds the glossary
 def test_links_to_the_glossary_have_a_target(path):
     glossary = cells(paths.NOTEBOOKS / "00_low_rank_in_ten_minutes.ipynb", "markdown")
     words = re.findall(r"^##+ (.*)$", "\n".join(cell.source for cell in glossary), re.M)

@@ -71,7 +71,8 @@ def layer_options(profile: Profile, answers: Answers, layers: Sequence[str] | No
 
     Parameters
     ----------
-    profile : of the network, with the calibration inputs that damages are measured on (no labels).
+    profile : of the network, with the calibration inputs that damages are measured on (no labels). On inputs that DDLR's program
+        saw, an answer looks better than it is: other inputs tell more of its damage.
     answers : DDLR's answers, ``{epsilon: {layer: Solution}}``.
     layers : those to choose for; None: all that the answers hold.
 
