@@ -211,7 +211,7 @@ def test_sentences_hold_the_numbers_of_the_rows(rows):
         "DDLR, classifier dense", "DDLR, every layer", "Net-Trim, classifier dense", "Net-Trim, every layer"
     ]  # fmt: skip
     said = ddlr_lesson.about_layers(rows)
-    assert "of 2 networks" in said and "every layer under the program" in said
+    assert "of 2 cases" in said and "every layer under the program" in said
     means = 100 * ddlr.named(rows).query("budget == 0.3").groupby("method")["accuracy"].mean()
     line = ddlr_lesson.about_equal_size(rows, (0.3,))
     assert f"{means.max():.1f} %" in line and means.idxmax() in line

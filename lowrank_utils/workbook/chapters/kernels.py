@@ -185,7 +185,7 @@ def unfolded(layer: nn.Conv2d, outputs: int = 3, inputs: int = 3) -> Figure:
         axis.add_patch(Rectangle(corner, *size, fill=False, edgecolor=MARK, linewidth=2.5))
         axis.text(x, y - 0.6, f"{scheme}: {matrix.shape[0]} x {matrix.shape[1]}", fontsize=9, va="bottom")
     bottom = max(below + o, o * high * wide)
-    axis.set(xlim=(-0.5, places["input"][0] + i + 4), ylim=(bottom + 0.5, -3.5), aspect="equal")
+    axis.set(xlim=(-0.5, places[-1][0] + i + 4), ylim=(bottom + 0.5, -3.5), aspect="equal")
     return figure
 
 
