@@ -40,7 +40,7 @@ ONE_MODEL = (
 @dataclass(frozen=True)
 class Calibration:
     """``scale``: a, b, c, d of log divergence = a + b log rise + c log positions + d log entropy; ``factor``: 90 % of the
-    divergences of networks left out of the fit lie within it; ``accuracy``: k, p of points lost = k divergence^p."""
+    rows of networks left out of the fit lie within it, all rows together; ``accuracy``: k, p of points lost = k divergence^p."""
 
     scale: tuple[float, float, float, float]
     factor: float
@@ -63,7 +63,7 @@ class Prediction:
     Columns: kept; rise (predicted rise of the loss, nats, as the search adds it up), positions and entropy (of the answers, nats),
     from which the rest is made (see `divergence`); divergence (expected
     Kullback-Leibler divergence of the compressed network's answers from the dense ones, nats an answer); low, high (90 % of
-    the networks left out of the calibration lay between them; of a language model all rows of the text left out); lost
+    the rows of networks left out of the calibration lay between them; of a language model all rows of the text left out); lost
     (expected points of accuracy lost; NaN of a language model); note.
     """
 
