@@ -1,5 +1,6 @@
 """What several tests share: toy projects whose notebooks take a second."""
 
+import ast
 import contextlib
 import os
 import signal
@@ -145,3 +146,15 @@ def project(tmp_path, monkeypatch):
     for name, path in own.items():
         monkeypatch.setattr(paths, name, root / path.relative_to(own["ROOT"]))
     return make_project(root)
+
+
+def notebook_cells(path, kind="code"):
+    """The cells of a notebook of one kind."""
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def check_calls(path):
+    """The check calls of a notebook, as text without regard to layout."""
+    trees = [ast.parse(cell.source) for cell in notebook_cells(path)]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [ast.unparse(call) for call in calls if getattr(call.func, "id", "") == "check"]

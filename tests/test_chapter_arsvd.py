@@ -1,6 +1,5 @@
 """Chapters 01 and 02: the experiments' rows, and what figures and tables read from them."""
 
-import ast
 import re
 
 import nbformat
@@ -10,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from conftest import check_calls as checks
+from conftest import notebook_cells as cells
 from lowrank_utils import paths
 from lowrank_utils.lab import columns, data
 from lowrank_utils.lab.training import Recipe, fit
@@ -274,16 +275,6 @@ def test_a_curve_without_an_answer_says_so_in_the_figure(answer):
     assert len(axis.lines) == 1 and "no answer of 2 numbers yet" in axis.texts[-1].get_text()
     (axis,) = arsvd.calibration_curve([10, 30], 0.5, [0.4, 0.6]).axes
     assert axis.lines[1].get_ydata().tolist() == [0.4, 0.6]
-
-
-def cells(path):
-    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-
-
-def checks(path):
-    """The check calls of a notebook, as text without regard to layout."""
-    calls = [node for cell in cells(path) for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)]
-    return [ast.unparse(call) for call in calls if getattr(call.func, "id", "") == "check"]
 
 
 @pytest.mark.parametrize("path", [NOTEBOOK, SOLUTIONS], ids=["lesson", "solutions"])

@@ -1,6 +1,5 @@
 """Chapter 03: the ways to prune, their rows, what figures, tables and sentences read from them, and the lesson's cells."""
 
-import ast
 import re
 
 import nbformat
@@ -10,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from conftest import check_calls as checks
+from conftest import notebook_cells as cells
 from lowrank_utils import paths
 from lowrank_utils.lab import columns, data, score, training
 from lowrank_utils.network.profile import plan_cost
@@ -354,16 +355,6 @@ def test_a_curve_without_an_answer_says_so_in_the_figure(answer):
 
 
 # ---- the notebook and its solutions
-
-
-def cells(path):
-    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-
-
-def checks(path):
-    """The check calls of a notebook, as text without regard to layout."""
-    calls = [node for cell in cells(path) for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)]
-    return [ast.unparse(call) for call in calls if getattr(call.func, "id", "") == "check"]
 
 
 @pytest.mark.parametrize("path", [NOTEBOOK, SOLUTIONS], ids=["lesson", "solutions"])

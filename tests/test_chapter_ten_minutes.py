@@ -3,7 +3,6 @@
 import ast
 import re
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +10,8 @@ import torch
 from torch import nn
 
 import lowrank_utils
+from conftest import check_calls as checks
+from conftest import notebook_cells as cells
 from lowrank_utils import paths
 from lowrank_utils.lab import columns, data, models
 from lowrank_utils.lab.training import Recipe, fit
@@ -289,17 +290,6 @@ def test_an_answer_is_drawn_beside_the_trained_layer():
 
 
 # ---- the notebook
-
-
-def cells(path, kind="code"):
-    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
-
-
-def checks(path):
-    """The check calls of a notebook, as text without regard to layout."""
-    trees = [ast.parse(cell.source) for cell in cells(path)]
-    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    return [ast.unparse(call) for call in calls if getattr(call.func, "id", "") == "check"]
 
 
 @pytest.mark.parametrize("path", [NOTEBOOK, SOLUTIONS], ids=["lesson", "solutions"])

@@ -3,26 +3,23 @@
 import ast
 import re
 
-import nbformat
 import pytest
 
+from conftest import check_calls as checks
+from conftest import notebook_cells as cells
 from lowrank_utils import paths
 
 NAMES = tuple(sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")))
 UNTIMED = ("01_training", "02b_convolutions")  # where only versions and speeds go uncompared
+OWN_NAMES = ("05_rank_search", "06_side_by_side")  # whose solutions build what a check expects under other names
 LESSONS = [paths.NOTEBOOKS / f"{name}.ipynb" for name in NAMES]
 SOLUTIONS = [paths.SOLUTIONS / f"{name}.ipynb" for name in NAMES]
 
 
-def cells(path, kind="code"):
-    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
-
-
-def checks(path):
-    """What the check calls of a notebook ask: name of the answer, its tolerance and hint. The solution may say it in names of its own."""
-    calls = [node for cell in cells(path) for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)]
-    found = [call for call in calls if getattr(call.func, "id", "") == "check"]
-    return [[ast.unparse(part) for part in (call.args[0], *(word.value for word in call.keywords))] for call in found]
+def asked_in_any_names(call):
+    """What a check asks, without the expected value: name of the answer, tolerance, hint."""
+    call = ast.parse(call).body[0].value
+    return [ast.unparse(part) for part in (call.args[0], *(word.value for word in call.keywords))]
 
 
 @pytest.mark.parametrize("path", LESSONS + SOLUTIONS, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -41,7 +38,10 @@ def test_cells_are_short_and_state_no_verdict(path):
 @pytest.mark.parametrize("lesson, solutions", list(zip(LESSONS, SOLUTIONS)), ids=NAMES)
 def test_lesson_and_solutions_ask_the_same_of_four_answers(lesson, solutions):
     asked = checks(lesson)
-    assert len(asked) == 4 and checks(solutions) == asked
+    answered = checks(solutions)
+    assert len(asked) == 4 and [*map(asked_in_any_names, answered)] == [*map(asked_in_any_names, asked)]
+    if lesson.stem not in OWN_NAMES:
+        assert answered == asked
     assert [o.text for c in cells(solutions) if "check(" in c.source for o in c.outputs] == ["right\n"] * 4
     assert [o.text for c in cells(lesson) if "check(\n" in c.source for o in c.outputs] == ["not answered\n"] * 4
 

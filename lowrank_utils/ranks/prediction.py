@@ -118,7 +118,7 @@ def left_out(rows: pd.DataFrame) -> pd.Series:
     `rows` have the columns dataset, network, rise, positions, entropy (nats) and divergence (nats, measured), all of networks
     with one answer an input or all of networks that answer every token. Of the latter there is one; a data set (text) is left out.
     """
-    fitted = _line if _of_tokens(rows).any() else _scale
+    fitted = _line if of_tokens(rows).any() else _scale
     name, found = rows["dataset"] + " " + rows["network"], pd.Series(np.nan, rows.index)
     for each in name.unique():
         mine = rows[name == each]
@@ -126,7 +126,8 @@ def left_out(rows: pd.DataFrame) -> pd.Series:
     return found
 
 
-def _of_tokens(rows):
+def of_tokens(rows: pd.DataFrame) -> pd.Series:
+    """Return which measured `rows` are of a network that answers every token (column answers above 1; one answer without it)."""
     return rows.get("answers", pd.Series(1, rows.index)) > 1
 
 
@@ -144,7 +145,7 @@ def fit(rows: pd.DataFrame) -> Calibration:
     Rows of networks that answer every token (column answers above 1) are fitted by themselves, by the rise alone.
     Raises ValueError for rows of fewer than three networks, or two texts.
     """
-    if _of_tokens(rows).any():
+    if of_tokens(rows).any():
         return _fit_tokens(rows)
     if (rows["dataset"] + rows["network"]).nunique() < 3:
         raise ValueError("a calibration needs measured rows of at least three networks")
@@ -156,7 +157,7 @@ def fit(rows: pd.DataFrame) -> Calibration:
 
 
 def _fit_tokens(rows):
-    if rows["dataset"].nunique() < 2 or not _of_tokens(rows).all():
+    if rows["dataset"].nunique() < 2 or not of_tokens(rows).all():
         raise ValueError("a calibration for tokens needs measured rows of at least two texts, and of nothing else")
     return Calibration(_line(rows), float(errors(rows).max()), TOKENS.accuracy)
 

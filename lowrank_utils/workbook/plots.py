@@ -145,6 +145,13 @@ def _height(line: Any) -> float:
     return float(np.mean(line.get_ydata()))
 
 
+def count_ticks(axis: Axes, counts: Sequence[int]) -> None:
+    """Put the ticks of a logarithmic horizontal axis at `counts`, as whole numbers. Set its scale first."""
+    axis.xaxis.set_major_locator(FixedLocator(counts))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+
+
 def name_ends(
     axis: Axes,
     ends: Mapping[str, tuple[float, float]],

@@ -132,7 +132,7 @@ published = partial(rivals.published, NAME)
 
 def parts(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return (rows of networks with one answer an input, rows of networks that answer every token)."""
-    tokens = rows.get("answers", pd.Series(1, rows.index)) > 1
+    tokens = prediction.of_tokens(rows)
     return rows[~tokens], rows[tokens]
 
 

@@ -30,6 +30,7 @@ from lowrank_utils.workbook.plots import (
     COLOURS,
     canvas,
     colour_of,
+    count_ticks,
     draw_signed,
     frontier,
     in_order,
@@ -587,9 +588,7 @@ def calibration_curve(counts: Sequence[int], plain: float, answer: Any) -> Figur
     )
     axis.set(xscale="log", xlabel="calibration images", ylabel="accuracy, validation images", ylim=(0, 1))
     axis.set_xlim(0.8 * counts[0], 1.8 * counts[-1])
-    axis.xaxis.set_major_locator(FixedLocator(counts))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter("{x:,.0f}")
+    count_ticks(axis, counts)
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     found = as_numbers(answer)
     if found is None or found.shape != (len(counts),):

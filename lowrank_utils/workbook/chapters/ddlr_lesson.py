@@ -13,7 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
-from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 from torch import nn
 
 from lowrank_utils.factors import ddlr as layer_ddlr
@@ -31,7 +31,7 @@ from lowrank_utils.workbook.chapters.ddlr import (
 )
 from lowrank_utils.workbook.chapters.ddlr_experiment import Laboratory
 from lowrank_utils.workbook.chapters.ten_minutes import as_numbers
-from lowrank_utils.workbook.plots import canvas, colour_of, draw_signed, name_ends, tiles
+from lowrank_utils.workbook.plots import canvas, colour_of, count_ticks, draw_signed, name_ends, tiles
 
 DRAWN = 6  # units whose weights are drawn
 SAMPLED = 4000  # outputs of a layer that are drawn
@@ -401,9 +401,7 @@ def error_curve(counts: Sequence[int], epsilon: float, answer: Any) -> Figure:
     axis.annotate("allowed on the samples", (counts[0], epsilon), (0, 4), textcoords="offset points", fontsize=9)
     axis.set(xscale="log", xlabel="samples in the program", ylabel="relative error, validation images")
     axis.set(xlim=(0.9 * counts[0], 1.5 * counts[-1]), ylim=(0, 3 * epsilon))
-    axis.xaxis.set_major_locator(FixedLocator(counts))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter("{x:,.0f}")
+    count_ticks(axis, counts)
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     found = as_numbers(answer)
     if found is None or found.shape != (len(counts),):
