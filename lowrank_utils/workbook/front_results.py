@@ -158,8 +158,23 @@ def convex(tables: Tables) -> str:
         f"As posed, with every layer under the program, DDLR cuts the classifier too. So the next numbers leave the classifier dense, cut both programs to the same size, and refit both by least squares on the same images. "
         f"They are the accuracy with 5, 10 and 20 % of the parameters of LeNet-300-100. {' '.join(parts)} On the CIFAR-10 MLP, one seed, it is {mlp['DDLR, cut, refit']} % for DDLR, "
         f"{mlp['Net-Trim, cut, refit, with indices']} % for Net-Trim with its indices counted, and {mlp['data-aware']} % for data-aware factors. "
-        "These rows are not on equal terms: the convex programs saw 1 000 images (500 of CIFAR-10), the refits and the other methods 5 000 (2 000).\n\n"
+        f"{_unequal(table)}\n\n"
         "A fit at a given rank needs no epsilon. What only the convex programs have is a proof: a certified gap for every answer as posed. Cutting and refitting give it up."
+    )
+
+
+def _unequal(table):
+    # which runs are not on equal terms, by the images that the methods saw
+    told = []
+    for row in table.rows:
+        own, *rest = row["images"].split(", others ")
+        if rest:
+            where = f"{(NETWORKS | {'mlp': 'the MLP'}).get(row['network'], row['network'])} on {SETS[row['data set']]}"
+            told.append(f"{where} ({own} for the convex programs, {rest[0]} for the refits and the other methods)")
+    return (
+        f"Not on equal terms, by the number of training images, are {', '.join(told)}."
+        if told
+        else "All methods saw the same images."
     )
 
 
