@@ -243,12 +243,17 @@ def predict(
     *,
     resource: str = "macs",
     floor: float = 0.1,
+    images: int = prediction.IMAGES,
 ) -> prediction.Prediction:
     """Return what `compress` without refinement can be expected to cost at each budget, before anything is cut.
 
     `profile`: of `lowrank_utils.profile`, with calibration inputs; ``samples=20_000, estimator="signs", draws=1`` is what
     `compress` takes. Where it names no dense layers, those of `compress` stay dense. Budgets out of reach become rows
     with a note. See `prediction.Prediction` for the columns; raises ValueError as `compress` does.
+
+    The columns lost_low and lost_high are a range for the points of accuracy lost, as `images` test images would show them. It
+    holds the error of the prediction and the chance of the images. Of networks left out of the fit, 90 % of the measured losses
+    lay inside; all of them had been measured on 143 to 2 000 images.
 
     >>> network = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 5))
     >>> found = predict(profile.profile(network, torch.randn(64, 20)), (0.6, 0.01))
@@ -261,7 +266,12 @@ def predict(
     read = profile if profile.dense else _by_default(profile)
     kept = [kept] if isinstance(kept, (int, float)) else kept
     return prediction.curve(
-        read, kept, lambda options, share: _share(read, options, share, resource), resource=resource, floor=floor
+        read,
+        kept,
+        lambda options, share: _share(read, options, share, resource),
+        resource=resource,
+        floor=floor,
+        images=images,
     )
 
 

@@ -11,6 +11,7 @@ from test_pages import browser, in_browser, page_of  # noqa: F401
 from lowrank_utils import compression, paths
 from lowrank_utils.lab import data, training
 from lowrank_utils.network.profile import profile
+from lowrank_utils.ranks import prediction
 from lowrank_utils.workbook import explorer, explorer_page
 from lowrank_utils.workbook.site import build
 
@@ -72,6 +73,17 @@ def test_plans_and_predictions_are_those_of_the_package(held, digits):
         dense = next(own for own in held["networks"] if own["name"] == "lenet300-digits")["dense"]["accuracy"]
         assert told["predicted"] == pytest.approx(dense - row["lost"] / 100, abs=2e-5)
         assert told["low"] <= told["predicted"] <= told["high"]
+        least, most = prediction.lost_range(row["divergence"], 360)
+        assert (told["low"], told["high"]) == pytest.approx((dense - most / 100, min(1, dense - least / 100)), abs=1e-3)
+
+
+def test_nine_in_ten_measured_accuracies_of_the_exact_search_lie_in_the_range(held):
+    found = []
+    for own in held["networks"]:
+        rows = [row for row in own["measured"]["exact"] if row[1] is not None] or own["published"]["exact"]
+        told = [(row[1], explorer.answer(held, own["name"], "exact", row[0])) for row in rows]
+        found += [each["low"] <= right <= each["high"] for right, each in told if each["predicted"] is not None]
+    assert len(found) > 80 and np.mean(found) >= held["share"] - 0.03
 
 
 @pytest.mark.slow
@@ -114,7 +126,7 @@ def test_a_small_network_is_computed_anew_and_kept(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [('{"schema":1,"netw', "cut short"), ("[]", "version None"), ('{"schema":0,"networks":[]}', "version 0")],
+    [('{"schema":2,"netw', "cut short"), ("[]", "version None"), ('{"schema":0,"networks":[]}', "version 0")],
 )
 def test_a_damaged_file_is_refused_in_a_sentence(tmp_path, content, said):
     path = tmp_path / "explorer.json"
@@ -203,6 +215,10 @@ def test_dragging_shows_what_python_answers(opened, held, network):
             for name in ("measured", "predicted", "macs", "parameters", "faster"):
                 wanted = None if expected[name] is None else pytest.approx(expected[name], rel=1e-12)
                 assert shown[name] == wanted, (budget, chooser, name)
+            said = opened.text_content(f'#ex-table tr[data-chooser="{chooser}"] td[data-name="predicted"]')
+            ends = [float(number) for number in re.findall(r"([\d.]+) %", said)]
+            wanted = [expected[name] for name in ("predicted", "low", "high") if expected[name] is not None]
+            assert ends == pytest.approx([100 * share for share in wanted], abs=0.051)
         plan = explorer.answer(held, network, "fixed", budget)["plan"]
         words = opened.eval_on_selector_all(
             "#ex-layers tbody tr", "rows => rows.map(r => [...r.cells].pop().textContent)"
@@ -325,7 +341,7 @@ def test_a_page_that_is_cut_short_says_so(browser, alone, tmp_path, how):  # noq
     elif how == "numbers gone":
         text = re.sub(r'(id="explorer-data">).*?</script>', r"\1</script>", text, flags=re.S)
     else:
-        text = text.replace('id="explorer-data">{"schema":1', 'id="explorer-data">{"schema":7')
+        text = text.replace('id="explorer-data">{"schema":2', 'id="explorer-data">{"schema":7')
     (tmp_path / "explorer.html").write_text(text)
     with page_of(browser) as (page, complaints):
         page.goto((tmp_path / "explorer.html").as_uri())

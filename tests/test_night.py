@@ -1,21 +1,27 @@
 """night.py: the gallery's jobs on a toy project, killed at every moment that a night may have."""
 
+import contextlib
 import errno
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pandas as pd
+import psutil
 import pytest
 
 from conftest import mounted, wait_for, write_notebook
 from lowrank_utils import paths
-from lowrank_utils.workbook import gallery, night, runs
+from lowrank_utils.lab import data
+from lowrank_utils.workbook import batch_norm, explorer, gallery, language, night, runs
 
 PLAN = """\
 notebooks:
@@ -145,6 +151,143 @@ def test_killed_it_ends_with_the_same_rows(toy, victim):
     assert rows_of(toy) == EXPECTED
 
 
+# ---- killed at any moment --------------------------------------------------------------------------------------------
+
+STEPS = """\
+import time
+from lowrank_utils import paths
+from lowrank_utils.workbook import results
+import numpy as np
+rows = []
+for step in range(4):
+    left = np.linalg.svd(np.random.default_rng([seed, step]).normal(size=(40, 30)), compute_uv=False)
+    rows.append({"chooser": "energy", "factors": "svd", "scope": "every layer", "budget_kind": "kept", "budget": (step + 1) / 4, "stored_as": "low rank", "dataset": "toys", "network": "mlp", "accuracy": left[step] / left.sum()})
+    time.sleep(0.2)
+while seed == 1 and (paths.ROOT / "hold").exists():
+    time.sleep(0.05)
+results.save(output_folder, rows)
+"""
+SECTION = """\
+import time
+from functools import partial
+import matplotlib.pyplot as plt
+from lowrank_utils.workbook import results, rivals
+
+NAME = "spectra"
+published = partial(rivals.published, NAME)
+
+def renew(path=None):
+    def row(asked):
+        time.sleep(0.4)
+        return {**asked, "lost": asked["kept"] ** 0.5 / 3}
+    return results.completed(path, [{"kept": k / 8} for k in range(1, 7)], row)
+
+def figure(rows):
+    return plt.figure()
+
+def section(rows):
+    return f"## Spectra\\n\\n{len(rows)} rows\\n"
+"""
+AHEAD = """\
+import lowrank_utils.workbook
+lowrank_utils.workbook.__path__.insert(0, {place!r})
+"""
+
+
+@pytest.fixture
+def brief(toy, tmp_path, monkeypatch):
+    """A night of two notebooks of a second each and one section, which takes the place of `spectra` in every process."""
+    for path in (toy.first, toy.second):
+        write_notebook(path, STEPS)
+    (paths.GALLERY / "plan.yaml").write_text(PLAN.replace("seeds: [0, 1]", "seeds: [1]") + "sections: {spectra: 1}\n")
+    (tmp_path / "ahead").mkdir()
+    (tmp_path / "ahead" / "spectra.py").write_text(SECTION)
+    (tmp_path / "ahead" / "sitecustomize.py").write_text(AHEAD.format(place=str(tmp_path / "ahead")))
+    found = os.pathsep.join(filter(None, (str(tmp_path / "ahead"), os.environ.get("PYTHONPATH"))))
+    # the environment of `toy.start` was made before
+    start = partial(toy.start, env={**os.environ, "LOWRANK_ROOT": str(toy.root), "PYTHONPATH": found})
+    return SimpleNamespace(root=toy.root, start=start)
+
+
+def processes(command, kind):
+    """Return the processes of one kind that a running `command` has: itself, its Dask workers, or kernels of notebooks."""
+    word = {"worker": "multiprocessing.spawn", "kernel": "ipykernel_launcher"}.get(kind)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        own = psutil.Process(command.pid)
+        if word is None:
+            return [own] * own.is_running()
+        return [each for each in own.children(recursive=True) if word in " ".join(_words(each))]
+    return []
+
+
+def _words(process):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.cmdline()
+    return []
+
+
+def struck(made, seed, longest=5.0):
+    """Start a night, kill command, worker and kernel in any order at random moments, go on until it is done; return what was killed."""
+    chance, told = random.Random(seed), []
+    victims = chance.sample(["command", "worker", "kernel"], 3)
+    (made.root / "hold").touch()  # one job waits for the last of them, so that none comes too late
+    how = {"start_new_session": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    command = made.start("gallery", "--quiet", "--workers", "1", **how)
+    try:
+        for victim in victims:
+            time.sleep(chance.uniform(0, longest))
+            end = time.time() + 300
+            while not (found := command.poll() is None and processes(command, victim)):
+                assert time.time() < end, f"there is no {victim} to be killed after {told}"
+                if command.poll() is not None:  # what was killed before has ended it
+                    command = made.start("gallery", "--quiet", "--workers", "1", **how)
+                time.sleep(0.05)
+            chosen = chance.choice(found)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                chosen.send_signal(signal.SIGKILL)
+                told.append(victim)
+        (made.root / "hold").unlink()
+        ended = SimpleNamespace(code=command.wait(timeout=300), err="")
+    finally:
+        (made.root / "hold").unlink(missing_ok=True)
+        if command.poll() is None:
+            os.killpg(command.pid, signal.SIGKILL)
+    for _ in range(2):
+        ended = ended if ended.code == 0 else night_of(made)
+    assert ended.code == 0, f"after {told} it does not end: {ended.err}"
+    return told
+
+
+def published_by(made):
+    """Return the rows that a night has left, without what tells of time and place, and the jobs that are on record as done."""
+    held = made.root / "outputs" / "gallery"
+    table = pd.read_parquet(held / "results.parquet").sort_values(["notebook", "seed", "budget"])
+    records = [json.loads(path.read_text()) for path in sorted((held / "jobs").glob("*.record.json"))]
+    left = sorted(path.name for path in (held / "jobs").iterdir() if not path.name.endswith(".record.json"))
+    return {
+        "rows": table.drop(columns=["finished", "seconds"], errors="ignore").to_csv(index=False),
+        "section": (held / "spectra.csv").read_text(),
+        "page": (held / "README.md").read_text(),
+        "records": [{key: each.get(key) for key in ("name", "status", "code", "parameters")} for each in records],
+        "left": left,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", [int(word) for word in os.environ.get("LOWRANK_KILLS", "0").split()])
+def test_killed_at_random_moments_it_ends_with_the_same_rows(brief, seed):
+    assert night_of(brief).code == 0
+    undisturbed = published_by(brief)
+    assert len(undisturbed["records"]) == 3 and undisturbed["left"] == []
+    for path in paths.GALLERY.iterdir():
+        if path.name != "plan.yaml":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(paths.RUNS)
+    assert sorted(struck(brief, seed)) == ["command", "kernel", "worker"]
+    assert published_by(brief) == undisturbed
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_failed_job_stops_no_other_and_is_tried_again(toy):
@@ -185,6 +328,13 @@ def test_a_clone_goes_on_from_rows_that_were_not_published_yet(toy):
     assert paths.GALLERY / "results.parquet" in written and not list(night.folder().glob("*.parquet"))
     assert len(gallery._published(paths.GALLERY)) == 1
     assert night.publish() == []
+
+
+def test_rows_that_were_cut_off_before_their_record_wait_for_it(toy):
+    finished()
+    (night.folder() / "01_first-seed0.record.json").unlink()
+    assert next(each for each in night.planned() if each.name == "01_first-seed0").state == night.PART
+    assert night.publish() == [] and len(list(night.folder().glob("*.parquet"))) == 1
 
 
 def test_rows_of_an_older_version_are_converted_or_refused_by_name(toy):
@@ -241,6 +391,15 @@ def test_the_published_plan_has_every_published_row():
     assert night._published_labels() == labels
 
 
+@pytest.mark.slow
+def test_the_pages_say_how_long_all_jobs_take():
+    minutes, text = [work.minutes for work in night.planned()], (paths.DOCS / "running.md").read_text()
+    told = re.search(r"about (\d+) hours on one core and (\d+) hours on two", text)
+    assert [float(hours) for hours in told.groups()] == pytest.approx(
+        [sum(minutes) / 60, night._hours(minutes, 2)], rel=0.25
+    )
+
+
 def test_every_section_of_the_gallery_has_a_job():
     _, sections = night.read_plan(paths.GALLERY / "plan.yaml")
     assert set(sections) == set(night.SECTIONS)
@@ -290,3 +449,24 @@ def test_a_section_is_renewed_into_a_file_of_its_own_and_takes_its_place_in_the_
     assert found == {"lenet300": 0.7, "vgg_small": 0.6}
     monkeypatch.setattr(night.Section, "renew", lambda self, path: time.sleep(0))
     assert night._measure("batch-norm", str(night._made(paths.RUNS / night.SCRATCH)), 1) == ""
+    night._keep(night.Work("batch-norm", 1.0, night.MISSING, "abc", section=night.SECTIONS["batch-norm"]), "")
+    record = night.read_record("batch-norm")
+    assert {"seconds", "versions", "commit", "finished"} <= record.keys() and record["code"] == "abc"
+    assert record["parameters"]["IMAGES"] == batch_norm.IMAGES and record["parameters"]["BUDGET"] == batch_norm.BUDGET
+    assert record["data_fingerprint"] == {"cifar10": data.dataset_fingerprint("cifar10")}
+
+
+def test_sections_name_their_data_and_their_parameters():
+    for name, section in night.SECTIONS.items():
+        path, said = paths.GALLERY / section.table, json.dumps(section.parameters())
+        assert len(said) > 40 and " at 0x" not in said and "function" not in said, name
+        if path.suffix == ".csv" and path.is_file():
+            table = pd.read_csv(path)
+            named = {"dataset", "calibration_text"} & set(table)
+            found = set(table["dataset"]) if "dataset" in named else set(section.data)
+            assert found == set(section.data), name
+    subjects = {subject.dataset for subject in explorer.SUBJECTS}
+    assert subjects == set(night.SECTIONS["explorer"].data)
+    assert night.SECTIONS["language"].data == (language.CORPUS,)
+    assert len(night.SECTIONS["encoder"].fingerprints()["stsbenchmark"]) > 30
+    assert night.SECTIONS["controls-lenet300"].parameters()["network"] == "lenet300"

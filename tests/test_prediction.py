@@ -37,6 +37,25 @@ def test_the_constants_are_fitted_to_the_rows(rows):
     assert again.scale == pytest.approx(known.scale, abs=2e-3)
     assert again.factor == pytest.approx(known.factor, rel=0.01)
     assert again.accuracy == pytest.approx(known.accuracy, rel=0.01)
+    assert again.spread == pytest.approx(known.spread, rel=0.01)
+
+
+def test_the_range_holds_the_stated_share_of_losses_of_networks_left_out(rows):
+    inside, felt = prediction.covered(rows), prediction.left_out(rows) >= prediction.LEAST
+    for some in (inside, inside[felt]):
+        assert some.mean() >= prediction.SHARE - 2 * (prediction.SHARE * (1 - prediction.SHARE) / len(some)) ** 0.5
+    # the divergence alone tells too little: with the factor that holds 90 % of the divergences, less than half lie inside
+    factor, measured_loss = prediction.MEASURED.factor, 100 * (rows["dense_accuracy"] - rows["accuracy"])
+    apart = prediction.left_out(rows)
+    alone = (prediction.lost(apart / factor) <= measured_loss) & (measured_loss <= prediction.lost(apart * factor))
+    assert alone.mean() < 0.5 and inside.sum() == 42 and len(inside) == 45
+
+
+def test_fewer_images_and_deeper_cuts_make_the_range_wider():
+    widths = [np.subtract(*prediction.lost_range(d, n)[::-1]) for d, n in ((0.01, 10_000), (0.01, 100), (0.1, 100))]
+    assert 0 < widths[0] < widths[1] < widths[2]
+    least, most = prediction.lost_range([0.0, 0.5, 50.0], 1000)
+    assert least[0] == most[0] == 0 and most[2] == 100 and (least < most)[1:].all()
 
 
 def test_a_network_left_out_is_predicted_by_the_others_alone(rows):
@@ -61,10 +80,12 @@ def test_a_law_is_found_again():
     for name in ("rise", "positions", "entropy"):
         made[name] = random.uniform(0.05, 0.5, len(made))
     made["divergence"] = prediction.divergence(made["rise"], made["positions"], made["entropy"], (0.5, 1.2, -0.3, 0.2))
+    made["images"] = 2000
     made["dense_accuracy"], made["accuracy"] = 0.9, 0.9 - 0.3 * made["divergence"] ** 0.8
     found = prediction.fit(made)
     assert found.scale == pytest.approx((0.5, 1.2, -0.3, 0.2)) and found.factor == pytest.approx(1)
-    assert found.accuracy == pytest.approx((30, 0.8))
+    assert found.accuracy == pytest.approx((30, 0.8)) and found.spread == pytest.approx(1)
+    assert prediction.covered(made).all()
     with pytest.raises(ValueError, match="at least three networks"):
         prediction.fit(made[made["network"] < "c"])
 
@@ -76,19 +97,22 @@ def test_the_plan_is_that_of_compress_and_smaller_budgets_cost_more(read):
     for name in ("rise", "divergence", "lost"):
         assert table[name].is_monotonic_increasing and (table[name] > 0).all()
     assert (table["low"] < table["divergence"]).all() and (table["divergence"] < table["high"]).all()
+    assert (table["lost_low"] < table["lost"]).all() and (table["lost"] < table["lost_high"]).all()
+    few = lowrank_utils.predict(read, (0.8, 0.6, 0.4), images=100).table
+    assert (few["lost_high"] > table["lost_high"]).all() and few["lost"].equals(table["lost"])
     assert "divergence" in str(found)
 
 
 def test_a_budget_out_of_reach_is_a_row_with_a_note(read):
     table = lowrank_utils.predict(read, (0.6, 0.01)).table.set_index("kept")
     assert np.isfinite(table.loc[0.6, "divergence"])
-    assert table.loc[0.01, ["rise", "divergence", "low", "high", "lost"]].isna().all()
+    assert table.loc[0.01, ["rise", "divergence", "low", "high", "lost", "lost_low", "lost_high"]].isna().all()
     assert "cannot be reached: the smallest possible is 0." in table.loc[0.01, "note"]
 
 
 def test_nothing_cut_costs_nothing(read):
     row = lowrank_utils.predict(read, 1.0).table.iloc[0]
-    assert row["rise"] == row["divergence"] == row["lost"] == 0
+    assert row["rise"] == row["divergence"] == row["lost"] == row["lost_low"] == row["lost_high"] == 0
 
 
 def test_large_predictions_are_not_to_be_trusted(monkeypatch, read):
@@ -107,6 +131,8 @@ def test_bad_input_gets_a_sentence(read):
     for kept, said in (((), "kept is empty"), (0.0, "kept"), ((0.5, float("nan")), "kept")):
         with pytest.raises(ValueError, match=said):
             lowrank_utils.predict(read, kept)
+    with pytest.raises(ValueError, match="images"):
+        lowrank_utils.predict(read, 0.5, images=0)
     with pytest.raises(ValueError, match="unknown resource 'seconds'"):
         lowrank_utils.predict(read, 0.5, resource="seconds")
     with pytest.raises(ValueError, match="calibration"):
@@ -138,6 +164,7 @@ def test_the_picture_shows_every_network():
     said = plots.described(measured.figure(rows))
     assert all(f"{a} {b}" in said for a, b, _ in measured.NETWORKS)
     assert all(f"{text} smollm2-135m" in said for text in measured.TEXTS)
+    assert "holds 42 of 45 measured losses" in measured.section(rows)
     assert "factor of" in measured.section(rows) and "A text is predicted" in measured.section(rows)
 
 

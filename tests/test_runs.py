@@ -322,9 +322,12 @@ def test_a_failure_keeps_what_was_finished(project):
     assert statuses(place) == ["done", "failed"] and len(pd.read_csv(place / "results.csv")) == 1
 
 
-def test_a_dead_kernel_is_named(project):
+def test_a_dead_kernel_is_named(project, monkeypatch):
     with pytest.raises(runs.NotebookFailed, match="02_second failed: its kernel died"):
         go(project, settings={"word": "die"}, only=["02"])
+    monkeypatch.setattr(runs, "QUIET", ["--help"])  # it ends while papermill waits for its first word
+    with pytest.raises(runs.NotebookFailed, match="01_first failed: its kernel died"):
+        go(project, only=["01"])
 
 
 def test_a_notebook_edited_after_planning_is_not_run(project):

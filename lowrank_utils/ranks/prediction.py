@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from lowrank_utils.checks import check_share
+from lowrank_utils.checks import check_count, check_share
 from lowrank_utils.network import inputs
 from lowrank_utils.network.modules import evaluating
 from lowrank_utils.network.profile import Plan, Profile
@@ -28,9 +29,11 @@ LEAST = 1e-3  # nats; smaller divergences cost no accuracy that could be measure
 FELT = 0.02  # nats; from here on the accuracy lost stands out from the noise of 2000 images
 MOST_OF_TOKENS = 1.3  # nats a token; no larger divergence of a language model was measured
 TRUSTED = 1.0  # nats; no more than two networks were measured near or above it
+SHARE = 0.9  # of the measured losses of networks left out lie in `lost_range`
+DEVIATIONS = NormalDist().inv_cdf((1 + SHARE) / 2)  # the same share of a normal distribution lies within so many
+IMAGES = 10_000
 
-
-COLUMNS = ["kept", "rise", "positions", "entropy", "divergence", "low", "high", "lost", "note"]
+COLUMNS = ["kept", "rise", "positions", "entropy", "divergence", "low", "high", "lost", "lost_low", "lost_high", "note"]
 ONE_MODEL = (
     "The scale for networks that answer every token comes from one language model, SmolLM2-135M, on two texts. For another "
     "model measure one budget before you trust it. Divergences are nats a token."
@@ -40,16 +43,18 @@ ONE_MODEL = (
 @dataclass(frozen=True)
 class Calibration:
     """``scale``: a, b, c, d of log divergence = a + b log rise + c log positions + d log entropy; ``factor``: 90 % of the
-    rows of networks left out of the fit lie within it, all rows together; ``accuracy``: k, p of points lost = k divergence^p."""
+    rows of networks left out of the fit lie within it, all rows together; ``accuracy``: k, p of points lost = k divergence^p;
+    ``spread``: the factor of the divergence in `lost_range`."""
 
     scale: tuple[float, float, float, float]
     factor: float
     accuracy: tuple[float, float]
+    spread: float = float("nan")
 
 
 # `fit` of the rows of outputs/gallery/prediction.csv: LeNet-300-100 on Fashion-MNIST, MNIST and digits, LeNet-5 and
 # vgg_small on Fashion-MNIST, the MLP of CIFAR-10, ResNet-20 and -56 on CIFAR-10; tests/test_prediction.py refits them.
-MEASURED = Calibration((1.429, 1.114, -0.362, -0.660), 3.54, (22.8, 0.906))
+MEASURED = Calibration((1.429, 1.114, -0.362, -0.660), 3.54, (22.8, 0.906), 2.12)
 
 # The same for networks that answer every token: SmolLM2-135M, calibrated on two texts. One network tells nothing of what
 # positions and entropy do, and a perplexity has no points of accuracy. ``factor`` is the largest error of a text left out.
@@ -64,7 +69,8 @@ class Prediction:
     from which the rest is made (see `divergence`); divergence (expected
     Kullback-Leibler divergence of the compressed network's answers from the dense ones, nats an answer); low, high (90 % of
     the rows of networks left out of the calibration lay between them; of a language model all rows of the text left out); lost
-    (expected points of accuracy lost; NaN of a language model); note.
+    (expected points of accuracy lost; NaN of a language model); lost_low, lost_high (`lost_range`: 90 % of the measured losses of
+    networks left out lay between them); note.
     """
 
     table: pd.DataFrame = field(repr=False)
@@ -98,6 +104,28 @@ def lost(divergences: Any, accuracy: Sequence[float] | None = None) -> np.ndarra
     """Return the expected points of accuracy lost at `divergences` (nats): k divergence^p, at most 100."""
     k, p = MEASURED.accuracy if accuracy is None else accuracy
     return np.minimum(k * np.asarray(divergences, dtype=float) ** p, 100.0)
+
+
+def lost_range(divergences: Any, images: Any, known: Calibration | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return (least, most) points of accuracy lost that `images` images can be expected to show: k (d/s)^p - z e, k (d s)^p + z e.
+
+    The factor s, the ``spread`` of `known` (default: `MEASURED`), holds the error of the predicted `divergences` d (nats). The
+    other term is the chance of the images: e = 100 sqrt(c / images), where c = min(1, sqrt(d s / 2)) bounds the share of
+    changed answers (Pinsker's inequality), and z = 1.64. With both, `SHARE` of the measured losses of networks left out of the
+    fit lie between the two numbers (`covered`). A least loss below 0 says that the compressed network may measure better.
+
+    >>> least, most = lost_range([0.0, 0.01], 10_000)
+    >>> least.round(2).tolist(), most.round(2).tolist()
+    ([0.0, -0.35], [0.0, 1.22])
+    """
+    known = MEASURED if known is None else known
+    return _range(divergences, images, known.accuracy, known.spread)
+
+
+def _range(divergences, images, accuracy, spread):
+    far = np.asarray(divergences, dtype=float) * spread
+    chance = DEVIATIONS * 100 * np.sqrt(np.minimum(np.sqrt(far / 2), 1) / np.asarray(images, dtype=float))
+    return lost(far / spread**2, accuracy) - chance, np.minimum(lost(far, accuracy) + chance, 100.0)
 
 
 def _scale(rows):
@@ -149,11 +177,50 @@ def fit(rows: pd.DataFrame) -> Calibration:
         return _fit_tokens(rows)
     if (rows["dataset"] + rows["network"]).nunique() < 3:
         raise ValueError("a calibration needs measured rows of at least three networks")
-    points = 100 * (rows["dense_accuracy"] - rows["accuracy"])
+    a, b, c, d = map(float, _scale(rows))
+    return Calibration((a, b, c, d), float(errors(rows).quantile(0.9)), _accuracy(rows), _spread(rows))
+
+
+def _points(rows):
+    return 100 * (rows["dense_accuracy"] - rows["accuracy"])
+
+
+def _accuracy(rows):
+    points = _points(rows)
     felt = (rows["divergence"] >= FELT) & (points > 0)
     p, log_k = np.polyfit(np.log(rows["divergence"][felt]), np.log(points[felt]), 1)
-    a, b, c, d = map(float, _scale(rows))
-    return Calibration((a, b, c, d), float(errors(rows).quantile(0.9)), (float(np.exp(log_k)), float(p)))
+    return float(np.exp(log_k)), float(p)
+
+
+def _spread(rows):
+    # the factor with which `SHARE` of the rows that are predicted to be felt lie in their range, as for one row more (conformal)
+    name, needed = rows["dataset"] + " " + rows["network"], []
+    for each in name.unique():
+        mine, others = rows[name == each], rows[name != each]
+        expected = divergence(mine["rise"], mine["positions"], mine["entropy"], _scale(others))
+        accuracy, low, high = _accuracy(others), np.zeros(len(mine)), np.full(len(mine), np.log(1000.0))
+        for _ in range(30):  # by bisection: a larger factor gives a wider range
+            middle = (low + high) / 2
+            least, most = _range(expected, mine["images"], accuracy, np.exp(middle))
+            inside = (least <= _points(mine)) & (_points(mine) <= most)
+            low, high = np.where(inside, low, middle), np.where(inside, middle, high)
+        needed += list(high[expected >= LEAST])
+    rank = min(int(np.ceil(SHARE * (len(needed) + 1))), len(needed))
+    return float(np.exp(np.sort(needed)[rank - 1]))
+
+
+def covered(rows: pd.DataFrame) -> pd.Series:
+    """Return whether the measured loss of each row lies in its `lost_range`, by constants that `fit` finds in all other networks.
+
+    `rows` are those of `left_out`, of networks with one answer an input, with dense_accuracy, accuracy (shares) and images.
+    """
+    name, found = rows["dataset"] + " " + rows["network"], pd.Series(False, rows.index)
+    for each in name.unique():
+        mine, known = rows[name == each], fit(rows[name != each])
+        expected = divergence(mine["rise"], mine["positions"], mine["entropy"], known.scale)
+        least, most = lost_range(expected, mine["images"], known)
+        found[mine.index] = (least <= _points(mine)) & (_points(mine) <= most)
+    return found
 
 
 def _fit_tokens(rows):
@@ -184,8 +251,9 @@ def curve(
     *,
     resource: str = "macs",
     floor: float = 0.1,
+    images: int = IMAGES,
 ) -> Prediction:
-    """Return the `Prediction` for each budget of `kept`; nothing is cut.
+    """Return the `Prediction` for each budget of `kept`; nothing is cut. `images`: that the accuracy will be measured on (`lost_range`).
 
     `share` turns a share of the whole network into that of the layers in the profile, and raises ValueError where it cannot be reached,
     which the note of that row then says. Raises ValueError for a `kept` that is no share, or none at all.
@@ -195,6 +263,7 @@ def curve(
         raise ValueError("kept is empty; give at least one share, such as 0.5")
     for each in asked:
         check_share(kept=each)
+    check_count(images=images)
     options = search.rank_options(profile, (resource,), mixed=True, floor=floor)
     values, note = search.predicted_values(profile, options, FISHER_IMAGES, points=None)
     unsure, answers = (np.nan, 1) if note else entropy(profile)
@@ -212,7 +281,7 @@ def curve(
     told = f"{note} Nothing can be said of the loss." if note else ""
     if answers > 1:
         told = ONE_MODEL
-    return Prediction(_told(rows, TOKENS if answers > 1 else MEASURED), plans, resource, told)
+    return Prediction(_told(rows, TOKENS if answers > 1 else MEASURED, images), plans, resource, told)
 
 
 def rise_of(
@@ -232,13 +301,14 @@ def rise_of(
     return total / answers, float(np.exp(logs / total))
 
 
-def _told(rows, known):
+def _told(rows, known, images):
     table = pd.DataFrame(rows).reindex(columns=["kept", "rise", "positions", "entropy", "note"])
     rise, positions, unsure = (table[name].to_numpy(float) for name in ("rise", "positions", "entropy"))
     expected = divergence(rise, positions, unsure, known.scale)
     expected = np.where(table["rise"] == 0, 0.0, expected)
     table = table.assign(divergence=expected, low=expected / known.factor, high=expected * known.factor)
     table["lost"] = lost(table["divergence"], known.accuracy)
+    table["lost_low"], table["lost_high"] = lost_range(table["divergence"], images, known)
     if known is TOKENS:
         table.loc[table["divergence"] > MOST_OF_TOKENS, "note"] = "Larger than any divergence that was measured."
         return table[COLUMNS]

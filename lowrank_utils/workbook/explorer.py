@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ from lowrank_utils.network.profile import Plan, Profile, plan_cost, profile
 from lowrank_utils.ranks import components, enc, prediction, rules, search
 from lowrank_utils.workbook import digests, runs
 
-SCHEMA = 1  # of explorer.json; raised when a page written before could not read it
+SCHEMA = 2  # of explorer.json; raised when a page written before could not read it
 NAME = "explorer"
 CHOOSERS = ("exact", "component output", "ENC-Map", "energy", "fixed")
 KEPT = tuple(round(k / 100, 2) for k in range(2, 101))
@@ -300,10 +301,12 @@ def renew(
 
 
 def _write(path, networks):
-    spread = prediction.MEASURED.factor ** prediction.MEASURED.accuracy[1]
+    known = prediction.MEASURED
     trusted = prediction.lost(prediction.TRUSTED)  # points; more than these are not to be trusted
-    content = {"schema": SCHEMA, "choosers": list(CHOOSERS), "spread": round(spread, 3), "trusted": float(trusted)}
-    content["networks"] = networks
+    content = {"schema": SCHEMA, "choosers": list(CHOOSERS), "trusted": float(trusted)}
+    # of the range of a predicted accuracy (`prediction.lost_range`)
+    content |= {"spread": known.spread, "accuracy": list(known.accuracy), "share": prediction.SHARE}
+    content |= {"deviations": round(prediction.DEVIATIONS, 6), "networks": networks}
     with paths.atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, separators=(",", ":")).replace('{"name"', '\n{"name"') + "\n")
 
@@ -329,8 +332,8 @@ def read(path: str | Path | None = None) -> dict[str, Any]:
 def answer(held: Mapping[str, Any], network: str, chooser: str, kept: float) -> dict[str, Any]:
     """Return what the page shows of one network, chooser and budget.
 
-    Keys: plan ({layer: word}), macs and parameters (shares of the dense network), predicted, low and high (accuracy; None where
-    the prediction is not to be trusted), measured (accuracy, or None) and faster (or None), each with how it is known: "measured", "published", "interpolated" or "none". Between
+    Keys: plan ({layer: word}), macs and parameters (shares of the dense network), predicted, low and high (accuracy and its range
+    on the test images, `prediction.lost_range`; None where the prediction is not to be trusted), measured (accuracy, or None) and faster (or None), each with how it is known: "measured", "published", "interpolated" or "none". Between
     two measured budgets numbers are interpolated linearly; outside of them there is none. Raises ValueError for a network, chooser or
     budget that the file does not have.
     """
@@ -343,26 +346,30 @@ def answer(held: Mapping[str, Any], network: str, chooser: str, kept: float) -> 
     if table["plans"][at] is None:
         raise ValueError(f"{chooser} cannot reach {kept} of the MACs of {network}")
     names = [layer["name"] for layer in own["layers"]]
-    lost, spread = table["lost"][at] / 100, held["spread"]
-    lost = lost if 100 * lost <= held["trusted"] else None
-    accuracy, known = _between(own, chooser, kept, 1)
+    known = dataclasses.replace(prediction.MEASURED, accuracy=tuple(held["accuracy"]), spread=held["spread"])
+    lost = table["lost"][at]
+    expected = (lost / known.accuracy[0]) ** (1 / known.accuracy[1])  # nats
+    least, most = map(float, prediction.lost_range(expected, own["images"], known))
+    if lost > held["trusted"]:
+        lost = least = most = None
+    accuracy, how = _between(own, chooser, kept, 1)
     times, timed = _between(own, chooser, kept, 2)
     return {
         "plan": dict(zip(names, table["plans"][at].split(" "))),
         "macs": table["macs"][at] / dense["macs"],
         "parameters": table["parameters"][at] / dense["parameters"],
-        "predicted": _less(dense, lost, 1.0),
-        "high": _less(dense, lost, 1 / spread),
-        "low": _less(dense, lost, spread),
+        "predicted": _less(dense, lost),
+        "high": _less(dense, least),
+        "low": _less(dense, most),
         "measured": accuracy,
-        "known": known,
+        "known": how,
         "faster": times,
         "timed": timed,
     }
 
 
-def _less(dense, lost, times):
-    return None if lost is None else max(dense["accuracy"] - lost * times, 0.0)
+def _less(dense, points):
+    return None if points is None else min(max(dense["accuracy"] - points / 100, 0.0), 1.0)
 
 
 def _between(own, chooser, kept, column):

@@ -12,7 +12,9 @@ so, and measured again only where that is asked for.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
+import inspect
 import json
 import os
 import shutil
@@ -43,11 +45,12 @@ STATES = {
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the gallery's page with a table of its own: the ``module`` of `workbook` whose `renew` measures it, and the
-    ``table`` it fills. Where several share a table, ``network`` says whose rows are meant."""
+    """A part of the gallery's page with a table of its own: the ``module`` of `workbook` whose `renew` measures it, the
+    ``table`` it fills, and the ``data`` it reads. Where several share a table, ``network`` says whose rows are meant."""
 
     module: str
     table: str
+    data: tuple[str, ...]
     network: str = ""
 
     def renew(self, path: Path) -> None:
@@ -60,19 +63,49 @@ class Section:
         else:
             module.renew(path)
 
+    def parameters(self) -> dict[str, Any]:
+        """Return what decides on the rows, fit for JSON: the constants of the module, and the defaults of its `renew`."""
+        module = importlib.import_module(f"lowrank_utils.workbook.{self.module}")
+        found = {name: _plain(value) for name, value in vars(module).items() if name.isupper() and name not in WORDS}
+        defaults = inspect.signature(module.renew).parameters
+        given = {name: _plain(one.default) for name, one in defaults.items() if one.default not in (None, one.empty)}
+        return found | given | ({"network": self.network} if self.network else {})
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return {data set or text: its fingerprint}. Raises OSError where one cannot be had."""
+        from lowrank_utils.lab import sentences
+
+        known = {"stsbenchmark": "-".join(sentences.SHA256[split][:16] for split in sorted(sentences.SHA256))}
+        return {name: known.get(name) or jobs._fingerprint(name) for name in self.data}
+
+
+WORDS = ("NAME", "CAPTION", "COLUMNS", "SHOWN", "PANELS", "QUESTIONS")  # what a page says decides on no number
+
+
+def _plain(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(one) for one in value]
+    return value if value is None or isinstance(value, str | int | float) else getattr(value, "__name__", str(value))
+
 
 SECTIONS = {
-    "prediction": Section("prediction", "prediction.csv"),
-    "shortcuts": Section("shortcuts", "shortcuts.csv"),
-    "controls-lenet300": Section("controls", "controls.csv", "lenet300"),
-    "controls-vgg_small": Section("controls", "controls.csv", "vgg_small"),
-    "batch-norm": Section("batch_norm", "batch-norm.csv"),
-    "imagenet": Section("imagenet", "imagenet.csv"),
-    "language": Section("language", "language.csv"),
-    "language-more": Section("language_more", "language-more.csv"),
-    "encoder": Section("encoder", "encoder.csv"),
-    "spectra": Section("spectra", "spectra.csv"),
-    "explorer": Section("explorer", "explorer.json"),
+    "prediction": Section(
+        "prediction", "prediction.csv", ("fashion-mnist", "mnist", "digits", "cifar10", "wikitext-2", "python-topics")
+    ),
+    "shortcuts": Section("shortcuts", "shortcuts.csv", ("cifar10",)),
+    "controls-lenet300": Section("controls", "controls.csv", ("fashion-mnist",), "lenet300"),
+    "controls-vgg_small": Section("controls", "controls.csv", ("fashion-mnist",), "vgg_small"),
+    "batch-norm": Section("batch_norm", "batch-norm.csv", ("cifar10",)),
+    "imagenet": Section("imagenet", "imagenet.csv", ("imagenet-sample",)),
+    "language": Section("language", "language.csv", ("wikitext-2",)),
+    "language-more": Section("language_more", "language-more.csv", ("wikitext-2",)),
+    "encoder": Section("encoder", "encoder.csv", ("stsbenchmark",)),
+    "spectra": Section("spectra", "spectra.csv", ("stsbenchmark", "python-topics")),
+    "explorer": Section("explorer", "explorer.json", ("fashion-mnist", "mnist", "digits", "cifar10")),
 }
 
 
@@ -159,7 +192,7 @@ def _of_notebook(job, minutes, there):
     ]
     code = f"{_code('benchmark', 'laboratory', *own)}-{job.source[:12]}"
     record, rows = read_record(job.label), (folder() / f"{job.label}.parquet").is_file()
-    return _work(job.label, minutes, record, rows or job.label in there, False, code, job=job)
+    return _work(job.label, minutes, record, rows or job.label in there, rows, code, job=job)
 
 
 def _of_section(name, minutes):
@@ -359,8 +392,8 @@ def _measure(name: str, root: str, threads: int) -> str:
             if getattr(error, "errno", None) in sweeps.FULL:
                 raise
             return f"{name} failed: {type(error).__name__}: {' '.join(str(error).split())}"
-        took = Path(root) / f"{name}.seconds"
-        took.write_text(f"{time.time() - began:.1f}")
+        told = {"seconds": round(time.time() - began, 1), "parameters": section.parameters()}
+        runs.write_json(Path(root) / f"{name}.json", told | {"data_fingerprint": section.fingerprints()})
     return ""
 
 
@@ -398,7 +431,7 @@ def _keep(work: Work, error: str) -> None:
             "seconds": done["seconds"],
         }
     else:
-        record["seconds"] = float((place / f"{work.name}.seconds").read_text())
+        record |= json.loads((place / f"{work.name}.json").read_text())
     runs.write_json(_record_path(work.name), record)
     if work.job and not error:
         shutil.rmtree(place / work.job.address, ignore_errors=True)
@@ -417,7 +450,8 @@ def publish() -> list[Path]:
 
     Nothing is written where no job has left rows. Raises RunError for a row file of an older version that cannot be converted.
     """
-    fresh = [_rows_of(path) for path in sorted(folder().glob("*.parquet"))]
+    left = [path for path in sorted(folder().glob("*.parquet")) if read_record(path.stem).get("status") == "done"]
+    fresh = [_rows_of(path) for path in left]  # rows without a record were cut off between the two
     finished = [name for name in SECTIONS if _part(name).is_file() and read_record(name).get("status") == "done"]
     if not fresh and not finished:
         return []
@@ -432,7 +466,7 @@ def publish() -> list[Path]:
     for name in finished:
         written.append(_publish_section(SECTIONS[name], _part(name)))
     written += gallery.renew()
-    for path in [*folder().glob("*.parquet"), *map(_part, finished)]:
+    for path in [*left, *map(_part, finished)]:
         path.unlink()  # only now: until here the next run would publish them again
     return written
 

@@ -173,7 +173,7 @@ def figure(rows: pd.DataFrame) -> Figure:
 def section(rows: pd.DataFrame) -> str:
     """Return the part of the gallery's page that shows the picture, with its numbers computed from `rows`."""
     images, tokens = parts(rows)
-    missed = prediction.errors(images)
+    missed, inside = prediction.errors(images), prediction.covered(images)
     return f"""## Predicted before cutting
 
 ![Predicted against measured divergence of compressed networks, each predicted from the others](prediction.png)
@@ -182,7 +182,9 @@ Divergence of the compressed network's answers from the dense ones, predicted by
 images after the plain sweep; {images[["dataset", "network"]].drop_duplicates().shape[0]} networks. On the left is the rise of the loss as the search adds it up; it is too small for most networks, by
 factors that differ. On the right each network is predicted from the others: half of the predictions miss by less than a factor of
 {missed.median():.1f}, and 90 % by less than {missed.quantile(0.9):.1f} ({len(missed)} rows from {prediction.LEAST} nats on). The public ResNets were trained on these
-validation images. Their deep cuts, above about 0.1 nat, come out too low, and nothing above 1 nat is to be trusted. {_of_tokens(tokens)}The rows are `prediction.csv`.
+validation images. Their deep cuts, above about 0.1 nat, come out too low, and nothing above 1 nat is to be trusted. {_of_tokens(tokens).strip()}
+
+The accuracy lost has a range for the error of the prediction and the chance of the images. Computed for each network from the others, the range of {100 * prediction.SHARE:.0f} % holds {int(inside.sum())} of {len(inside)} measured losses. The rows are `prediction.csv`.
 """
 
 

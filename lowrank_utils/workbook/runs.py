@@ -61,7 +61,6 @@ def execute(job: Job, run: str | Path, progress: bool = True) -> Path:
     failed.ipynb), RunError where there is no kernel, OSError where the folder is full or cannot be written.
     """
     import papermill
-    from nbclient.exceptions import DeadKernelError
 
     if code_digest(job.path) != job.source:
         raise RunError(f"{job.notebook} has changed since this run was planned; start it again with --resume")
@@ -82,7 +81,9 @@ def execute(job: Job, run: str | Path, progress: bool = True) -> Path:
             progress_bar=bar,
             extra_arguments=QUIET,
         )
-    except (papermill.PapermillExecutionError, DeadKernelError) as error:
+    except (papermill.PapermillExecutionError, RuntimeError) as error:
+        if not hasattr(error, "cell_index") and "kernel died" not in str(error).lower():  # at work or while it starts
+            raise
         kept = partial.rename(folder / "failed.ipynb")
         raise NotebookFailed(f"{_report(job, error)}\n  as far as it came: {kept}") from None
     _finish_notebook(partial, folder / "notebook.ipynb", job)
