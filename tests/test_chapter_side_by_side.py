@@ -114,6 +114,8 @@ def test_a_plan_is_timed_once(one, images, monkeypatch):
     benchmark.low_rank_rows(bench, one, plans, ("svd", "data-aware"))
     assert len(bench.entries) == 1 + 2 * len(benchmark.NEEDS) and len(clocked) == 2  # the dense network, and the plan
     assert all(row["faster_64"] == TIMES["faster_64"] for row, _ in bench.entries)
+    right = [float(each.mean()) for each in bench.right]
+    assert right == [row["accuracy"] for row, _ in bench.entries] and len({each.shape for each in bench.right}) == 1
 
 
 def test_refinement_is_asked_for_at_every_share_or_not_at_all(images, model, monkeypatch):
