@@ -308,9 +308,11 @@ def _read(model, calibration, dense, how):
         ids = tokens_of(calibration)
         if ids and "index out of range" in str(error):
             raise ValueError(_outside(model, calibration)) from error
-        if "cannot take" in str(error) and _labelled(calibration):
+        if "cannot take" in str(error) and (labels := _labels(calibration)):
+            others = len(calibration.tensors) - 1
+            instead = "pass the inputs alone, as one tensor" if others == 1 else "leave it out"
             raise ValueError(
-                "calibration is a pair of inputs and labels, it seems; the network takes one tensor, so pass the inputs alone"
+                f"{labels} of calibration holds labels, it seems, and the network does not take them: {instead}"
             ) from error
         if not ids or "cannot take" not in str(error):
             raise
@@ -320,11 +322,14 @@ def _read(model, calibration, dense, how):
     return read if dense is not None else _by_default(read)
 
 
-def _labelled(calibration):
-    # whether this looks like inputs with the labels beside them
-    if not isinstance(calibration, Inputs) or len(calibration.args) != 2 or calibration.kwargs:
-        return False
-    return calibration.args[1].ndim == 1 and not calibration.args[1].is_floating_point()
+def _labels(calibration):
+    # what to call the last tensor of several where it looks like labels, one whole number an input; or ""
+    if not isinstance(calibration, Inputs) or len(calibration.tensors) < 2:
+        return ""
+    last = calibration.tensors[-1]
+    if last.is_floating_point() or last[0].numel() != 1:
+        return ""
+    return f'"{list(calibration.kwargs)[-1]}"' if calibration.kwargs else "the last tensor"
 
 
 def _kind(calibration):

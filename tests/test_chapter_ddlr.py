@@ -249,7 +249,20 @@ def test_spectra_are_drawn_before_and_after(solved):
     before, after, cut = figure.axes[0].lines
     assert len(before.get_ydata()) == 24 and len(after.get_ydata()) <= 24
     assert cut.get_ydata()[0] == pytest.approx(0.05 * after.get_ydata()[0])
-    assert "In 1 the sum of the singular values falls from" in ddlr_lesson.about_spectra(lab, answers["nuclear"])
+    said = ddlr_lesson.about_spectra(lab, answers["nuclear"])
+    assert "In 1 the sum of the singular values falls from" in said
+    assert f"which the table above counts too, there are {answers['nuclear']['1'].rank}." in said
+
+
+@pytest.mark.parametrize(
+    ("program", "fit", "said"),
+    [(0.896, 0.897, "-0.1 points. Less than 0.5 points count as level. So at these ranks the directions of the program are worth as much"),
+     (0.80, 0.897, "-9.7 points. Less than 0.5 points count as level. So at these ranks the relaxation costs accuracy"),
+     (0.897, 0.80, "+9.7 points. Less than 0.5 points count as level. So at these ranks the program finds the better")],
+)  # fmt: skip
+def test_the_cost_of_the_relaxation_is_told_from_the_accuracies(program, fit, said):
+    told = ddlr_lesson.about_relaxation(0.303, program, fit)
+    assert said in told and "With 30.3% of the parameters" in told and f"ReLU-aware {fit:.1%}" in told
 
 
 def test_outputs_and_units_are_drawn(solved):

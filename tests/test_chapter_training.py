@@ -41,8 +41,8 @@ def test_examples_show_two_images_of_each_class(images):
 
 def test_the_history_is_told_as_it_ended():
     table = pd.DataFrame({"train_loss": [1, 0.25], "valid_loss": [1, 0.5], "valid_accuracy": [0.6, 0.8]})
-    assert "0.25 on training images and 0.50" in chapter.about_history(table)
-    assert "is 60.0% at the end, and was 80.0%" in chapter.about_history(table.assign(valid_accuracy=[0.8, 0.6]))
+    assert "0.25 on training images and 0.50" in chapter.about_losses(table)
+    assert "is 60.0% at the end, and was 80.0%" in chapter.about_epochs(table.assign(valid_accuracy=[0.8, 0.6]))
 
 
 def test_the_gallery_is_compared_with_what_is_there():
@@ -55,8 +55,12 @@ def test_the_gallery_is_compared_with_what_is_there():
 
 
 def test_mistakes_are_told_and_drawn_by_their_certainty(images):
-    told = chapter.about_confusion([[8, 2], [1, 9]], ("cat", "dog"))
-    assert "cat taken for dog: 2 of 10 images" in told and "cat with 80% right" in told and "dog with 90%" in told
+    counts = [[7, 2, 1], [3, 6, 1], [0, 0, 10]]
+    told = chapter.about_confusion(counts, ("cat", "dog", "fish"))
+    assert "confuses cat and dog most: 25.0% of the images of these two" in told
+    assert "hardest class is dog with 60.0% right" in told and "easiest is fish with 100.0%" in told
+    other_way = [[7, 3, 0], [2, 6, 2], [0, 0, 10]]  # cats are taken for dogs more often now, and the pair is the same
+    assert chapter.about_confusion(other_way, ("cat", "dog", "fish")) == told
     labels = torch.as_tensor(images.test.labels)
     logits = nn.functional.one_hot(labels, 10).float()
     wrong = [5, 3]

@@ -367,9 +367,22 @@ def test_inputs_held_apart_are_drawn_from_all_of_them():
     assert not torch.equal(compression.held_apart(ordered, seed=1)[1], unseen)
 
 
-def test_labels_beside_the_inputs_are_recognised(x):
-    with pytest.raises(ValueError, match="so pass the inputs alone"):
-        lowrank_utils.compress(net(), (x, torch.zeros(len(x), dtype=torch.long)), kept=0.6)
+@pytest.mark.parametrize("names", [(), ("x", "y"), ("images", "labels")])
+def test_labels_beside_the_inputs_are_recognised(x, names):
+    given = (x, torch.zeros(len(x), dtype=torch.long))
+    what = f'"{names[1]}"' if names else "the last tensor"
+    said = f"^{what} of calibration holds labels, it seems, .*: pass the inputs alone, as one tensor$"
+    with pytest.raises(ValueError, match=said):
+        lowrank_utils.compress(net(), dict(zip(names, given)) if names else given, kept=0.6)
+
+
+def test_what_the_loss_of_a_refinement_means_is_said(x):
+    found = lowrank_utils.compress(net(), x, kept=0.6, refine_steps=2).refined
+    seen = dataclasses.replace(found, steps=20, best_step=12, before=0.5, after=0.25)
+    assert "squared error over the variance of the dense answers on held-out inputs is 0.5 before, 0.25 after" in str(
+        seen
+    )
+    assert "divergence (nats) from the dense answers" in str(dataclasses.replace(seen, loss="divergence"))
 
 
 def test_multiples_of_ranks_need_a_budget_of_time(x):

@@ -27,6 +27,7 @@ from lowrank_utils.progress import track
 
 Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 LOSSES = ("divergence", "error")
+MEANT = {"divergence": "divergence (nats) from", "error": "squared error over the variance of"}
 STEPS, TOKEN_STEPS, POINT_STEPS = 480, 40, 1000  # the budget where none is given; the last of fully connected networks
 BATCH, POINT_BATCH = 25, 100  # inputs
 POINT_RATE = 0.004
@@ -43,7 +44,8 @@ WARM_UP = 0.1  # share of the budget
 class Refined:
     """What `refine` made: the new ``model`` in eval mode, and how it came about.
 
-    ``before``, ``after``: loss on the held-out calibration inputs (NaN where it was not measured); ``steps`` taken;
+    ``before``, ``after``: ``loss`` ("error" or "divergence", see `refine`) on the held-out calibration inputs (NaN where it
+    was not measured); ``steps`` taken;
     ``best_step``: after which the state was reached that was kept, 0 for the network that it began with; ``seconds`` of processor time; ``note``: what the reader should know, or empty; ``history``: (step, seconds, held-out
     loss) of each look at the held-out inputs.
     """
@@ -56,6 +58,7 @@ class Refined:
     note: str = ""
     history: tuple[tuple[int, float, float], ...] = field(default=(), repr=False)
     best_step: int = 0
+    loss: str = "error"
 
     @property
     def changed(self) -> bool:
@@ -66,8 +69,8 @@ class Refined:
         if not self.changed:
             return f"Refinement without labels kept none of its {self.steps} steps; {self.seconds:.0f} s."
         return (
-            f"Refined in {self.steps} steps without labels: loss on held-out inputs {self.before:.3g} before, "
-            f"{self.after:.3g} after; {self.seconds:.0f} s."
+            f"Refined in {self.steps} steps without labels: {MEANT[self.loss]} the dense answers on held-out inputs is "
+            f"{self.before:.3g} before, {self.after:.3g} after; {self.seconds:.0f} s."
         )
 
 
@@ -384,7 +387,15 @@ def _tune(new, task, budget, rate, points):
     if not note and look.best_step == 0:
         note = "No state was better on the held-out inputs than the one it began with, which is kept."
     return Refined(
-        new.eval(), look.history[0][2], look.best, step, budget.elapsed(), note, tuple(look.history), look.best_step
+        new.eval(),
+        look.history[0][2],
+        look.best,
+        step,
+        budget.elapsed(),
+        note,
+        tuple(look.history),
+        look.best_step,
+        loss=task.loss,
     )
 
 

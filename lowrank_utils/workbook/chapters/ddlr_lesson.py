@@ -36,6 +36,7 @@ from lowrank_utils.workbook.plots import canvas, colour_of, count_ticks, draw_si
 DRAWN = 6  # units whose weights are drawn
 SAMPLED = 4000  # outputs of a layer that are drawn
 WHERE = {"every layer": "every layer", "hidden layers": "classifier dense"}
+LEVEL_POINTS = 0.5  # what differs by less is called level, as in notebook 03
 
 
 # ---- certificates, and the speed of one layer ------------------------------------------------------------------------
@@ -423,9 +424,29 @@ def about_spectra(lab: Laboratory, solutions: Mapping[str, Solution]) -> str:
         after = torch.linalg.svdvals(found.weights[: linear_layer(lab, name).in_features])
         left = int((after > 1e-6 * after[0]).sum())
         told.append(
-            f"In {name} the sum of the singular values falls from {before.sum():.0f} to {float(after.sum()):.0f}, and {left} of {len(before)} values are left."
+            f"In {name} the sum of the singular values falls from {before.sum():.0f} to {float(after.sum()):.0f}, "
+            f"and {left} of {len(before)} values are left. With the bias row, which the table above counts too, there are {found.rank}."
         )
     return " ".join(told)
+
+
+def about_relaxation(kept: float, program: float, fit: float) -> str:
+    """Return in sentences what the directions of the program are worth at given ranks.
+
+    `kept`: share of the parameters; `program`, `fit`: accuracies (shares) with the directions of DDLR, cut and refitted, and
+    with those of a fit. Less than `LEVEL_POINTS` points apart count as level.
+    """
+    apart = 100 * (program - fit)
+    if abs(apart) < LEVEL_POINTS:
+        meaning = "So at these ranks the directions of the program are worth as much as those of the fit. What the program adds is the certificate, and not accuracy."
+    elif apart < 0:
+        meaning = "So at these ranks the relaxation costs accuracy: the fit finds better directions."
+    else:
+        meaning = "So at these ranks the program finds the better directions."
+    return (
+        f"With {kept:.1%} of the parameters, on validation images: directions by DDLR, cut and refitted {program:.1%}; ReLU-aware {fit:.1%}. "
+        f"The difference is {_signed(apart)} points. Less than {LEVEL_POINTS:g} points count as level. {meaning}"
+    )
 
 
 def _signed(points: float) -> str:

@@ -121,13 +121,16 @@ def history(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def about_history(table: pd.DataFrame) -> str:
-    """Return in sentences where the losses end, and how far the last epoch is from the best one; `table` of `training.fit`."""
-    last, best = table.iloc[-1], table["valid_accuracy"].max()
-    return (
-        f"At the end the loss is {last['train_loss']:.2f} on training images and {last['valid_loss']:.2f} on validation images. "
-        f"The accuracy on validation images is {last['valid_accuracy']:.1%} at the end, and was {best:.1%} in the best epoch."
-    )
+def about_losses(table: pd.DataFrame) -> str:
+    """Return in a sentence where the losses end; `table` of `training.fit`."""
+    last = table.iloc[-1]
+    return f"At the end the loss is {last['train_loss']:.2f} on training images and {last['valid_loss']:.2f} on validation images."
+
+
+def about_epochs(table: pd.DataFrame) -> str:
+    """Return in a sentence how far the accuracy of the last epoch is from that of the best one; `table` of `training.fit`."""
+    last, best = table["valid_accuracy"].iloc[-1], table["valid_accuracy"].max()
+    return f"The accuracy on validation images is {last:.1%} at the end, and was {best:.1%} in the best epoch."
 
 
 # ---- the result -------------------------------------------------------------------------------------------------------
@@ -176,15 +179,19 @@ def confusion(matrix: Any, classes: Sequence[str]) -> Figure:
 
 
 def about_confusion(matrix: Any, classes: Sequence[str]) -> str:
-    """Return in sentences the most frequent mistake, and the classes with the fewest and most images right."""
+    """Return in sentences the two classes confused most, and the classes with the fewest and most images right.
+
+    Mistakes are counted in both directions: which of the two is more frequent hangs on the draw of a training.
+    """
     counts = np.asarray(matrix)
-    wrong = counts - np.diag(np.diag(counts))
-    truth, taken = (int(place) for place in np.unravel_index(wrong.argmax(), wrong.shape))
+    wrong = np.triu(counts + counts.T, 1)
+    one, other = (int(place) for place in np.unravel_index(wrong.argmax(), wrong.shape))
     right = np.diag(counts) / np.maximum(counts.sum(1), 1)
     hard, easy = int(right.argmin()), int(right.argmax())
+    share = wrong[one, other] / counts[[one, other]].sum()
     return (
-        f"The most frequent mistake is {classes[truth]} taken for {classes[taken]}: {wrong[truth, taken]} of {counts[truth].sum()} images. "
-        f"The hardest class is {classes[hard]} with {right[hard]:.0%} right, and the easiest is {classes[easy]} with {right[easy]:.0%}."
+        f"The network confuses {classes[one]} and {classes[other]} most: {share:.1%} of the images of these two are taken for the other. "
+        f"The hardest class is {classes[hard]} with {right[hard]:.1%} right, and the easiest is {classes[easy]} with {right[easy]:.1%}."
     )
 
 
