@@ -308,12 +308,8 @@ def _read(model, calibration, dense, how):
         ids = tokens_of(calibration)
         if ids and "index out of range" in str(error):
             raise ValueError(_outside(model, calibration)) from error
-        if "cannot take" in str(error) and (labels := _labels(calibration)):
-            others = len(calibration.tensors) - 1
-            instead = "pass the inputs alone, as one tensor" if others == 1 else "leave it out"
-            raise ValueError(
-                f"{labels} of calibration holds labels, it seems, and the network does not take them: {instead}"
-            ) from error
+        if "cannot take" in str(error) and (said := _about_labels(calibration)):
+            raise ValueError(said) from error
         if not ids or "cannot take" not in str(error):
             raise
         raise ValueError(
@@ -322,14 +318,16 @@ def _read(model, calibration, dense, how):
     return read if dense is not None else _by_default(read)
 
 
-def _labels(calibration):
-    # what to call the last tensor of several where it looks like labels, one whole number an input; or ""
+def _about_labels(calibration):
+    # a sentence where the last tensor of several looks like labels, one whole number an input; or ""
     if not isinstance(calibration, Inputs) or len(calibration.tensors) < 2:
         return ""
     last = calibration.tensors[-1]
     if last.is_floating_point() or last[0].numel() != 1:
         return ""
-    return f'"{list(calibration.kwargs)[-1]}"' if calibration.kwargs else "the last tensor"
+    name = f'"{list(calibration.kwargs)[-1]}"' if calibration.kwargs else "the last tensor"
+    instead = "pass the inputs alone, as one tensor" if len(calibration.tensors) == 2 else "leave it out"
+    return f"{name} of calibration holds labels, it seems, and the network does not take them: {instead}"
 
 
 def _kind(calibration):
