@@ -133,7 +133,7 @@ def test_a_run_that_was_cut_off_goes_on(bench, rows, monkeypatch):
 def test_rows_are_written_as_they_come(bench, monkeypatch):
     written = []
 
-    def fail(self, chooser, factors, kept, threads=None):
+    def fail(self, *_):
         raise KeyError("interrupted")
 
     monkeypatch.setattr(chapter.Bench, "measured", fail)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -174,10 +173,8 @@ def ledger(d_out: int, d_in: int, rank: int, filled: float) -> pd.DataFrame:
 
 
 def right_answers(net: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, batch: int = 50) -> torch.Tensor:
-    """Return, for each input, whether the network's largest output is the label's (n, bool); run on the CPU."""
-    net = copy.deepcopy(net).cpu().eval()
-    with torch.no_grad():
-        return torch.cat([net(x).argmax(1) for x in inputs.split(batch)]) == labels
+    """Return, for each input, whether the network's largest output is the label's (n, bool)."""
+    return training.outputs(net, inputs, batch).argmax(1) == labels
 
 
 def about_crossed(table: pd.DataFrame, share: float) -> str:
