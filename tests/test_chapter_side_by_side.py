@@ -316,8 +316,21 @@ def test_ties_are_counted_by_the_exact_test(images, model):
     ):
         accuracy = training.evaluate(net, x, y).accuracy
         bench.entries.append((about | {"chooser": chooser, "plan": chooser, "accuracy": accuracy}, net))
-    told = side_by_side.about_ties(bench, "mlp", 0.4)
-    assert "the best of 3 networks" in told and "Of the other 2, 1 cannot be told from it." in told
+    right = {"mlp": side_by_side.answers(bench, "mlp", 0.4)}
+    assert right["mlp"].shape == (3, len(x)) and right["mlp"][0].mean() == training.evaluate(model, x, y).accuracy
+    told = side_by_side.about_ties(right)
+    assert "`mlp`: of the other 2 networks, 1 cannot be told from the best one." in told
+    assert "- `mlp`: " in side_by_side.about_best(right, 0.4)
+
+
+def test_a_choice_on_one_half_is_judged_on_the_other():
+    draw = np.random.default_rng(0)
+    clear = np.stack([draw.random(400) < chance for chance in (0.2, 0.9, 0.5)])
+    assert side_by_side.place_elsewhere(clear) == 1.0
+    alike = draw.random((9, 400)) < 0.7  # the best on one half is anyone on the other, and rather worse
+    assert 4 < side_by_side.place_elsewhere(alike) < 9
+    few = np.repeat(np.arange(8) < 6, 50)[None]  # 300 of 400 right
+    assert "75.0% right, with a standard error of 2.17 points" in side_by_side.about_best({"few": few}, 0.25)
 
 
 def test_controls_that_win_are_named():
