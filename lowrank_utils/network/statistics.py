@@ -5,7 +5,6 @@ With `hooks` this is the one place that watches data pass through a network."""
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +55,7 @@ class Moments:
         """Return moments of no vectors yet, of length `size`, for `groups` kinds of vectors (1: no first axis)."""
         first = () if groups == 1 else (groups,)
         zeros = torch.zeros(*first, size, dtype=torch.float64, device=device)
-        return cls(0, zeros, _zeros((*first, size, size), torch.float64, device))
+        return cls(0, zeros, torch.zeros(*first, size, size, dtype=torch.float64, device=device))
 
     def update(self, vectors: torch.Tensor, dtype: torch.dtype = torch.float64) -> None:
         """Add `vectors` (n x d, or groups x n x d) in place, their products taken in `dtype`.
@@ -102,15 +101,6 @@ class Moments:
         """Mean outer product without centring (d x d), for layers that have no bias to take the mean."""
         plain = self.scatter / max(self.count, 1) + self.mean[..., :, None] * self.mean[..., None, :]
         return self._with_prior(plain)
-
-
-def _zeros(shape, dtype, device):
-    # Large ones on the CPU have pages of their own. In the heap, what is kept of each layer would lie between what a pass
-    # needs for a moment, and the room of that could not be given back.
-    size = math.prod(shape) * dtype.itemsize
-    if torch.device(device).type != "cpu" or size < 2**20:
-        return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).reshape(shape)
 
 
 def outer(rows: torch.Tensor, block: int = 512) -> torch.Tensor:
@@ -427,9 +417,7 @@ class _Follow:
             else:
                 weight = self.share.repeat_interleave(len(rows) // len(self.share)).to(rows)
                 product = (rows.T @ (weight[:, None] * rows)).double()
-            if name not in self.found:
-                self.found[name] = _zeros(product.shape, product.dtype, product.device)
-            self.found[name].add_(product)
+            self.found[name] = self.found[name].add_(product) if name in self.found else product
 
         return arrived
 
