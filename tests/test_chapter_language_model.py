@@ -133,13 +133,42 @@ def test_a_run_that_was_cut_off_goes_on(bench, rows, monkeypatch):
 def test_rows_are_written_as_they_come(bench, monkeypatch):
     written = []
 
-    def fail(self, chooser, factors, kept, threads=None):
+    def fail(self, *_):
         raise KeyError("interrupted")
 
     monkeypatch.setattr(chapter.Bench, "measured", fail)
     with pytest.raises(KeyError, match="interrupted"):
         chapter.experiment(bench, (0.8,), PAIRS, write=written.append)
     assert [row["chooser"] for row in written] == ["dense"]
+
+
+def test_networks_are_held_on_request_and_measured_once(bench, monkeypatch):
+    pair = ("one share", "svd")
+    rows = chapter.experiment(bench, (0.7,), [pair, ("one share", "asvd")], hold=[pair])
+    assert list(bench.held) == [(*pair, 0.7)]
+    small, theirs = bench.network(*pair, 0.7), dict(bench.language.model.named_modules())
+    cut = bench.plan("one share", 0.7)[0]
+    shared = [name for name, part in small.named_modules() for p in part._parameters.values() if p is not None
+              and name in theirs and any(p is q for q in theirs[name].parameters(recurse=False))]  # fmt: skip
+    assert "model.embed_tokens" in shared and not set(shared) & set(cut)
+    again = bench.small(cut, "asvd")
+    monkeypatch.setattr(chapter.perplexity, "perplexity", lambda *_: 1 / 0)
+    assert bench.rise(small) == rows.iloc[1]["rise"] and bench.rise(bench.language.model) == 0
+    with pytest.raises(ZeroDivisionError):
+        bench.rise(again)
+    rounded = chapter.rounded_to_8_bits(bench.language.model, bench.names)
+    assert rounded.model.embed_tokens.weight is bench.language.model.model.embed_tokens.weight
+
+
+def test_statistics_are_collected_again_where_they_were_let_go():
+    one = made()
+    one.collect()
+    first, second = one.names[:2]
+    before = one.profile.moments_of([first])[first].scatter, one.profile.fisher_of([first])[first]
+    one.profile.forget(keep=[second])
+    assert set(one.profile._moments) == {second} and {name for name, _ in one.profile._fisher} == {second}
+    after = one.profile.moments_of([first])[first].scatter, one.profile.fisher_of([first])[first]
+    assert after[0] is not before[0] and all(torch.allclose(a, b, rtol=1e-4) for a, b in zip(after, before))
 
 
 def test_speed_is_measured_on_request(bench):

@@ -114,6 +114,8 @@ def test_a_plan_is_timed_once(one, images, monkeypatch):
     benchmark.low_rank_rows(bench, one, plans, ("svd", "data-aware"))
     assert len(bench.entries) == 1 + 2 * len(benchmark.NEEDS) and len(clocked) == 2  # the dense network, and the plan
     assert all(row["faster_64"] == TIMES["faster_64"] for row, _ in bench.entries)
+    right = [float(each.mean()) for each in bench.right]
+    assert right == [row["accuracy"] for row, _ in bench.entries] and len({each.shape for each in bench.right}) == 1
 
 
 def test_refinement_is_asked_for_at_every_share_or_not_at_all(images, model, monkeypatch):
@@ -314,6 +316,7 @@ def test_ties_are_counted_by_the_exact_test(images, model):
     ):
         accuracy = training.evaluate(net, x, y).accuracy
         bench.entries.append((about | {"chooser": chooser, "plan": chooser, "accuracy": accuracy}, net))
+        bench.right.append((training.outputs(net, x).argmax(1) == y).numpy())
     right = {"mlp": side_by_side.answers(bench, "mlp", 0.4)}
     assert right["mlp"].shape == (3, len(x)) and right["mlp"][0].mean() == training.evaluate(model, x, y).accuracy
     told = side_by_side.about_ties(right)
@@ -364,13 +367,6 @@ def test_published_convex_rows_are_those_of_the_same_size_networks_and_seed():
     found = side_by_side.published_convex_rows(pd.DataFrame(published), {"a": 100}, seed=1)
     assert found[["stored_as", "bytes"]].to_numpy().tolist() == [["low rank", 80], ["sparse", 4 * 0.2 * 100]]
     assert set(found["source"]) == {"gallery"} and set(found["needs"]) == {"images"}
-
-
-def test_right_answers(model, images):
-    inputs, labels = images.tensors("test", limit=120)
-    right = side_by_side.right_answers(model, inputs, labels)
-    assert float(right.double().mean()) == pytest.approx(training.evaluate(model, inputs, labels).accuracy)
-    assert not side_by_side.right_answers(model, inputs, model(inputs).argmin(1)).any()
 
 
 def test_bad_input_is_named(images, model):

@@ -55,6 +55,18 @@ def test_bytes_are_those_of_the_file(tmp_path):
     assert score.bytes_on_disk(model.half()) < 0.6 * (tmp_path / "net.safetensors").stat().st_size
 
 
+def test_the_bytes_of_every_type_and_name_are_counted_right(tmp_path):
+    kinds = [torch.int64, torch.float64, torch.float32, torch.int32, torch.bfloat16, torch.float16, torch.int16]
+    kinds += [torch.int8, torch.uint8, torch.bool, torch.complex64]  # the last one is written, not counted
+    for last in range(len(kinds)):
+        net = nn.Sequential(nn.Linear(7, 3), nn.BatchNorm1d(3))
+        net.add_module("größe", nn.Linear(3, 1000))
+        for at, kind in enumerate(kinds[: last + 1]):
+            net.register_buffer(f"z{at}", torch.ones(3 + 40 * at).to(kind))
+        save_file(net.state_dict(), tmp_path / "net.safetensors")
+        assert score.bytes_on_disk(net) == (tmp_path / "net.safetensors").stat().st_size
+
+
 def test_measuring_leaves_modes_gradients_and_threads_as_they_were():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4)).train()
     model[2].eval()  # frozen, in a network that trains

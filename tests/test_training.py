@@ -323,6 +323,27 @@ def test_batches_do_not_change_the_scores(digits):
     assert (whole.accuracy, whole.f1) == (parts.accuracy, parts.f1) and abs(whole.loss - parts.loss) < 1e-5
 
 
+class Flattened(nn.Module):
+    """Notes whether the channels are last behind its convolution; flattens with view() where asked."""
+
+    def __init__(self, view):
+        super().__init__()
+        self.conv, self.view, self.last = nn.Conv2d(1, 8, 3), view, []
+
+    def forward(self, x):
+        x = self.conv(x)
+        self.last.append(x.stride(1) == 1)
+        return x.view(len(x), -1) if self.view else x.flatten(1)
+
+
+@pytest.mark.parametrize("view", [False, True])
+def test_images_of_one_channel_run_with_the_channels_last_where_the_network_can_take_it(view):
+    net, images = Flattened(view), torch.randn(7, 1, 6, 6)
+    found = training.outputs(net, images, batch_size=3)
+    assert net.last == ([True, False, False, False] if view else [True] * 3)
+    assert torch.allclose(found, net(images).detach(), atol=1e-5)
+
+
 def test_evaluate_refuses_what_cannot_be_scored():
     model = nn.Linear(4, 3)
     with pytest.raises(ValueError, match="0 images and 0 labels"):

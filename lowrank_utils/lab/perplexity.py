@@ -166,16 +166,22 @@ def tokens_per_second(model: nn.Module, ids: torch.Tensor, threads: int = 1, rep
 
 
 def row(
-    model: nn.Module, original: nn.Module, windows: Windows, threads: int = 1, timed: bool = False, **columns: Any
+    model: nn.Module,
+    original: nn.Module,
+    windows: Windows,
+    threads: int = 1,
+    timed: bool = False,
+    original_macs: float | None = None,
+    **columns: Any,
 ) -> dict[str, Any]:
     """Return one row of the results table: the language model `model` beside the `original` network it came from.
 
     As `score.row`, with perplexity in place of accuracy; MACs are those of one window. Tokens per second are measured
-    where `timed` is true, on `threads` threads, and NaN otherwise. Raises ValueError as `perplexity` and for NaN weights.
+    where `timed` is true, on `threads` threads, and NaN otherwise. `original_macs` as in `score.sizes`. Raises ValueError as `perplexity` and for NaN weights.
     """
     check_finite(model)
     found = dict.fromkeys((*RESULT_COLUMNS, *LANGUAGE_COLUMNS), math.nan) | score.sizes(
-        model, original, example=windows.ids[:1]
+        model, original, example=windows.ids[:1], original_macs=original_macs
     )
     scored = perplexity(model, windows)
     found |= {"loss": scored.loss, "perplexity": scored.perplexity, "bits_per_byte": scored.bits_per_byte}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import math
 import statistics
 import sys
@@ -61,8 +62,32 @@ def bytes_on_disk(model: nn.Module) -> int:
     >>> bytes_on_disk(torch.nn.Linear(4, 3)) - 4 * 15 < 200  # 4 bytes a parameter, and a header
     True
     """
-    unique = {id(value): (name, value) for name, value in model.state_dict(keep_vars=True).items()}
-    return len(to_safetensors({name: value.detach().contiguous() for name, value in unique.values()}))
+    unique = {id(value): (name, value.detach()) for name, value in model.state_dict(keep_vars=True).items()}
+    held = dict(unique.values())
+    if any(value.dtype not in _DTYPES for value in held.values()):
+        return len(to_safetensors({name: value.contiguous() for name, value in held.items()}))
+    # counted, not written: the bytes of a language model would fill memory twice over
+    header, at = {}, 0
+    for name in sorted(held, key=lambda name: (-_DTYPES[held[name].dtype][0], name)):
+        end = at + held[name].nbytes
+        about = {"dtype": _DTYPES[held[name].dtype][1], "shape": list(held[name].shape), "data_offsets": [at, end]}
+        header[name], at = about, end
+    size = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
+    return 8 + -(-size // 8) * 8 + at
+
+
+_DTYPES = {  # the order in which a safetensors file holds them, the last one first, and its words for them
+    torch.bool: (0, "BOOL"),
+    torch.uint8: (1, "U8"),
+    torch.int8: (2, "I8"),
+    torch.int16: (3, "I16"),
+    torch.float16: (4, "F16"),
+    torch.bfloat16: (5, "BF16"),
+    torch.int32: (6, "I32"),
+    torch.float32: (7, "F32"),
+    torch.float64: (8, "F64"),
+    torch.int64: (9, "I64"),
+}
 
 
 @contextlib.contextmanager
@@ -260,13 +285,20 @@ def row(
 
 
 def sizes(
-    model: nn.Module, original: nn.Module, input_shape: Sequence[int] = (), example: Batch | None = None
+    model: nn.Module,
+    original: nn.Module,
+    input_shape: Sequence[int] = (),
+    example: Batch | None = None,
+    original_macs: float | None = None,
 ) -> dict[str, Any]:
-    """Return the columns of a row that are counted: parameters, MACs (as in `macs`), bytes on disk, and shares of the original."""
+    """Return the columns of a row that are counted: parameters, MACs (as in `macs`), bytes on disk, and shares of the original.
+
+    `original_macs`: MACs of the original network, where they are known.
+    """
     found: dict[str, Any] = {"parameters": parameters(model), "macs": macs(model, input_shape, example)}
     found["bytes"] = bytes_on_disk(model)
     found["parameters_kept"] = found["parameters"] / parameters(original)
-    found["macs_kept"] = found["macs"] / macs(original, input_shape, example)
+    found["macs_kept"] = found["macs"] / (original_macs or macs(original, input_shape, example))
     return found
 
 

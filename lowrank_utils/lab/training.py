@@ -119,14 +119,33 @@ def outputs(model: nn.Module, images: torch.Tensor, batch_size: int = 50) -> tor
     are not finite.
     """
     device = next(model.parameters(), images).device  # a network in onnxruntime has no parameters
-    # small batches stay in the caches; oneDNN's convolutions are fastest with the channels last
-    memory = torch.channels_last if images.dim() == 4 else torch.contiguous_format
-    batches = (batch.to(device).contiguous(memory_format=memory) for batch in images.split(batch_size))
     with modules.evaluating(model):
-        found = torch.cat([model(batch).float().cpu() for batch in batches])
+        found = torch.cat([one.float().cpu() for one in _answers(model, images.split(batch_size), device)])
     if not torch.isfinite(found).all():
         raise ValueError("the network's outputs are NaN or infinite; check its weights and the images")
     return found
+
+
+def _answers(model, batches, device):
+    # Small batches stay in the caches. oneDNN's convolutions and torch's pooling are fastest with the channels last; networks
+    # that flatten with view() cannot take it.
+    layout = torch.channels_last
+    for batch in batches:
+        try:
+            answer = model(_laid_out(batch, device, layout))
+        except RuntimeError:
+            if layout is torch.contiguous_format:
+                raise
+            layout = torch.contiguous_format
+            answer = model(_laid_out(batch, device, layout))
+        yield answer
+
+
+def _laid_out(batch, device, layout):
+    # a batch with one channel lies in both orders, but its strides say that the channels are first: so it is written anew
+    if batch.dim() != 4 or layout is torch.contiguous_format:
+        return batch.to(device).contiguous()
+    return torch.empty(batch.shape, dtype=batch.dtype, device=device, memory_format=layout).copy_(batch)
 
 
 def scores_of(outputs: torch.Tensor, labels: torch.Tensor) -> Scores:

@@ -656,6 +656,15 @@ class Profile(Sequence[LayerProfile]):
             )
         return {name: self._rows[name] for name in names}
 
+    def forget(self, keep: Collection[str] = ()) -> None:
+        """Let go of the statistics of all layers but those that `keep` names; they are collected again when they are asked for."""
+        for held in (self._moments, self._rows):
+            for name in held.keys() - set(keep):
+                del held[name]
+        for name, count in list(self._fisher):
+            if name not in keep:
+                del self._fisher[name, count]
+
     def within(self, patterns: Sequence[str]) -> list[str]:
         """Return the names of the layers that `patterns` name: names, or patterns such as ``"model.layers.*"``.
 

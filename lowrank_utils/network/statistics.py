@@ -73,7 +73,9 @@ class Moments:
         products = outer(centred).double()
         if not (torch.isfinite(delta).all() and torch.isfinite(products.diagonal(dim1=-2, dim2=-1)).all()):
             raise ValueError("the calibration data make NaN or infinite activations; check images and weights")
-        self.scatter += products + share * delta[..., :, None] * delta[..., None, :]
+        if self.count:
+            products += share * delta[..., :, None] * delta[..., None, :]
+        self.scatter += products
         self.mean = self.mean + delta * (x.shape[-2] / total)
         self.size = self.size + x.abs().sum(-2).double()
         self.count = total

@@ -147,20 +147,24 @@ def searched(one: Subject, share: float, evaluations: int = 10) -> dict[str, Tim
 class Bench:
     """The table as it grows: every network is scored, timed and kept with its row.
 
-    ``threads`` of the CPU run while latency is measured, which is a median of ``repeats`` readings.
+    ``threads`` of the CPU run while latency is measured, which is a median of ``repeats`` readings. ``right`` says of each
+    entry which test images its network gets right.
     """
 
     images: Dataset
     threads: int
     repeats: int = 30
     entries: list[tuple[dict, nn.Module]] = field(default_factory=list)
+    right: list[np.ndarray] = field(default_factory=list)
 
     def enter(self, one: Subject, net: nn.Module, times: dict | None = None, **more) -> dict:
         """Add a network to the table and return its row; `times`: milliseconds that are known, None to measure them."""
         nothing = dict.fromkeys(("tuned_accuracy", "tuned_f1", "tuned_seconds"), np.nan)
-        row = one.row(net, source="here", **nothing | more)
+        row = one.row(net, source="here", keep_correct=True, **nothing | more)
+        right = score.unpacked(row.pop("correct"))
         row |= clock(net, one.model, self.images.input_shape, self.threads, self.repeats) if times is None else times
         self.entries.append((row | {"threads": self.threads}, net))
+        self.right.append(right)
         return self.entries[-1][0]
 
     def entry(

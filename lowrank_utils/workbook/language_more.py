@@ -10,6 +10,7 @@ import dataclasses
 import math
 import re
 import statistics
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -155,8 +156,8 @@ def set_prior(bench: chapter.Bench, prior: float) -> None:
 def scored_on(bench: chapter.Bench, test: Windows) -> chapter.Bench:
     """Return the same bench, statistics and plans included, with other test windows."""
     new = copy.copy(bench)
-    new.test = test
-    vars(new).pop("dense", None)
+    new.test, new.known = test, weakref.WeakKeyDictionary()
+    vars(new).pop("dense_scored", None)
     return new
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -78,6 +79,7 @@ WORDS = {  # for factors, in the names of pairs that have no title
 }
 AIMS = {0.9: 0.1, 0.8: 0.2}  # share kept -> the most that the rise of ours should be of that of the best published one
 PUBLISHED = (("one share", "svd"), ("one share", "asvd"), ("one share", "fwsvd"), ("one share", "data-aware"))
+HELD = (("one share", "svd"), ("exact", "fisher-layerwise"))  # pairs whose networks the notebook looks at again
 SENSITIVITY_WINDOWS = 1  # of the calibration windows, on which ASVD's search measures
 
 
@@ -103,12 +105,17 @@ class Bench:
     ) -> None:
         self.language, self.calibration, self.test = language, calibration, test
         self.about = {"notebook": NOTEBOOK, "network": language.name, "seed": seed, **about}
-        whole = Profile(language.model, calibration.ids, estimator="signs", draws=1, seed=seed)
+        # one window at a time: what autograd keeps of several, beside the statistics, would fill memory
+        whole = Profile(language.model, calibration.ids, estimator="signs", draws=1, seed=seed, batch_size=1)
         wanted = set(whole.within(within))
         self.names = [name for name in blocks(whole, language.model) if name in wanted]
         self.profile = whole.but(dense=[layer.name for layer in whole if layer.name not in self.names])
         self.seconds: dict[str, float] = {}
         self.plans: dict[tuple[str, float], tuple[Plan, float]] = {}
+        self.held: dict[tuple[str, str, float], nn.Module] = {}
+        self.known: weakref.WeakKeyDictionary[nn.Module, float] = (
+            weakref.WeakKeyDictionary()
+        )  # loss on the test windows
 
     def timed(self, what: str, function: Callable[[], Any]) -> Any:
         """Return what `function` returns; its processor seconds stand in ``seconds[what]``."""
@@ -191,13 +198,23 @@ class Bench:
         if factors in replace.SWEEPS or factors == "own outputs":
             how = {"factors": factors.replace("own outputs", "sequential"), "refit_dense": False}
             how["repair"] = factors != "own outputs"
-        return replace.apply_plan(self.profile, plan, resource=None, **how)
+        return sharing(replace.apply_plan(self.profile, plan, resource=None, **how), self.language.model)
+
+    def network(self, chooser: str, factors: str, kept: float) -> nn.Module:
+        """Return the network of one pair at one size: the one that `experiment` was asked to hold, or one that is built now."""
+        asked = (chooser, factors, kept)
+        return self.held[asked] if asked in self.held else self.small(self.plan(chooser, kept)[0], factors)
 
     def row(self, model: nn.Module, threads: int | None = None, **setting: Any) -> dict[str, Any]:
         """Return the result row of a network; with `threads` its speed is measured on so many."""
-        timed: dict[str, Any] = {} if threads is None else {"timed": True, "threads": threads}
-        found = perplexity.row(model, self.language.model, self.test, **timed, **self.about, **setting)
-        found["rise"] = found["loss"] - self.dense
+        if model is self.language.model and threads is None:
+            found = self.dense_scored | self.about | setting
+        else:
+            timed: dict[str, Any] = {} if threads is None else {"timed": True, "threads": threads}
+            timed["original_macs"] = self.dense_scored["macs"]
+            found = perplexity.row(model, self.language.model, self.test, **timed, **self.about, **setting)
+        self.known[model] = found["loss"]
+        found["rise"] = self.rise(model)
         return found | {
             "scope": "blocks",
             "calibration_images": len(self.calibration),
@@ -205,23 +222,38 @@ class Bench:
         }
 
     @cached_property
+    def dense_scored(self) -> dict[str, Any]:
+        """What the dense network costs and how well it foretells the test windows: columns of a row (`perplexity.row`), measured once."""
+        return perplexity.row(self.language.model, self.language.model, self.test)
+
+    @property
     def dense(self) -> float:
         """Loss of the dense network on the test windows, nats a token."""
-        return perplexity.perplexity(self.language.model, self.test).loss
+        return self.dense_scored["loss"]
+
+    def rise(self, model: nn.Module) -> float:
+        """Return how far the loss of a network on the test windows is above the dense one's, nats a token; each network is measured once."""
+        if model not in self.known:
+            self.known[model] = perplexity.perplexity(model, self.test).loss
+        return self.known[model] - self.dense
 
     def dense_row(self, threads: int | None = None) -> dict[str, Any]:
         """Return the row of the dense network."""
         about = {"chooser": "dense", "budget_kind": "dense", "stored_as": "dense", "blocks_kept": 1.0}
         return self.row(self.language.model, threads, **about)
 
-    def measured(self, chooser: str, factors: str, kept: float, threads: int | None = None) -> dict[str, Any]:
-        """Return the row of one pair of chooser and factors at one size."""
+    def measured(
+        self, chooser: str, factors: str, kept: float, threads: int | None = None, hold: bool = False
+    ) -> dict[str, Any]:
+        """Return the row of one pair of chooser and factors at one size; `hold`: `network` has the network that was measured."""
         plan, plan_seconds = self.plan(chooser, kept)
         if factors != "svd":
             self.collect()  # not a part of the seconds below
         began = time.process_time()
         model = self.small(plan, factors)
         took = time.process_time() - began
+        if hold:
+            self.held[chooser, factors, kept] = model
         setting = {
             "chooser": chooser,
             "factors": factors,
@@ -237,6 +269,21 @@ class Bench:
         """Return the share of the blocks' parameters that stays under `plan`."""
         inside = sum(self.profile[name].parameters for name in self.names)
         return 1 - (plan_cost(self.profile, {}, "parameters") - plan_cost(self.profile, plan, "parameters")) / inside
+
+
+def sharing(small: nn.Module, dense: nn.Module) -> nn.Module:
+    """Return `small`, whose parameters that are equal to those of the same name in `dense` are now these very tensors.
+
+    Only what was cut takes memory then. Whoever changes the weights of one network has to copy it first.
+    """
+    known = dict(dense.named_modules())
+    for name, module in small.named_modules():
+        theirs = known[name]._parameters if name in known else {}
+        for kind, value in module._parameters.items():
+            other = theirs.get(kind)
+            if value is not None and other is not None and torch.equal(value, other):
+                module._parameters[kind] = other
+    return small
 
 
 def _never(model: nn.Module) -> float:
@@ -263,11 +310,12 @@ def experiment(
     threads: int | None = None,
     done: pd.DataFrame | None = None,
     write: Callable[[dict[str, Any]], None] | None = None,
+    hold: Collection[tuple[str, str]] = (),
 ) -> pd.DataFrame:
     """Return one row for the dense network and one for each pair of chooser and factors at each size, which is a share of the blocks.
 
     `threads`: speed is measured on so many; `done`: rows of an earlier run, which are not made again; `write`: called with
-    each new row at once, so that nothing is lost.
+    each new row at once, so that nothing is lost; `hold`: pairs whose networks `Bench.network` has afterwards, which takes memory.
     """
     rows = [] if done is None else done.to_dict("records")
     there = {(row["chooser"], row["factors"], row["budget"]) for row in rows}
@@ -282,7 +330,7 @@ def experiment(
     for share in kept:
         for chooser, factors in pairs:
             if (chooser, factors, share) not in there:
-                keep(bench.measured(chooser, factors, share, threads))
+                keep(bench.measured(chooser, factors, share, threads, (chooser, factors) in hold))
     return columns.table(rows)
 
 
@@ -318,8 +366,14 @@ def energy_at_break_even(bench: Bench, blocks_shown: Sequence[int]) -> pd.Series
 
 
 def rounded_to_8_bits(model: nn.Module, names: Iterable[str]) -> nn.Module:
-    """Return `model` with the weights of the named layers rounded to 8 bits, one scale a row (the largest entry is 127)."""
-    new = modules.copied(model)
+    """Return `model` with the weights of the named layers rounded to 8 bits, one scale a row (the largest entry is 127).
+
+    The other parameters are those of `model`, not copies.
+    """
+    names = list(names)
+    rounded = {id(model.get_submodule(name).weight) for name in names}
+    # deepcopy takes the others for copied already
+    new = modules.copied(model, {id(value): value for value in model.parameters() if id(value) not in rounded})
     with torch.no_grad():
         for name in names:
             weight: Any = new.get_submodule(name).weight
@@ -336,7 +390,7 @@ def elsewhere(bench: Bench, models: Mapping[str, nn.Module], sentences: str = SE
     dense = perplexity.perplexity(bench.language.model, other).loss
     rows = {
         name: {
-            "test text": perplexity.perplexity(model, bench.test).loss - bench.dense,
+            "test text": bench.rise(model),
             "other sentences": perplexity.perplexity(model, other).loss - dense,
         }
         for name, model in models.items()
@@ -441,8 +495,7 @@ def by_block(values: dict[str, float]) -> pd.DataFrame:
 
 def damage(bench: Bench, kept: float = 0.9) -> dict[str, float]:
     """Return ``{layer: predicted rise of the loss (nats a token)}`` where each matrix alone is cut to a share `kept` of its parameters."""
-    share = bench.profile.whole_share(kept, "parameters", bench.names)
-    plan = published.one_share(bench.profile, share, resource="parameters", names=bench.names)
+    plan, _ = bench.plan("one share", kept)
     tokens = bench.calibration.ids.shape[1]
     places = {own.name: own.entries.index(plan[own.name]) for own in bench.options if plan[own.name] in own.entries}
     return {name: float(bench.losses[name][place]) / tokens for name, place in places.items()}
