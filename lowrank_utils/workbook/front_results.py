@@ -165,17 +165,17 @@ def convex(tables: Tables) -> str:
 
 def _unequal(table):
     # which runs are not on equal terms, by the images that the methods saw
-    told = []
+    runs: dict[str, list[str]] = {}
     for row in table.rows:
-        own, *rest = row["images"].split(", others ")
-        if rest:
-            where = f"{(NETWORKS | {'mlp': 'the MLP'}).get(row['network'], row['network'])} on {SETS[row['data set']]}"
-            told.append(f"{where} ({own} for the convex programs, {rest[0]} for the refits and the other methods)")
-    return (
-        f"Not on equal terms, by the number of training images, are {', '.join(told)}."
-        if told
-        else "All methods saw the same images."
-    )
+        network = (NETWORKS | {"mlp": "the MLP", "lenet5": "`lenet5`"}).get(row["network"], row["network"])
+        runs.setdefault(row["images"], []).append(f"{network} on {SETS[row['data set']]}")
+    seen = {images.partition(", others "): names for images, names in runs.items()}
+    told = [
+        f"The convex programs saw {own} images and the other methods {others} ({', '.join(names)})."
+        for (own, unlike, others), names in seen.items()
+        if unlike
+    ]
+    return " ".join(["These rows are not on equal terms.", *told]) if told else "All methods saw the same images."
 
 
 def convolutions(tables: Tables) -> str:
