@@ -222,7 +222,10 @@ def papers_block(source: Source) -> str:
         first = mine.iloc[0]
         told = re.split(r"; (?:paired by|2 points)", first["ours"])[0].removeprefix("1 point: ")
         verdict = first["holds"].split(" / ")[0].replace("-", "not measured")  # the first is for one point lost
-        lines.append([f"{paper}: {words}", told if verdict == "not measured" else f"**{verdict}**: {told}"])
+        others = [holds.split(" / ")[0].replace("-", "not measured") for holds in mine["holds"].iloc[1:]]
+        unlike = [other for other in others if other != verdict]
+        more = f"; other tile{'s' * (len(unlike) > 1)}: {', '.join(dict.fromkeys(unlike))}" if unlike else ""
+        lines.append([f"{paper}: {words}", told if verdict == "not measured" else f"**{verdict}**: {told}{more}"])
     return markdown(["claim", "we found"], lines)
 
 

@@ -679,7 +679,7 @@ def about_sizes(rows: pd.DataFrame, kept: float) -> str:
         mine = at[at["scope"] == scope].set_index("chooser")["lost"]
         lost_by = ", ".join(f"{rule} {mine[rule]:.1f}" for rule in rank_rules.RULES)
         told.append(f"{words.capitalize()}: {lost_by}.")
-        leads[scope] = mine["fixed"] - mine["energy"]
+        leads[scope] = round(mine["fixed"], 1) - round(mine["energy"], 1)  # of the numbers as they are printed
     every, hidden = leads.values()
     end = (
         "Most of that lead came from the classifier."
