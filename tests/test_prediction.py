@@ -62,6 +62,15 @@ def test_the_range_is_not_wide_and_no_network_left_out_falls_far_out_of_it(rows)
     assert outside.pop("cifar10 mlp") <= 2 and outside.pop("cifar10 resnet56") <= 1 and not any(outside.values())
 
 
+def test_every_text_says_what_the_range_held(rows):
+    inside, told = prediction.covered(rows), [lowrank_utils.predict.__doc__, prediction.lost_range.__doc__]
+    told += [(paths.CODE / name).read_text() for name in ("docs/running.md", "CHANGELOG.md")]
+    for text in told:
+        plain = " ".join(text.split())
+        assert f"{inside.sum()} of {len(inside)}" in plain and "143 to 2 000 validation images" in plain
+        assert "more images it was not measured" in plain
+
+
 def test_fewer_images_and_deeper_cuts_make_the_range_wider():
     widths = [np.subtract(*prediction.lost_range(d, n)[::-1]) for d, n in ((0.01, 10_000), (0.01, 100), (0.1, 100))]
     assert 0 < widths[0] < widths[1] < widths[2]
