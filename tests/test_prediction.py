@@ -10,6 +10,7 @@ from torch import nn
 
 import conftest
 import lowrank_utils
+from lowrank_utils import paths
 from lowrank_utils.ranks import prediction
 from lowrank_utils.workbook import plots
 from lowrank_utils.workbook import prediction as measured
@@ -49,6 +50,25 @@ def test_the_range_holds_the_stated_share_of_losses_of_networks_left_out(rows):
     apart = prediction.left_out(rows)
     alone = (prediction.lost(apart / factor) <= measured_loss) & (measured_loss <= prediction.lost(apart * factor))
     assert alone.mean() < 0.5 and inside.sum() == 42 and len(inside) == 45
+    assert rows["images"].agg(["min", "max"]).tolist() == [143, 2000] and prediction.IMAGES == 2000
+
+
+def test_the_range_is_not_wide_and_no_network_left_out_falls_far_out_of_it(rows):
+    assert 1 < prediction.MEASURED.spread < 2.3
+    least, most = prediction.lost_range(prediction.left_out(rows), rows["images"])
+    assert np.median(most - least) < 2.2  # points
+    each = prediction.covered(rows).groupby(rows["dataset"] + " " + rows["network"]).agg(["sum", "size"])
+    outside = (each["size"] - each["sum"]).to_dict()
+    assert outside.pop("cifar10 mlp") <= 2 and outside.pop("cifar10 resnet56") <= 1 and not any(outside.values())
+
+
+def test_every_text_says_what_the_range_held(rows):
+    inside, told = prediction.covered(rows), [lowrank_utils.predict.__doc__, prediction.lost_range.__doc__]
+    told += [(paths.CODE / name).read_text() for name in ("docs/running.md", "CHANGELOG.md")]
+    for text in told:
+        plain = " ".join(text.split())
+        assert f"{inside.sum()} of {len(inside)}" in plain and "143 to 2 000 validation images" in plain
+        assert "more images it was not measured" in plain
 
 
 def test_fewer_images_and_deeper_cuts_make_the_range_wider():
@@ -164,7 +184,8 @@ def test_the_picture_shows_every_network():
     said = plots.described(measured.figure(rows))
     assert all(f"{a} {b}" in said for a, b, _ in measured.NETWORKS)
     assert all(f"{text} smollm2-135m" in said for text in measured.TEXTS)
-    assert "holds 42 of 45 measured losses" in measured.section(rows)
+    assert "holds 42 of 45 measured losses, on 143 to 2 000 validation images" in measured.section(rows)
+    assert measured.section(rows).strip() in (paths.GALLERY / "README.md").read_text()
     assert "factor of" in measured.section(rows) and "A text is predicted" in measured.section(rows)
 
 

@@ -39,7 +39,7 @@
     if (table.plans[place] === null) return null;
     const lost = table.lost[place], [scale, power] = held.accuracy;
     const less = (points) => lost > held.trusted ? null : Math.min(Math.max(own.dense.accuracy - points / 100, 0), 1);
-    // the error of the prediction, and the chance of the test images: `lost_range` of ranks/prediction.py
+    // the error of the prediction, and the chance of so many images: `lost_range` of ranks/prediction.py
     const factor = held.spread ** power, far = held.spread * (lost / scale) ** (1 / power);
     const chance = held.deviations * 100 * Math.sqrt(Math.min(Math.sqrt(far / 2), 1) / own.images);
     const [measured, known] = between(chooser, kept, 1), [faster, timed] = between(chooser, kept, 2);
@@ -302,7 +302,7 @@
     const both = all.filter((found) => found && found.known === "measured" && found.predicted !== null);
     if (!both.length) return "";
     const inside = both.filter((found) => found.low <= found.measured && found.measured <= found.high).length;
-    return ` Of the ${both.length} accuracies measured for this network with all choosers, ${inside} lie inside.`;
+    return ` Of the ${both.length} accuracies measured on the test images of this network, with all choosers, ${inside} lie inside; this network had a part in the fit.`;
   }
 
   function made() {
@@ -311,7 +311,7 @@
       `Choosers see ${from.parameters.calibration_images} training images, without labels. The last layer stays dense, and the first where it is a convolution.`,
       factors ? `Accuracy is of ${own.images} test images. All plans get the same factors, those of compress without refinement. Nothing was trained after the cut. A budget chosen by these numbers is chosen on test images.`
         : `Accuracy is of published rows (notebooks 05 and 06, factors found in sequence, means over draws of calibration images). Their plans were made from other calibration images than those shown here, so they may differ a little.`,
-      `Predicted accuracy is that of lowrank_utils.predict. Its range holds the error of the prediction and the chance of ${own.images} test images. Of networks left out of the fit, ${whole(held.share)} of the measured accuracies lay inside, with plans of the exact search.${inRange()}`,
+      `Predicted accuracy is that of lowrank_utils.predict. Its range allows for the error of the prediction and for the chance of ${own.images} test images. ${held.covered[0]} of ${held.covered[1]} measured losses of networks left out of the fit lay inside, on 143 to 2 000 validation images and with plans of the exact search. For more images that was not measured.${inRange()}`,
       "Time is processor time for 64 images on one thread, beside the dense network; 2 × speed is half the time.",
       "Size counts four bytes a parameter. Interpolated: on a straight line between two measured budgets.",
       `Data ${from.data_fingerprint}, torch ${from.versions.torch}, code ${from.code}, ${from.finished.slice(0, 10)}.`,
@@ -378,7 +378,7 @@
     }
     const line = html("span"), dash = make("svg", { class: "ex-mark ex-dash", viewBox: "0 0 30 14", "aria-hidden": "true" });
     dash.append(make("rect", { width: 30, height: 14, opacity: 0.15 }), make("path", { d: "M0,7h30", "stroke-dasharray": "6 4", "stroke-width": 1.5 }));
-    line.append(dash, `exact search, predicted, with a range of ${whole(held.share)}`);
+    line.append(dash, `exact search, predicted, with its range`);
     $("ex-key").append(line, html("span", { id: "ex-below" }));
     const asked = new URLSearchParams(location.search), first = held.networks[0], name = asked.get("network");
     const there = held.networks.some((network) => network.name === name);

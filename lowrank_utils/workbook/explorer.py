@@ -87,6 +87,20 @@ def written(plan: Plan, layers: Sequence[str]) -> str:
     return " ".join(words)
 
 
+def parsed(text: str, layers: Sequence[str]) -> Plan:
+    """Return the plan that `written` wrote.
+
+    >>> parsed("- s12 83", ["conv1", "conv2", "fc1"])
+    {'conv2': ('spatial', 12), 'fc1': 83}
+    """
+    schemes, plan = {short: scheme for scheme, short in SHORT.items() if short}, {}
+    for name, word in zip(layers, text.split(" "), strict=True):
+        if word != "-":
+            scheme = schemes.get(word[0])
+            plan[name] = unfold.plan_entry(scheme, int(word[1:] if scheme else word))
+    return plan
+
+
 def planners(read: Profile) -> dict[str, Callable[[float], Plan]]:
     """Return {chooser: function of a share of the MACs that returns its plan}, of all but the exact search."""
     options = search.rank_options(read)
@@ -206,13 +220,8 @@ def published(subject: Subject, folder: str | Path | None = None) -> dict[str, l
 def compute(subject: Subject, kept: Sequence[float] = KEPT) -> dict[str, Any]:
     """Return what the explorer shows of one network, as `explorer.json` holds it. Raises OSError where data cannot be had."""
     began = time.process_time()
-    images = data.load(subject.dataset)
-    model, _ = training.trained(images, subject.network, checkpoint=subject.checkpoint, device="cpu")
-    calibration = images.tensors("train", subject.calibration_images)[0]
-    read = profile(
-        model, calibration, samples=compression.SAMPLES, estimator="signs", draws=1, dense=_ends(model, images)
-    )
-    plans = all_plans(read, kept)
+    images, read = _profiled(subject)
+    model, plans = read.model, all_plans(read, kept)
     lost, names = losses(read, plans), [card.name for card in read]
     whole = {what: plan_cost(read, {}, what) for what in ("macs", "parameters")}
     outside = score.parameters(model) - whole["parameters"]  # batch norms: they stay
@@ -247,6 +256,38 @@ def compute(subject: Subject, kept: Sequence[float] = KEPT) -> dict[str, Any]:
     }
 
 
+def foretold_anew(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a network of explorer.json with its plans as they are and their losses predicted by `prediction.MEASURED` (seconds).
+
+    Raises OSError where data cannot be had.
+    """
+    subject = next(each for each in SUBJECTS if each.name == own["name"])
+    names = [layer["name"] for layer in own["layers"]]
+    held = {
+        chooser: {share: parsed(text, names) for share, text in zip(own["kept"], table["plans"]) if text is not None}
+        for chooser, table in own["choosers"].items()
+    }
+    lost = losses(_profiled(subject)[1], held)
+    tables = {
+        chooser: table | {"lost": [_digits(lost[chooser].get(share)) for share in own["kept"]]}
+        for chooser, table in own["choosers"].items()
+    }
+    return {**own, "choosers": tables, "provenance": {**own["provenance"], "constants": _constants()}}
+
+
+def _profiled(subject):
+    images = data.load(subject.dataset)
+    model, _ = training.trained(images, subject.network, checkpoint=subject.checkpoint, device="cpu")
+    calibration = images.tensors("train", subject.calibration_images)[0]
+    how: dict[str, Any] = {"samples": compression.SAMPLES, "estimator": "signs", "draws": 1}
+    return images, profile(model, calibration, dense=_ends(model, images), **how)
+
+
+def _constants():
+    # what a rise of the loss becomes points with
+    return [*prediction.MEASURED.scale, *prediction.MEASURED.accuracy]
+
+
 def _ends(model, images):
     # what `compress` leaves dense: the last layer, and the first where it is a convolution
     first, *_, last = [layer.name for layer in profile(model, input_shape=images.input_shape, spectra=False)]
@@ -273,6 +314,7 @@ def _provenance(subject, images, seconds):
         "versions": made["versions"],
         "commit": made["commit"],
         "code": digests.of_code(NAME),
+        "constants": _constants(),
         "finished": runs.now(),
         "processor_seconds": round(seconds),
     }
@@ -287,13 +329,19 @@ def renew(
 ) -> dict[str, Any]:
     """Return what explorer.json holds; networks that it lacks (or all, with `again`) are computed now, each written at once.
 
+    Where `prediction.MEASURED` has changed since, the losses of the others are predicted anew (`foretold_anew`).
+
     About twenty minutes on one core, more than half of them for the two ResNets. Raises ValueError where the file is damaged.
     """
     path = Path(path or paths.GALLERY / f"{NAME}.json")
     held = {own["name"]: own for own in read(path)["networks"]} if path.is_file() else {}
-    for subject in subjects:
-        if subject.name in held and not again:
-            continue
+    asked = {subject.name: subject for subject in subjects if again or subject.name not in held}
+    # the header holds the constants of all tables, so no table may be of others
+    stale = [name for name, own in held.items() if own["provenance"].get("constants") != _constants()]
+    if stale:
+        held |= {name: foretold_anew(held[name]) for name in stale}
+        _write(path, list(held.values()))
+    for subject in asked.values():
         held[subject.name] = compute(subject, kept)
         names = [each.name for each in SUBJECTS if each.name in held]
         _write(path, [held[name] for name in [*names, *(n for n in held if n not in names)]])
@@ -301,11 +349,18 @@ def renew(
 
 
 def _write(path, networks):
+    from lowrank_utils.workbook import prediction as measured
+
     known = prediction.MEASURED
+    rows = measured.published()
+    if rows is None:
+        raise FileNotFoundError(f"{paths.GALLERY / 'prediction.csv'} is not there; take it from the repository again")
+    inside = prediction.covered(measured.parts(rows)[0])
     trusted = prediction.lost(prediction.TRUSTED)  # points; more than these are not to be trusted
     content = {"schema": SCHEMA, "choosers": list(CHOOSERS), "trusted": float(trusted)}
     # of the range of a predicted accuracy (`prediction.lost_range`)
-    content |= {"spread": known.spread, "accuracy": list(known.accuracy), "share": prediction.SHARE}
+    content |= {"spread": known.spread, "accuracy": list(known.accuracy)}
+    content |= {"covered": [int(inside.sum()), len(inside)]}  # of the measured losses of networks left out
     content |= {"deviations": round(prediction.DEVIATIONS, 6), "networks": networks}
     with paths.atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, separators=(",", ":")).replace('{"name"', '\n{"name"') + "\n")
@@ -333,8 +388,9 @@ def answer(held: Mapping[str, Any], network: str, chooser: str, kept: float) -> 
     """Return what the page shows of one network, chooser and budget.
 
     Keys: plan ({layer: word}), macs and parameters (shares of the dense network), predicted, low and high (accuracy and its range
-    on the test images, `prediction.lost_range`; None where the prediction is not to be trusted), measured (accuracy, or None) and faster (or None), each with how it is known: "measured", "published", "interpolated" or "none". Between
-    two measured budgets numbers are interpolated linearly; outside of them there is none. Raises ValueError for a network, chooser or
+    for as many images as the network has test images, `prediction.lost_range`, which was measured on no more than 2 000; None where
+    the prediction is not to be trusted), measured (accuracy, or None) and faster (or None), each with how it is known: "measured",
+    "published", "interpolated" or "none". Between two measured budgets numbers are interpolated linearly; outside of them there is none. Raises ValueError for a network, chooser or
     budget that the file does not have.
     """
     own = next((each for each in held["networks"] if each["name"] == network), None)

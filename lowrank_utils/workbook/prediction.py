@@ -184,8 +184,12 @@ factors that differ. On the right each network is predicted from the others: hal
 {missed.median():.1f}, and 90 % by less than {missed.quantile(0.9):.1f} ({len(missed)} rows from {prediction.LEAST} nats on). The public ResNets were trained on these
 validation images. Their deep cuts, above about 0.1 nat, come out too low, and nothing above 1 nat is to be trusted. {_of_tokens(tokens).strip()}
 
-The accuracy lost has a range for the error of the prediction and the chance of the images. Computed for each network from the others, the range of {100 * prediction.SHARE:.0f} % holds {int(inside.sum())} of {len(inside)} measured losses. The rows are `prediction.csv`.
+The accuracy lost has a range that allows for the error of the prediction and for the chance of the images. Computed for each network from the others, it holds {int(inside.sum())} of {len(inside)} measured losses, on {_number(images["images"].min())} to {_number(images["images"].max())} validation images. For more images it was not measured. The rows are `prediction.csv`.
 """
+
+
+def _number(count):
+    return f"{count:,}".replace(",", " ")
 
 
 def _of_tokens(rows):
