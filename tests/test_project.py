@@ -325,6 +325,8 @@ def test_the_results_and_the_gallery_quote_the_published_results():
         assert table in page and re.search(rf"## {re.escape(heading)}\n\n[^|\s]", page), heading  # a caption
         link = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
         assert table in results or f"outputs/gallery/README.md#{link})" in results or "with spread" in heading, heading
+    for section, rows in gallery.measured_sections(paths.GALLERY).items():
+        assert section.section(rows).strip() in page, section.NAME
     short = gallery.claims_in_short()
     assert gallery.quote(results, tables | {gallery.CLAIMS: short}) == results
     assert short in results and tables["Dense networks"] in results

@@ -6,6 +6,7 @@ import json
 import re
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lowrank_utils import paths
@@ -91,17 +92,12 @@ def publish(*run_folders: str | Path, folder: str | Path | None = None) -> list[
     return [folder / "results.parquet", *renew(folder)]
 
 
-def renew(folder: str | Path | None = None) -> list[Path]:
-    """Write the page and the pictures of the gallery again from its rows; return their paths.
-
-    Where `folder` is outputs/gallery, its default, the README and docs are renewed too (`front`).
-    """
+def measured_sections(folder: str | Path) -> dict[ModuleType, pd.DataFrame]:
+    """Return {module of a section with a table of its own: its rows in `folder`}, without those that have none."""
     from lowrank_utils.workbook import (
-        audit,
         batch_norm,
         controls,
         encoder,
-        front,
         imagenet,
         language,
         language_more,
@@ -110,11 +106,21 @@ def renew(folder: str | Path | None = None) -> list[Path]:
         spectra,
     )
 
+    sections = (prediction, shortcuts, controls, batch_norm, imagenet, language, language_more, encoder, spectra)
+    found = {each: each.published(folder) for each in sections}
+    return {each: rows for each, rows in found.items() if rows is not None}
+
+
+def renew(folder: str | Path | None = None) -> list[Path]:
+    """Write the page and the pictures of the gallery again from its rows; return their paths.
+
+    Where `folder` is outputs/gallery, its default, the README and docs are renewed too (`front`).
+    """
+    from lowrank_utils.workbook import audit, front
+
     folder = Path(folder or paths.GALLERY)
     told, written = published_tables(folder), [folder / "README.md"]
-    sections = (prediction, shortcuts, controls, batch_norm, imagenet, language, language_more, encoder, spectra)
-    measured = {each: each.published(folder) for each in sections}
-    measured = {each: rows for each, rows in measured.items() if rows is not None}
+    measured = measured_sections(folder)
     with paths.atomic_write(written[0]) as temporary:
         pages = [each.section(rows) for each, rows in measured.items()]
         temporary.write_text(_page(told, "\n".join([*pages, audit.section(folder)])))
