@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -318,7 +320,7 @@ def _read(model, calibration, dense, how):
         ids = tokens_of(calibration)
         if ids and "index out of range" in str(error):
             raise ValueError(_outside(model, calibration)) from error
-        if "cannot take" in str(error) and (said := _about_labels(calibration)):
+        if "cannot take" in str(error) and (said := _about_labels(model, calibration, error)):
             raise ValueError(said) from error
         if not ids or "cannot take" not in str(error):
             raise
@@ -328,16 +330,20 @@ def _read(model, calibration, dense, how):
     return read if dense is not None else _by_default(read)
 
 
-def _about_labels(calibration):
-    # a sentence where the last tensor of several looks like labels, one whole number an input; or ""
+def _about_labels(model, calibration, error):
+    # a sentence where the last tensor of several looks like labels, one whole number an input, and the network takes none; or ""
     if not isinstance(calibration, Inputs) or len(calibration.tensors) < 2:
+        return ""
+    if not re.search("unexpected keyword argument|positional arguments? but", str(error)):
+        return ""  # it takes them, and something else is wrong
+    if calibration.kwargs and list(calibration.kwargs)[-1] in inspect.signature(model.forward).parameters:
         return ""
     last = calibration.tensors[-1]
     if last.is_floating_point() or last[0].numel() != 1:
         return ""
     name = f'"{list(calibration.kwargs)[-1]}"' if calibration.kwargs else "the last tensor"
     instead = "pass the inputs alone, as one tensor" if len(calibration.tensors) == 2 else "leave it out"
-    return f"{name} of calibration holds labels, it seems, and the network does not take them: {instead}"
+    return f"{name} of calibration holds labels, it seems, and the network does not take them: {instead} ({error})"
 
 
 def _kind(calibration):

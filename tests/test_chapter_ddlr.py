@@ -256,13 +256,17 @@ def test_spectra_are_drawn_before_and_after(solved):
 
 @pytest.mark.parametrize(
     ("program", "fit", "said"),
-    [(0.896, 0.897, "-0.1 points. Less than 0.5 points count as level. So at these ranks the directions of the program are worth as much"),
+    [(0.896, 0.897, "-0.1 points. Less than 0.5 points count as level. So at these ranks the directions of the program and those of the fit cannot be told apart on so many images"),
      (0.80, 0.897, "-9.7 points. Less than 0.5 points count as level. So at these ranks the relaxation costs accuracy"),
      (0.897, 0.80, "+9.7 points. Less than 0.5 points count as level. So at these ranks the program finds the better")],
 )  # fmt: skip
 def test_the_cost_of_the_relaxation_is_told_from_the_accuracies(program, fit, said):
-    told = ddlr_lesson.about_relaxation(0.303, program, fit)
-    assert said in told and "With 30.3% of the parameters" in told and f"ReLU-aware {fit:.1%}" in told
+    told = ddlr_lesson.about_relaxation(0.303, program, fit, 5000)
+    assert (
+        said in told
+        and "With 30.3% of the parameters, on 5,000 validation images" in told
+        and f"ReLU-aware {fit:.1%}" in told
+    )
 
 
 def test_outputs_and_units_are_drawn(solved):

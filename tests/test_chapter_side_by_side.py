@@ -321,6 +321,7 @@ def test_ties_are_counted_by_the_exact_test(images, model):
     assert right["mlp"].shape == (3, len(x)) and right["mlp"][0].mean() == training.evaluate(model, x, y).accuracy
     told = side_by_side.about_ties(right)
     assert "`mlp`: of the other 2 networks, 1 cannot be told from the best one." in told
+    assert "of 3 on the other half. Among networks that are all equally good it would be about number 2.0." in told
     assert "- `mlp`: " in side_by_side.about_best(right, 0.4)
 
 

@@ -371,9 +371,24 @@ def test_inputs_held_apart_are_drawn_from_all_of_them():
 def test_labels_beside_the_inputs_are_recognised(x, names):
     given = (x, torch.zeros(len(x), dtype=torch.long))
     what = f'"{names[1]}"' if names else "the last tensor"
-    said = f"^{what} of calibration holds labels, it seems, .*: pass the inputs alone, as one tensor$"
+    said = f"^{what} of calibration holds labels, it seems, .*: pass the inputs alone, as one tensor \\(.*forward.*\\)$"
     with pytest.raises(ValueError, match=said):
         lowrank_utils.compress(net(), dict(zip(names, given)) if names else given, kept=0.6)
+
+
+class Measured(nn.Linear):
+    """Takes whole numbers beside its inputs, as labels would look."""
+
+    def forward(self, x, lengths):
+        return super().forward(x) * lengths.sign()[:, None]
+
+
+@pytest.mark.parametrize("names", [("x", "lengths"), ("input", "lengths"), ()])
+def test_inputs_that_the_network_takes_are_not_called_labels(names):
+    wrong = (torch.randn(8, 5), torch.ones(8, dtype=torch.long))  # of another width
+    with pytest.raises(ValueError, match="cannot take") as caught:
+        lowrank_utils.compress(Measured(4, 3), dict(zip(names, wrong)) if names else wrong, kept=0.6)
+    assert "labels" not in str(caught.value)
 
 
 def test_what_the_loss_of_a_refinement_means_is_said(x):

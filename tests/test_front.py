@@ -294,6 +294,22 @@ def test_a_paragraph_follows_the_tables_below_it(tables, name):
         front.filled(f"<!-- begin {name} -->\n<!-- end {name} -->\n", source)
 
 
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [(["1 000, others 5 000", "-"], ["saw 1 000 images, and the refits and the other methods that need images saw 5 000 (the MLP on MNIST).", "is unknown for the MLP on CIFAR-10."]),
+     (["1 000, others 5 000", "500"], ["not on equal terms", "saw 5 000 (the MLP on MNIST)."]),
+     (["1 000", "500"], ["All methods that need images saw the same ones."]),
+     (["1 000", "-"], ["How many images each method saw is unknown for the MLP on CIFAR-10."]),
+     (["500; 1 000, others 5 000", "500"], ["saw 1 000 images, and the refits and the other methods that need images saw 5 000 (the MLP on MNIST)."])],
+)  # fmt: skip
+def test_the_images_that_methods_saw_are_told(images, said):
+    rows = [{"network": "mlp", "data set": name, "images": seen} for name, seen in zip(("mnist", "cifar10"), images)]
+    told = front_results._unequal(front_results.Grid(list(rows[0]), rows))
+    assert all(words in told for words in said), told
+    assert ("not on equal terms" in told) == any("others" in seen for seen in images)
+    assert ("All methods" in told) == ("-" not in images and "not on equal terms" not in told)
+
+
 def test_a_claim_that_left_the_table_is_named():
     rows = pd.DataFrame({"paper": ["ENC"], "claim": ["x"], "setting": ["y"], "ours": ["z"], "holds": ["no"]})
     source = front.Source()

@@ -456,15 +456,48 @@ def test_a_section_is_renewed_into_a_file_of_its_own_and_takes_its_place_in_the_
     assert record["data_fingerprint"] == {"cifar10": data.dataset_fingerprint("cifar10")}
 
 
+def test_data_that_cannot_be_had_fail_one_section_only(toy, monkeypatch):
+    def missing(self):
+        raise OSError("no connection")
+
+    monkeypatch.setattr(night.Section, "renew", lambda self, path: None)
+    monkeypatch.setattr(night.Section, "fingerprints", missing)
+    found = night._measure("batch-norm", str(night._made(paths.RUNS / night.SCRATCH)), 1)
+    assert found == "batch-norm failed: OSError: no connection"
+
+
+DATA = {  # section -> what its rows were measured on
+    "prediction": ("fashion-mnist", "mnist", "digits", "cifar10", "wikitext-2", "python-topics"),
+    "controls-lenet300": ("fashion-mnist",),
+    "controls-vgg_small": ("fashion-mnist",),
+    "imagenet": ("imagenet-sample",),
+    "language": ("wikitext-2",),
+    "language-more": ("wikitext-2",),
+    "encoder": ("stsbenchmark",),
+    "spectra": ("stsbenchmark", "python-topics"),
+    "explorer": ("fashion-mnist", "mnist", "digits", "cifar10"),
+} | dict.fromkeys(("shortcuts", "batch-norm"), ("cifar10",))
+# tables without a column of data sets: their networks say what they were measured on
+OF_NETWORKS = {
+    "spectra": {"all-minilm-l6-v2", "smollm2-135m"},
+    "shortcuts": {"resnet20"},
+    "batch-norm": {"resnet20", "resnet56"},
+}
+
+
 def test_sections_name_their_data_and_their_parameters():
     for name, section in night.SECTIONS.items():
         path, said = paths.GALLERY / section.table, json.dumps(section.parameters())
         assert len(said) > 40 and " at 0x" not in said and "function" not in said, name
+        assert set(section.data) == set(DATA[name]), name
         if path.suffix == ".csv" and path.is_file():
             table = pd.read_csv(path)
-            named = {"dataset", "calibration_text"} & set(table)
-            found = set(table["dataset"]) if "dataset" in named else set(section.data)
-            assert found == set(section.data), name
+            if "dataset" in table and not section.network:
+                assert set(table["dataset"]) == set(section.data), name
+            if "network" in table and name in OF_NETWORKS:
+                assert set(table["network"]) == OF_NETWORKS[name], name
+    more = night.SECTIONS["language-more"].parameters()
+    assert more["grid"]["TEST_SEED"] == language.TEST_SEED and "CAPTION" not in more["grid"] and "PRIORS" in more
     subjects = {subject.dataset for subject in explorer.SUBJECTS}
     assert subjects == set(night.SECTIONS["explorer"].data)
     assert night.SECTIONS["language"].data == (language.CORPUS,)

@@ -1,5 +1,6 @@
 """Training: the same seed gives the same weights, every score by hand, and each way to a trained network."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from lowrank_utils import paths
+from lowrank_utils.factors.refine import refine
 from lowrank_utils.lab import checkpoints, models, training
 from lowrank_utils.lab.data import Dataset, Split, load
 
@@ -342,6 +344,34 @@ def test_images_of_one_channel_run_with_the_channels_last_where_the_network_can_
     found = training.outputs(net, images, batch_size=3)
     assert net.last == ([True, False, False, False] if view else [True] * 3)
     assert torch.allclose(found, net(images).detach(), atol=1e-5)
+
+
+class Once(nn.Sequential):
+    """Fails on its first batch of images, and on no other."""
+
+    def __init__(self, error):
+        super().__init__(nn.Flatten(), nn.Linear(36, 3))
+        self.error = error
+
+    def forward(self, x):
+        error, self.error = self.error, None
+        if error:
+            raise error
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("of", ["outputs", "refine"])
+def test_only_an_error_about_the_layout_is_met_with_another_layout(of):
+    images = torch.randn(8, 1, 6, 6)
+    for error in (RuntimeError("view size is not compatible"), RuntimeError("out of memory")):
+        net = Once(error)
+        with contextlib.ExitStack() as stack:
+            if "memory" in str(error):
+                stack.enter_context(pytest.raises(RuntimeError, match="out of memory"))
+            if of == "outputs":
+                training.outputs(net, images)
+            else:
+                refine(net, Once(None), images, steps=1)
 
 
 def test_evaluate_refuses_what_cannot_be_scored():

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from lowrank_utils import checks
 from lowrank_utils.network.hooks import hooked
-from lowrank_utils.network.inputs import Batch, Inputs, at_once, call, check_some, fed, is_plain, logits
+from lowrank_utils.network.inputs import Batch, Inputs, about_layout, at_once, call, check_some, fed, is_plain, logits
 from lowrank_utils.network.inputs import check_finite as check_finite_inputs
 from lowrank_utils.network.modules import check_finite, copied, evaluating
 from lowrank_utils.network.unfold import call_input, groups, output_rows, patches, schemes_of
@@ -273,8 +273,9 @@ class _Task:
                 self.layout = torch.channels_last
                 self.answer(self._arranged(fed(inputs, self.like)))
                 return torch.channels_last
-            except RuntimeError:
-                pass
+            except RuntimeError as error:
+                if not about_layout(error):
+                    raise
         return torch.contiguous_format
 
     def _arranged(self, inputs):

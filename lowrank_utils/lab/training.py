@@ -23,6 +23,7 @@ from lowrank_utils import __version__, paths
 from lowrank_utils.checks import check_count, is_whole
 from lowrank_utils.lab import checkpoints, models
 from lowrank_utils.network import modules
+from lowrank_utils.network.inputs import about_layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -133,8 +134,8 @@ def _answers(model, batches, device):
     for batch in batches:
         try:
             answer = model(_laid_out(batch, device, layout))
-        except RuntimeError:
-            if layout is torch.contiguous_format:
+        except RuntimeError as error:
+            if layout is torch.contiguous_format or not about_layout(error):
                 raise
             layout = torch.contiguous_format
             answer = model(_laid_out(batch, device, layout))

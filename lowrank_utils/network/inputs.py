@@ -202,6 +202,15 @@ def call(model: nn.Module, batch: Batch) -> Any:
     return model(batch) if torch.is_tensor(batch) else model(*batch.args, **batch.kwargs)
 
 
+def about_layout(error: RuntimeError) -> bool:
+    """Return whether an error says that the network cannot take the order in which its inputs lie in memory.
+
+    >>> about_layout(RuntimeError("view size is not compatible with input tensor's size and stride"))
+    True
+    """
+    return any(word in str(error) for word in ("view size", "stride", "contiguous"))
+
+
 def not_given(model: nn.Module, batch: Batch | None) -> dict[str, Any]:
     """Return ``{name: default}`` of the parameters of ``model.forward`` that `batch` (None: one tensor) says nothing of.
 

@@ -64,9 +64,14 @@ class Section:
             module.renew(path)
 
     def parameters(self) -> dict[str, Any]:
-        """Return what decides on the rows, fit for JSON: the constants of the module, and the defaults of its `renew`."""
+        """Return the constants of the module and the defaults of its `renew`, fit for JSON.
+
+        Rows beside those of `workbook.language` hold the constants of that module too, under "grid".
+        """
         module = importlib.import_module(f"lowrank_utils.workbook.{self.module}")
-        found = {name: _plain(value) for name, value in vars(module).items() if name.isupper() and name not in WORDS}
+        found = _constants(module)
+        if self.module == "language_more":
+            found["grid"] = _constants(module.grid)
         defaults = inspect.signature(module.renew).parameters
         given = {name: _plain(one.default) for name, one in defaults.items() if one.default not in (None, one.empty)}
         return found | given | ({"network": self.network} if self.network else {})
@@ -80,6 +85,10 @@ class Section:
 
 
 WORDS = ("NAME", "CAPTION", "COLUMNS", "SHOWN", "PANELS", "QUESTIONS")  # what a page says decides on no number
+
+
+def _constants(module):
+    return {name: _plain(value) for name, value in vars(module).items() if name.isupper() and name not in WORDS}
 
 
 def _plain(value):
@@ -388,12 +397,13 @@ def _measure(name: str, root: str, threads: int) -> str:
             _copy_rows(section, table, part)
         try:
             section.renew(part)
+            told = {"seconds": round(time.time() - began, 1), "parameters": section.parameters()}
+            told["data_fingerprint"] = section.fingerprints()
         except Exception as error:
             if getattr(error, "errno", None) in sweeps.FULL:
                 raise
             return f"{name} failed: {type(error).__name__}: {' '.join(str(error).split())}"
-        told = {"seconds": round(time.time() - began, 1), "parameters": section.parameters()}
-        runs.write_json(Path(root) / f"{name}.json", told | {"data_fingerprint": section.fingerprints()})
+        runs.write_json(Path(root) / f"{name}.json", told)
     return ""
 
 

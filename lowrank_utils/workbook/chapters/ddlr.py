@@ -22,7 +22,7 @@ from lowrank_utils.workbook.verdicts import Claim, Verdict
 
 NOTEBOOK = OWNER
 CAPTIONS = {  # of its tables
-    "DDLR and Net-Trim: accuracy with 5 / 10 / 20 % kept": 'Percent of the test images. DDLR and Net-Trim are cut to each size, epsilon chosen on validation images, "-" where no epsilon of the preset reaches it in every seed. The classifier is dense for all methods. *Images*: how many training images the convex programs saw; where the refits and the other methods saw more, it is said.',
+    "DDLR and Net-Trim: accuracy with 5 / 10 / 20 % kept": 'Percent of the test images. DDLR and Net-Trim are cut to each size, epsilon chosen on validation images, "-" where no epsilon of the preset reaches it in every seed. The classifier is dense for all methods. *Images*: how many training images the convex programs saw; *others* are the refits and the other methods that need images, where these saw more. ARSVD needs none.',
     "DDLR and Net-Trim: accuracy, with spread": "Every method, mean ± standard deviation over seeds.",
 }
 UNMET = {  # rules of fair comparison that tables and claims do not keep, and why; see `audit`
@@ -285,7 +285,9 @@ def tables(table: pd.DataFrame) -> dict[str, str]:
 
 
 def images_seen(rows: pd.DataFrame) -> str:
-    """Return how many training images each method saw in the runs of `rows`: those of the programs, and of the others if these are not as many.
+    """Return how many training images the methods that need images saw in the runs of `rows`, "-" where it is unknown.
+
+    First those of the programs, then those of the others if these are not as many.
 
     >>> images_seen(pd.DataFrame({"run_parameters": ['{"samples": 500, "calibration_images": 2000}']}))
     '500, others 2 000'

@@ -430,21 +430,21 @@ def about_spectra(lab: Laboratory, solutions: Mapping[str, Solution]) -> str:
     return " ".join(told)
 
 
-def about_relaxation(kept: float, program: float, fit: float) -> str:
+def about_relaxation(kept: float, program: float, fit: float, images: int) -> str:
     """Return in sentences what the directions of the program are worth at given ranks.
 
     `kept`: share of the parameters; `program`, `fit`: accuracies (shares) with the directions of DDLR, cut and refitted, and
-    with those of a fit. Less than `LEVEL_POINTS` points apart count as level.
+    with those of a fit, on so many validation `images`. Less than `LEVEL_POINTS` points apart count as level.
     """
     apart = 100 * (program - fit)
     if abs(apart) < LEVEL_POINTS:
-        meaning = "So at these ranks the directions of the program are worth as much as those of the fit. What the program adds is the certificate, and not accuracy."
+        meaning = "So at these ranks the directions of the program and those of the fit cannot be told apart on so many images. What the program surely adds is the certificate."
     elif apart < 0:
         meaning = "So at these ranks the relaxation costs accuracy: the fit finds better directions."
     else:
         meaning = "So at these ranks the program finds the better directions."
     return (
-        f"With {kept:.1%} of the parameters, on validation images: directions by DDLR, cut and refitted {program:.1%}; ReLU-aware {fit:.1%}. "
+        f"With {kept:.1%} of the parameters, on {images:,} validation images: directions by DDLR, cut and refitted {program:.1%}; ReLU-aware {fit:.1%}. "
         f"The difference is {_signed(apart)} points. Less than {LEVEL_POINTS:g} points count as level. {meaning}"
     )
 

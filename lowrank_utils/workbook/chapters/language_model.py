@@ -272,17 +272,21 @@ class Bench:
 
 
 def sharing(small: nn.Module, dense: nn.Module) -> nn.Module:
-    """Return `small`, whose parameters that are equal to those of the same name in `dense` are now these very tensors.
+    """Return `small`, whose parameters that are equal to those of the same name in `dense` now lie where these lie.
 
-    Only what was cut takes memory then. Whoever changes the weights of one network has to copy it first.
+    Only what was cut takes memory then. ``small.half()`` or ``requires_grad_`` leave `dense` as it is; whoever writes
+    into the weights of one network has to copy it first.
     """
     known = dict(dense.named_modules())
+    held: dict[int, nn.Parameter] = {}  # one for each of `dense`, so that tied weights stay tied
     for name, module in small.named_modules():
         theirs = known[name]._parameters if name in known else {}
         for kind, value in module._parameters.items():
             other = theirs.get(kind)
             if value is not None and other is not None and torch.equal(value, other):
-                module._parameters[kind] = other
+                if id(other) not in held:
+                    held[id(other)] = nn.Parameter(other.detach(), requires_grad=value.requires_grad)
+                module._parameters[kind] = held[id(other)]
     return small
 
 

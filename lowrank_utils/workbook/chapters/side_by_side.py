@@ -294,8 +294,12 @@ def about_ties(right: Mapping[str, np.ndarray]) -> str:
         level = int((holm([mcnemar(each[first], other) for other in others]) >= LEVEL).sum())
         told.append(
             f"`{network}`: of the other {len(others)} networks, {level} cannot be told from the best one. The network that is best on one half of the "
-            f"test images is, on average over {HALVINGS} random halvings, number {place_elsewhere(each):.1f} of {len(each)} on the other half."
+            f"test images is, on average over {HALVINGS} random halvings, number {place_elsewhere(each):.1f} of {len(each)} on the other half. "
+            f"Among networks that are all equally good it would be about number {(len(each) + 1) / 2:.1f}."
         )
+    told.append(
+        "On one set of test images the number for equal networks can be several places lower or higher. Only a number far below it says that the choice holds."
+    )
     return "\n\n".join(told)
 
 
