@@ -17,6 +17,7 @@ from conftest import byte_tokenizer, small_llama
 from lowrank_utils.lab import columns, language, perplexity
 from lowrank_utils.lab.language import Language
 from lowrank_utils.lab.text import Windows
+from lowrank_utils.network import modules
 from lowrank_utils.network.profile import Profile
 from lowrank_utils.workbook import plots
 from lowrank_utils.workbook.chapters import language_lesson as lesson
@@ -149,7 +150,7 @@ def test_networks_are_held_on_request_and_measured_once(bench, monkeypatch):
     small, theirs = bench.network(*pair, 0.7), dict(bench.language.model.named_modules())
     cut = bench.plan("one share", 0.7)[0]
     shared = [name for name, part in small.named_modules() for p in part._parameters.values() if p is not None
-              and name in theirs and any(p is q for q in theirs[name].parameters(recurse=False))]  # fmt: skip
+              and name in theirs and any(p.data_ptr() == q.data_ptr() for q in theirs[name].parameters(recurse=False))]  # fmt: skip
     assert "model.embed_tokens" in shared and not set(shared) & set(cut)
     again = bench.small(cut, "asvd")
     monkeypatch.setattr(chapter.perplexity, "perplexity", lambda *_: 1 / 0)
@@ -158,6 +159,18 @@ def test_networks_are_held_on_request_and_measured_once(bench, monkeypatch):
         bench.rise(again)
     rounded = chapter.rounded_to_8_bits(bench.language.model, bench.names)
     assert rounded.model.embed_tokens.weight is bench.language.model.model.embed_tokens.weight
+
+
+def test_what_becomes_of_a_cut_network_leaves_the_dense_one_alone():
+    dense = small_llama()
+    dense.lm_head.weight = dense.model.embed_tokens.weight  # tied
+    small = chapter.sharing(modules.copied(dense), dense)
+    assert small.lm_head.weight is small.model.embed_tokens.weight
+    assert small.lm_head.weight.data_ptr() == dense.lm_head.weight.data_ptr()
+    small.requires_grad_(False).half()
+    assert {(value.dtype, value.requires_grad) for value in small.parameters()} == {(torch.float16, False)}
+    assert {(value.dtype, value.requires_grad) for value in dense.parameters()} == {(torch.float32, True)}
+    assert small.lm_head.weight is small.model.embed_tokens.weight
 
 
 def test_statistics_are_collected_again_where_they_were_let_go():

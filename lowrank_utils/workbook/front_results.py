@@ -168,14 +168,22 @@ def _unequal(table):
     runs: dict[str, list[str]] = {}
     for row in table.rows:
         network = (NETWORKS | {"mlp": "the MLP", "lenet5": "`lenet5`"}).get(row["network"], row["network"])
-        runs.setdefault(row["images"], []).append(f"{network} on {SETS[row['data set']]}")
+        for images in row["images"].split("; "):
+            runs.setdefault(images, []).append(f"{network} on {SETS[row['data set']]}")
+    unknown = runs.pop("-", [])
     seen = {images.partition(", others "): names for images, names in runs.items()}
     told = [
-        f"The convex programs saw {own} images and the other methods {others} ({', '.join(names)})."
+        f"The convex programs saw {own} images, and the refits and the other methods that need images saw {others} ({', '.join(names)})."
         for (own, unlike, others), names in seen.items()
         if unlike
     ]
-    return " ".join(["These rows are not on equal terms.", *told]) if told else "All methods saw the same images."
+    if told:
+        told = ["These rows are not on equal terms.", *told]
+    elif runs and not unknown:
+        told = ["All methods that need images saw the same ones."]
+    if unknown:
+        told.append(f"How many images each method saw is unknown for {', '.join(unknown)}.")
+    return " ".join(told)
 
 
 def convolutions(tables: Tables) -> str:
