@@ -173,6 +173,15 @@ def test_what_becomes_of_a_cut_network_leaves_the_dense_one_alone():
     assert small.lm_head.weight is small.model.embed_tokens.weight
 
 
+def test_a_network_that_was_changed_is_measured_again():
+    one = made()
+    small = modules.copied(one.language.model)
+    assert one.rise(small) == 0
+    with torch.no_grad():
+        small.get_submodule(one.names[0]).weight.zero_()
+    assert one.rise(small) == perplexity.perplexity(small, one.test).loss - one.dense != 0
+
+
 def test_statistics_are_collected_again_where_they_were_let_go():
     one = made()
     one.collect()

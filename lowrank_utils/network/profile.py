@@ -461,7 +461,7 @@ class Profile(Sequence[LayerProfile]):
         self._layers: tuple[LayerProfile, ...] | None = None
         self._uses, self._order, self._followers = None, None, None
         self._graph: fx.Graph | Literal[False] | None = False  # False: not traced yet
-        self._seen = _versions(model)
+        self._seen = versions(model)
         self._moments: dict[str, statistics.Moments] = {}
         self._fisher: dict[tuple[str, int], torch.Tensor] = {}
         self._rows: dict[str, torch.Tensor] = {}
@@ -525,9 +525,9 @@ class Profile(Sequence[LayerProfile]):
 
     def _glance(self):
         # the digest reads every number, so it is asked only where autograd's counters say that something was written
-        if _versions(self.model) != self._seen:
+        if versions(self.model) != self._seen:
             self.check_unchanged()
-            self._seen = _versions(self.model)
+            self._seen = versions(self.model)
 
     @property
     def layers(self) -> tuple[LayerProfile, ...]:
@@ -763,8 +763,8 @@ def _mixed(matrix, share, relative=False):
     return (1 - share) * matrix + share * (scale if scale > 0 else 1.0) * even
 
 
-def _versions(model):
-    # (place, how often written to) of every tensor; a change through .data does not count as one
+def versions(model: nn.Module) -> list[tuple[int, int]]:
+    """Return (place, how often written to) of every parameter and buffer; a change through ``.data`` does not count as one."""
     held = (*model.parameters(), *model.buffers())
     return [(value.data_ptr(), 0 if value.is_inference() else value._version) for value in held]
 
