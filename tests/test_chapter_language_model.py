@@ -193,6 +193,18 @@ def test_statistics_are_collected_again_where_they_were_let_go():
     assert after[0] is not before[0] and all(torch.allclose(a, b, rtol=1e-4) for a, b in zip(after, before))
 
 
+def test_statistics_that_were_let_go_are_collected_outside_what_is_timed():
+    one = made()
+    one.collect()
+    other = one.profile.but(dense=one.names[:1])
+    one.profile.forget()
+    assert other.has_statistics(one.names) and not one.profile.has_statistics(one.names)
+    one.collect()
+    assert one.profile.has_statistics(one.names)
+    one.profile._fisher.popitem()
+    assert not one.profile.has_statistics(one.names)
+
+
 def test_speed_is_measured_on_request(bench):
     assert math.isnan(bench.dense_row()["tokens_per_second"])
     assert bench.dense_row(threads=1)["tokens_per_second"] > 0

@@ -645,6 +645,11 @@ class Profile(Sequence[LayerProfile]):
         share = statistics.FISHER_PRIOR / (statistics.FISHER_PRIOR + tokens)
         return Lazily(found, lambda name: _mixed(found[name], share))
 
+    def has_statistics(self, names: Collection[str]) -> bool:
+        """Whether moments, and Fisher information from all calibration inputs, of all the named layers are at hand."""
+        count = 0 if self.calibration is None else len(self.calibration)
+        return all(name in self._moments and (name, count) in self._fisher for name in names)
+
     def rows_of(self, names: Collection[str]) -> dict[str, torch.Tensor]:
         """Return {layer: Fisher information of the weights of each row, d_out} of the named layers (`statistics.row_information`)."""
         calibration = self.needed_calibration("the information of rows needs")
@@ -657,13 +662,13 @@ class Profile(Sequence[LayerProfile]):
         return {name: self._rows[name] for name in names}
 
     def forget(self, keep: Collection[str] = ()) -> None:
-        """Let go of the statistics of all layers but those that `keep` names; they are collected again when they are asked for."""
-        for held in (self._moments, self._rows):
-            for name in held.keys() - set(keep):
-                del held[name]
-        for name, count in list(self._fisher):
-            if name not in keep:
-                del self._fisher[name, count]
+        """Let go of the statistics of all layers but those that `keep` names; they are collected again when they are asked for.
+
+        A profile that shares them (`but`) keeps its own.
+        """
+        self._moments = {name: value for name, value in self._moments.items() if name in keep}
+        self._rows = {name: value for name, value in self._rows.items() if name in keep}
+        self._fisher = {key: value for key, value in self._fisher.items() if key[0] in keep}
 
     def within(self, patterns: Sequence[str]) -> list[str]:
         """Return the names of the layers that `patterns` name: names, or patterns such as ``"model.layers.*"``.
