@@ -645,10 +645,10 @@ class Profile(Sequence[LayerProfile]):
         share = statistics.FISHER_PRIOR / (statistics.FISHER_PRIOR + tokens)
         return Lazily(found, lambda name: _mixed(found[name], share))
 
-    def has_statistics(self, names: Collection[str]) -> bool:
-        """Whether moments, and Fisher information from all calibration inputs, of all the named layers are at hand."""
+    def has_statistics(self, names: Collection[str], fisher: bool = True) -> bool:
+        """Whether moments, and with `fisher` the information from all calibration inputs, of all the named layers are at hand."""
         count = 0 if self.calibration is None else len(self.calibration)
-        return all(name in self._moments and (name, count) in self._fisher for name in names)
+        return all(name in self._moments and (not fisher or (name, count) in self._fisher) for name in names)
 
     def rows_of(self, names: Collection[str]) -> dict[str, torch.Tensor]:
         """Return {layer: Fisher information of the weights of each row, d_out} of the named layers (`statistics.row_information`)."""

@@ -110,6 +110,7 @@ class Bench:
         wanted = set(whole.within(within))
         self.names = [name for name in blocks(whole, language.model) if name in wanted]
         self.profile = whole.but(dense=[layer.name for layer in whole if layer.name not in self.names])
+        self.wants_fisher = True  # whether `collect` collects it
         self.seconds: dict[str, float] = {}
         self.plans: dict[tuple[str, float], tuple[Plan, float]] = {}
         self.held: dict[tuple[str, str, float], nn.Module] = {}
@@ -126,9 +127,14 @@ class Bench:
         return found
 
     def collect(self) -> None:
-        """Collect moments and Fisher information, unless the profile has them."""
-        if not self.profile.has_statistics(self.names):
-            self.timed("statistics", lambda: (self.profile.fisher_of(self.names), self.profile.moments_of(self.names)))
+        """Collect moments, and Fisher information if `wants_fisher`, unless the profile has them."""
+        if not self.profile.has_statistics(self.names, self.wants_fisher):
+            self.timed("statistics", self._statistics)
+
+    def _statistics(self):
+        if self.wants_fisher:
+            self.profile.fisher_of(self.names)  # one pass for both
+        self.profile.moments_of(self.names)
 
     @cached_property
     def options(self) -> list[search.Options]:
