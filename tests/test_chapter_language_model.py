@@ -436,13 +436,26 @@ def test_sentences_name_what_costs_least_and_most(bench):
     alone = chapter.damage(bench, 0.6)
     means = chapter.by_block(alone).mean(axis=1).sort_values()
     told = lesson.about_worth(bench, 0.6)
-    assert f"`{means.index[0]}` and `{means.index[1]}` cost least" in told and f"`{means.index[-1]}` most" in told
+    least, most = (sorted(means.index[two], key=KINDS.index) for two in (slice(2), slice(-2, None)))
+    assert f"`{least[0]}` and `{least[1]}` cost least, `{most[0]}` and `{most[1]}` most." in told
     dearest = max(alone, key=alone.get)
     assert f"`{chapter.kind_of(dearest)}` of block {chapter.depth_of(dearest)}" in told
     told = lesson.about_plan(bench, {"model.layers.0.mlp.up_proj": 3, "model.layers.1.mlp.up_proj": 3})
-    assert told.startswith("The plan cuts 2 of 14 matrices: 2 of 2 `up_proj`, ") and "0 of 2 `q_proj`" in told
+    counts = [f"{2 if kind == 'up_proj' else 0} of 2 `{kind}`" for kind in KINDS]
+    assert told == f"The plan cuts 2 of 14 matrices: {', '.join(counts)}."
     told = lesson.about_spectra(pd.Series({"a": 0.9, "b": 0.75}))
     assert "lost 10.0% (`a`) to 25.0% (`b`)" in told
+
+
+def test_words_of_sentences_keep_their_places_where_numbers_move_a_little(bench, monkeypatch):
+    def told(costs):
+        alone = {f"h.0.{kind}": cost for kind, cost in zip(KINDS, costs)}
+        monkeypatch.setattr(chapter, "damage", lambda *_: alone)
+        return re.findall("`(.*?)`", lesson.about_worth(bench))
+
+    assert told([1, 1.01, 3, 3, 3, 9, 9.01]) == told([1.01, 1, 3, 3, 3, 9, 9.01])
+    assert told([1, 1.01, 3, 3, 3, 9, 9.01]) == ["q_proj", "k_proj", "up_proj", "down_proj", "down_proj"]
+    assert [lesson.in_words(value) for value in (14.76, 1000.0, 63471.5)] == ["14.8", "1000.0", "> 1 000"]
 
 
 def test_a_loss_that_falls_does_not_rise_by_less_than_nothing():
