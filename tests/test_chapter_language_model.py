@@ -17,6 +17,7 @@ from conftest import byte_tokenizer, small_llama
 from lowrank_utils.lab import columns, language, perplexity
 from lowrank_utils.lab.language import Language
 from lowrank_utils.lab.text import Windows
+from lowrank_utils.network import modules
 from lowrank_utils.network.profile import Profile
 from lowrank_utils.workbook import plots
 from lowrank_utils.workbook.chapters import language_lesson as lesson
@@ -149,7 +150,7 @@ def test_networks_are_held_on_request_and_measured_once(bench, monkeypatch):
     small, theirs = bench.network(*pair, 0.7), dict(bench.language.model.named_modules())
     cut = bench.plan("one share", 0.7)[0]
     shared = [name for name, part in small.named_modules() for p in part._parameters.values() if p is not None
-              and name in theirs and any(p is q for q in theirs[name].parameters(recurse=False))]  # fmt: skip
+              and name in theirs and any(p.data_ptr() == q.data_ptr() for q in theirs[name].parameters(recurse=False))]  # fmt: skip
     assert "model.embed_tokens" in shared and not set(shared) & set(cut)
     again = bench.small(cut, "asvd")
     monkeypatch.setattr(chapter.perplexity, "perplexity", lambda *_: 1 / 0)
@@ -158,6 +159,27 @@ def test_networks_are_held_on_request_and_measured_once(bench, monkeypatch):
         bench.rise(again)
     rounded = chapter.rounded_to_8_bits(bench.language.model, bench.names)
     assert rounded.model.embed_tokens.weight is bench.language.model.model.embed_tokens.weight
+
+
+def test_what_becomes_of_a_cut_network_leaves_the_dense_one_alone():
+    dense = small_llama()
+    dense.lm_head.weight = dense.model.embed_tokens.weight  # tied
+    small = chapter.sharing(modules.copied(dense), dense)
+    assert small.lm_head.weight is small.model.embed_tokens.weight
+    assert small.lm_head.weight.data_ptr() == dense.lm_head.weight.data_ptr()
+    small.requires_grad_(False).half()
+    assert {(value.dtype, value.requires_grad) for value in small.parameters()} == {(torch.float16, False)}
+    assert {(value.dtype, value.requires_grad) for value in dense.parameters()} == {(torch.float32, True)}
+    assert small.lm_head.weight is small.model.embed_tokens.weight
+
+
+def test_a_network_that_was_changed_is_measured_again():
+    one = made()
+    small = modules.copied(one.language.model)
+    assert one.rise(small) == 0
+    with torch.no_grad():
+        small.get_submodule(one.names[0]).weight.zero_()
+    assert one.rise(small) == perplexity.perplexity(small, one.test).loss - one.dense != 0
 
 
 def test_statistics_are_collected_again_where_they_were_let_go():
@@ -169,6 +191,18 @@ def test_statistics_are_collected_again_where_they_were_let_go():
     assert set(one.profile._moments) == {second} and {name for name, _ in one.profile._fisher} == {second}
     after = one.profile.moments_of([first])[first].scatter, one.profile.fisher_of([first])[first]
     assert after[0] is not before[0] and all(torch.allclose(a, b, rtol=1e-4) for a, b in zip(after, before))
+
+
+def test_statistics_that_were_let_go_are_collected_outside_what_is_timed():
+    one = made()
+    one.collect()
+    other = one.profile.but(dense=one.names[:1])
+    one.profile.forget()
+    assert other.has_statistics(one.names) and not one.profile.has_statistics(one.names)
+    one.collect()
+    assert one.profile.has_statistics(one.names)
+    one.profile._fisher.popitem()
+    assert not one.profile.has_statistics(one.names)
 
 
 def test_speed_is_measured_on_request(bench):
@@ -402,13 +436,26 @@ def test_sentences_name_what_costs_least_and_most(bench):
     alone = chapter.damage(bench, 0.6)
     means = chapter.by_block(alone).mean(axis=1).sort_values()
     told = lesson.about_worth(bench, 0.6)
-    assert f"`{means.index[0]}` and `{means.index[1]}` cost least" in told and f"`{means.index[-1]}` most" in told
+    least, most = (sorted(means.index[two], key=KINDS.index) for two in (slice(2), slice(-2, None)))
+    assert f"`{least[0]}` and `{least[1]}` cost least, `{most[0]}` and `{most[1]}` most." in told
     dearest = max(alone, key=alone.get)
     assert f"`{chapter.kind_of(dearest)}` of block {chapter.depth_of(dearest)}" in told
     told = lesson.about_plan(bench, {"model.layers.0.mlp.up_proj": 3, "model.layers.1.mlp.up_proj": 3})
-    assert told.startswith("The plan cuts 2 of 14 matrices: 2 of 2 `up_proj`, ") and "0 of 2 `q_proj`" in told
+    counts = [f"{2 if kind == 'up_proj' else 0} of 2 `{kind}`" for kind in KINDS]
+    assert told == f"The plan cuts 2 of 14 matrices: {', '.join(counts)}."
     told = lesson.about_spectra(pd.Series({"a": 0.9, "b": 0.75}))
     assert "lost 10.0% (`a`) to 25.0% (`b`)" in told
+
+
+def test_words_of_sentences_keep_their_places_where_numbers_move_a_little(bench, monkeypatch):
+    def told(costs):
+        alone = {f"h.0.{kind}": cost for kind, cost in zip(KINDS, costs)}
+        monkeypatch.setattr(chapter, "damage", lambda *_: alone)
+        return re.findall("`(.*?)`", lesson.about_worth(bench))
+
+    assert told([1, 1.01, 3, 3, 3, 9, 9.01]) == told([1.01, 1, 3, 3, 3, 9, 9.01])
+    assert told([1, 1.01, 3, 3, 3, 9, 9.01]) == ["q_proj", "k_proj", "up_proj", "down_proj", "down_proj"]
+    assert [lesson.in_words(value) for value in (14.76, 1000.0, 63471.5)] == ["14.8", "1000.0", "> 1 000"]
 
 
 def test_a_loss_that_falls_does_not_rise_by_less_than_nothing():

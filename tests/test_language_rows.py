@@ -76,6 +76,17 @@ def test_the_seconds_of_factors_are_not_those_of_statistics(toy, monkeypatch):
     assert order.index("statistics") < order.index("factors") and order[order.index("factors") - 1] == "clock"
 
 
+def test_the_tuned_rows_take_moments_alone(toy, monkeypatch):
+    desk = more.Desk()
+    bench = desk.bench(more.VALID, 4)
+    bench.plan("one share", 0.6)
+    monkeypatch.setattr(more, "PRIORS", (1.0,))
+    monkeypatch.setattr(type(bench.profile), "fisher_of", None)
+    asked = {"calibration_text": more.VALID, "calibration_windows": 4, "scored_on": "", "question": "100 000 tokens"}
+    row = desk.row(asked | {"budget": 0.6})
+    assert row["statistics_seconds"] > 0 and bench.profile.has_statistics(bench.names, fisher=False)
+
+
 def test_every_question_has_rows_and_each_is_one_of_a_kind():
     asked = more.asked()
     assert {one["question"] for one in asked} == set(more.QUESTIONS)

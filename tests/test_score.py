@@ -67,6 +67,28 @@ def test_the_bytes_of_every_type_and_name_are_counted_right(tmp_path):
         assert score.bytes_on_disk(net) == (tmp_path / "net.safetensors").stat().st_size
 
 
+def test_tensors_that_are_one_are_counted_once_and_views_as_they_are_written(tmp_path):
+    base = torch.arange(64.0).reshape(8, 8)
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    net[1].weight = net[0].weight  # tied: one object
+    net[2].weight = nn.Parameter(net[0].weight.detach())  # two objects, one storage
+    for name, value in {
+        "view": base[2:5],
+        "again": base[2:5],  # the same view, another object
+        "wider": base[2:6],  # begins at the same place
+        "across": base.T,  # not contiguous, of the shape of the whole
+        "whole": base,
+        "spread": base[:1].expand(5, 8),
+        "none": torch.zeros(0, 3),
+        "nothing": torch.zeros(0, 3),
+    }.items():
+        net.register_buffer(name, value)
+    twice = {"0.weight", "1.weight", "view"}  # of each the last name stays
+    written = {name: value.clone(memory_format=torch.contiguous_format) for name, value in net.state_dict().items()}
+    save_file({name: value for name, value in written.items() if name not in twice}, tmp_path / "net.safetensors")
+    assert score.bytes_on_disk(net) == (tmp_path / "net.safetensors").stat().st_size
+
+
 def test_measuring_leaves_modes_gradients_and_threads_as_they_were():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4)).train()
     model[2].eval()  # frozen, in a network that trains

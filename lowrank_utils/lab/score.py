@@ -62,7 +62,7 @@ def bytes_on_disk(model: nn.Module) -> int:
     >>> bytes_on_disk(torch.nn.Linear(4, 3)) - 4 * 15 < 200  # 4 bytes a parameter, and a header
     True
     """
-    unique = {id(value): (name, value.detach()) for name, value in model.state_dict(keep_vars=True).items()}
+    unique = {_place(value): (name, value.detach()) for name, value in model.state_dict(keep_vars=True).items()}
     held = dict(unique.values())
     if any(value.dtype not in _DTYPES for value in held.values()):
         return len(to_safetensors({name: value.contiguous() for name, value in held.items()}))
@@ -74,6 +74,12 @@ def bytes_on_disk(model: nn.Module) -> int:
         header[name], at = about, end
     size = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
     return 8 + -(-size // 8) * 8 + at
+
+
+def _place(value):
+    # the same for tensors that are one and the same, whatever objects hold them; without numbers they have no place
+    at = value.data_ptr()
+    return (at, value.device, value.shape, value.stride(), value.dtype) if at else id(value)
 
 
 _DTYPES = {  # the order in which a safetensors file holds them, the last one first, and its words for them

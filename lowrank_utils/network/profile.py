@@ -461,7 +461,7 @@ class Profile(Sequence[LayerProfile]):
         self._layers: tuple[LayerProfile, ...] | None = None
         self._uses, self._order, self._followers = None, None, None
         self._graph: fx.Graph | Literal[False] | None = False  # False: not traced yet
-        self._seen = _versions(model)
+        self._seen = versions(model)
         self._moments: dict[str, statistics.Moments] = {}
         self._fisher: dict[tuple[str, int], torch.Tensor] = {}
         self._rows: dict[str, torch.Tensor] = {}
@@ -525,9 +525,9 @@ class Profile(Sequence[LayerProfile]):
 
     def _glance(self):
         # the digest reads every number, so it is asked only where autograd's counters say that something was written
-        if _versions(self.model) != self._seen:
+        if versions(self.model) != self._seen:
             self.check_unchanged()
-            self._seen = _versions(self.model)
+            self._seen = versions(self.model)
 
     @property
     def layers(self) -> tuple[LayerProfile, ...]:
@@ -645,6 +645,11 @@ class Profile(Sequence[LayerProfile]):
         share = statistics.FISHER_PRIOR / (statistics.FISHER_PRIOR + tokens)
         return Lazily(found, lambda name: _mixed(found[name], share))
 
+    def has_statistics(self, names: Collection[str], fisher: bool = True) -> bool:
+        """Whether moments, and with `fisher` the information from all calibration inputs, of all the named layers are at hand."""
+        count = 0 if self.calibration is None else len(self.calibration)
+        return all(name in self._moments and (not fisher or (name, count) in self._fisher) for name in names)
+
     def rows_of(self, names: Collection[str]) -> dict[str, torch.Tensor]:
         """Return {layer: Fisher information of the weights of each row, d_out} of the named layers (`statistics.row_information`)."""
         calibration = self.needed_calibration("the information of rows needs")
@@ -657,13 +662,13 @@ class Profile(Sequence[LayerProfile]):
         return {name: self._rows[name] for name in names}
 
     def forget(self, keep: Collection[str] = ()) -> None:
-        """Let go of the statistics of all layers but those that `keep` names; they are collected again when they are asked for."""
-        for held in (self._moments, self._rows):
-            for name in held.keys() - set(keep):
-                del held[name]
-        for name, count in list(self._fisher):
-            if name not in keep:
-                del self._fisher[name, count]
+        """Let go of the statistics of all layers but those that `keep` names; they are collected again when they are asked for.
+
+        A profile that shares them (`but`) keeps its own.
+        """
+        self._moments = {name: value for name, value in self._moments.items() if name in keep}
+        self._rows = {name: value for name, value in self._rows.items() if name in keep}
+        self._fisher = {key: value for key, value in self._fisher.items() if key[0] in keep}
 
     def within(self, patterns: Sequence[str]) -> list[str]:
         """Return the names of the layers that `patterns` name: names, or patterns such as ``"model.layers.*"``.
@@ -763,8 +768,8 @@ def _mixed(matrix, share, relative=False):
     return (1 - share) * matrix + share * (scale if scale > 0 else 1.0) * even
 
 
-def _versions(model):
-    # (place, how often written to) of every tensor; a change through .data does not count as one
+def versions(model: nn.Module) -> list[tuple[int, int]]:
+    """Return (place, how often written to) of every parameter and buffer; a change through ``.data`` does not count as one."""
     held = (*model.parameters(), *model.buffers())
     return [(value.data_ptr(), 0 if value.is_inference() else value._version) for value in held]
 

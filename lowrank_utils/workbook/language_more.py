@@ -133,8 +133,8 @@ class Desk:
 
     def _tuned(self, bench: chapter.Bench, kept: float) -> dict[str, Any]:
         # whitening with the ridge that is best on validation windows which did not calibrate; the bench needs moments alone
-        if "statistics" not in bench.seconds:
-            bench.timed("statistics", lambda: bench.profile.moments_of(bench.names))
+        bench.wants_fisher = False
+        bench.collect()
         judges = self.cut(self.corpus.valid, ALL + JUDGES, 0)
         judges = dataclasses.replace(judges, ids=judges.ids[ALL:], tokens=JUDGES * (grid.WINDOW - 1))
         plan, _ = bench.plan("one share", kept)

@@ -31,20 +31,30 @@ def about_spectra(energy: pd.Series) -> str:
 def about_worth(bench: chapter.Bench, kept: float = 0.9) -> str:
     """Return in sentences which kinds of matrices are cheap and which are dear, where each matrix alone is cut to a share `kept`."""
     alone = chapter.damage(bench, kept)
-    kinds_by_cost = chapter.by_block(alone).mean(axis=1).sort_values().index
+    means = chapter.by_block(alone).mean(axis=1)
+    # of each two in the order of the network, so that words keep their places where two kinds cost about the same
+    least, most = ([kind for kind in means.index if kind in two(2).index] for two in (means.nsmallest, means.nlargest))
     dearest, middle = max(alone, key=lambda name: alone[name]), float(np.median([*alone.values()]))
     return (
-        f"On average `{kinds_by_cost[0]}` and `{kinds_by_cost[1]}` cost least, `{kinds_by_cost[-2]}` and `{kinds_by_cost[-1]}` most. The dearest "
+        f"On average `{least[0]}` and `{least[1]}` cost least, `{most[0]}` and `{most[1]}` most. The dearest "
         f"matrix is `{chapter.kind_of(dearest)}` of block {chapter.depth_of(dearest)}. It costs {alone[dearest] / middle:.0f} times as much as the median."
     )
 
 
 def about_plan(bench: chapter.Bench, plan: Plan) -> str:
-    """Return in sentences how many matrices of each kind a plan cuts."""
+    """Return in sentences how many matrices of each kind a plan cuts, in the order of the network."""
     of, cut = ([chapter.kind_of(name) for name in names] for names in (bench.names, plan))
-    kinds_met = sorted(dict.fromkeys(of), key=lambda kind: -cut.count(kind) / of.count(kind))
-    told = ", ".join(f"{cut.count(kind)} of {of.count(kind)} `{kind}`" for kind in kinds_met)
+    told = ", ".join(f"{cut.count(kind)} of {of.count(kind)} `{kind}`" for kind in dict.fromkeys(of))
     return f"The plan cuts {len(cut)} of {len(of)} matrices: {told}."
+
+
+def in_words(perplexity: float) -> str:
+    """Return a perplexity as a table shows it: above 1 000 the text is lost, and small causes change the number a lot.
+
+    >>> in_words(14.76), in_words(2108272.3)
+    ('14.8', '> 1 000')
+    """
+    return "> 1 000" if perplexity > 1000 else f"{perplexity:.1f}"
 
 
 def about_eight_bits(eight: float, ours: float, kept: float) -> str:

@@ -21,7 +21,7 @@ from lowrank_utils.lab import columns, perplexity, score
 from lowrank_utils.lab.language import SENTENCES, Language
 from lowrank_utils.lab.text import Windows, windows
 from lowrank_utils.network import modules
-from lowrank_utils.network.profile import Plan, Profile, plan_cost
+from lowrank_utils.network.profile import Plan, Profile, plan_cost, versions
 from lowrank_utils.ranks import components, enc, published, rules, search
 from lowrank_utils.workbook.plots import COLOURS, PALETTE, canvas, colour_of, name_ends
 from lowrank_utils.workbook.tables import markdown
@@ -110,12 +110,14 @@ class Bench:
         wanted = set(whole.within(within))
         self.names = [name for name in blocks(whole, language.model) if name in wanted]
         self.profile = whole.but(dense=[layer.name for layer in whole if layer.name not in self.names])
+        self.wants_fisher = True  # whether `collect` collects it
         self.seconds: dict[str, float] = {}
         self.plans: dict[tuple[str, float], tuple[Plan, float]] = {}
         self.held: dict[tuple[str, str, float], nn.Module] = {}
-        self.known: weakref.WeakKeyDictionary[nn.Module, float] = (
+        # (versions of its tensors, loss on the test windows)
+        self.known: weakref.WeakKeyDictionary[nn.Module, tuple[list[tuple[int, int]], float]] = (
             weakref.WeakKeyDictionary()
-        )  # loss on the test windows
+        )
 
     def timed(self, what: str, function: Callable[[], Any]) -> Any:
         """Return what `function` returns; its processor seconds stand in ``seconds[what]``."""
@@ -125,9 +127,14 @@ class Bench:
         return found
 
     def collect(self) -> None:
-        """Collect moments and Fisher information, once."""
-        if "statistics" not in self.seconds:
-            self.timed("statistics", lambda: (self.profile.fisher_of(self.names), self.profile.moments_of(self.names)))
+        """Collect moments, and Fisher information if `wants_fisher`, unless the profile has them."""
+        if not self.profile.has_statistics(self.names, self.wants_fisher):
+            self.timed("statistics", self._statistics)
+
+    def _statistics(self):
+        if self.wants_fisher:
+            self.profile.fisher_of(self.names)  # one pass for both
+        self.profile.moments_of(self.names)
 
     @cached_property
     def options(self) -> list[search.Options]:
@@ -213,7 +220,7 @@ class Bench:
             timed: dict[str, Any] = {} if threads is None else {"timed": True, "threads": threads}
             timed["original_macs"] = self.dense_scored["macs"]
             found = perplexity.row(model, self.language.model, self.test, **timed, **self.about, **setting)
-        self.known[model] = found["loss"]
+        self.known[model] = versions(model), found["loss"]
         found["rise"] = self.rise(model)
         return found | {
             "scope": "blocks",
@@ -232,10 +239,11 @@ class Bench:
         return self.dense_scored["loss"]
 
     def rise(self, model: nn.Module) -> float:
-        """Return how far the loss of a network on the test windows is above the dense one's, nats a token; each network is measured once."""
-        if model not in self.known:
-            self.known[model] = perplexity.perplexity(model, self.test).loss
-        return self.known[model] - self.dense
+        """Return how far the loss of a network on the test windows is above the dense one's, nats a token; each network is measured once, and again after its weights were written to."""
+        now = versions(model)
+        if model not in self.known or self.known[model][0] != now:
+            self.known[model] = now, perplexity.perplexity(model, self.test).loss
+        return self.known[model][1] - self.dense
 
     def dense_row(self, threads: int | None = None) -> dict[str, Any]:
         """Return the row of the dense network."""
