@@ -23,7 +23,7 @@ from lowrank_utils.workbook import batch_norm, chapters, gallery, jobs, language
 from lowrank_utils.workbook.front_figures import DRAWN
 from lowrank_utils.workbook.front_results import PARAGRAPHS
 from lowrank_utils.workbook.runs import RunError
-from lowrank_utils.workbook.tables import markdown
+from lowrank_utils.workbook.tables import markdown, thousands
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -179,7 +179,7 @@ def factors_block(source: Source) -> str:
     return (
         f"With half of the multiply-accumulates left, and the same share of the rank in every layer, plain SVD factors leave ResNet-20 at "
         f"{of['svd']:.1f} % on CIFAR-10 (dense {of['dense']:.1f} %). With the same ranks, factors fitted from front to back keep {of['sequential']:.1f} %; "
-        f"they need images, but no labels.\n\nMuch of this gap is batch norms that no longer fit. Taken anew on {_thousands(images)} "
+        f"they need images, but no labels.\n\nMuch of this gap is batch norms that no longer fit. Taken anew on {thousands(images)} "
         f"training images, they bring the plain factors back to {of['svd recalibrated']:.1f} %. ResNet-56 gives {deep['svd']:.1f}, "
         f"{deep['sequential']:.1f} and {deep['svd recalibrated']:.1f} % (dense {deep['dense']:.1f} %)."
     )
@@ -221,16 +221,12 @@ def papers_block(source: Source) -> str:
             raise RunError(f"the claim table has no line {paper}: {claim}; change HEADLINES in workbook/front.py")
         first = mine.iloc[0]
         told = re.split(r"; (?:paired by|2 points)", first["ours"])[0].removeprefix("1 point: ")
-        verdict = first["holds"].split(" / ")[0].replace("-", "not measured")  # the first is for one point lost
-        others = [holds.split(" / ")[0].replace("-", "not measured") for holds in mine["holds"].iloc[1:]]
+        # the first of two is for one point lost
+        verdict, *others = (holds.split(" / ")[0].replace("-", "not measured") for holds in mine["holds"])
         unlike = [other for other in others if other != verdict]
         more = f"; other tile{'s' * (len(unlike) > 1)}: {', '.join(dict.fromkeys(unlike))}" if unlike else ""
         lines.append([f"{paper}: {words}", told if verdict == "not measured" else f"**{verdict}**: {told}{more}"])
     return markdown(["claim", "we found"], lines)
-
-
-def _thousands(number: float) -> str:
-    return f"{int(number):,}".replace(",", " ")
 
 
 def _supported(true: bool, finding: str, numbers: pd.Series) -> None:

@@ -21,6 +21,7 @@ from lowrank_utils.network.inputs import logits
 from lowrank_utils.network.profile import profile
 from lowrank_utils.ranks import prediction
 from lowrank_utils.workbook import plots, rivals
+from lowrank_utils.workbook.tables import thousands
 
 NAME = "prediction"  # of the rows and the picture in the gallery
 KEPT = (0.9, 0.75, 0.5, 0.35, 0.25, 0.15)
@@ -184,12 +185,8 @@ factors that differ. On the right each network is predicted from the others: hal
 {missed.median():.1f}, and 90 % by less than {missed.quantile(0.9):.1f} ({len(missed)} rows from {prediction.LEAST} nats on). The public ResNets were trained on these
 validation images. Their deep cuts, above about 0.1 nat, come out too low, and nothing above 1 nat is to be trusted. {_of_tokens(tokens).strip()}
 
-The accuracy lost has a range that allows for the error of the prediction and for the chance of the images. Computed for each network from the others, it holds {int(inside.sum())} of {len(inside)} measured losses, on {_number(images["images"].min())} to {_number(images["images"].max())} validation images. For more images it was not measured. The rows are `prediction.csv`.
+The accuracy lost has a range that allows for the error of the prediction and for the chance of the images. Computed for each network from the others, it holds {int(inside.sum())} of {len(inside)} measured losses, on {thousands(images["images"].min())} to {thousands(images["images"].max())} validation images. For more images it was not measured. The rows are `prediction.csv`.
 """
-
-
-def _number(count):
-    return f"{count:,}".replace(",", " ")
 
 
 def _of_tokens(rows):

@@ -42,6 +42,15 @@ def in_points(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(lost=lost)
 
 
+def thousands(number: float) -> str:
+    """Return a whole number with its thousands set apart.
+
+    >>> thousands(5000)
+    '5 000'
+    """
+    return f"{int(number):,}".replace(",", " ")
+
+
 SIZES = (0.75, 0.5, 0.35, 0.25)  # shares of the MACs
 
 

@@ -17,7 +17,7 @@ from lowrank_utils.workbook.chapters.ddlr_experiment import experiment as experi
 from lowrank_utils.workbook.chapters.ddlr_experiment import laboratory as laboratory
 from lowrank_utils.workbook.chapters.ddlr_experiment import steps as steps
 from lowrank_utils.workbook.plots import canvas, colour_of, line_style, name_ends
-from lowrank_utils.workbook.tables import RUN, in_points, markdown, mean_and_spread
+from lowrank_utils.workbook.tables import RUN, in_points, markdown, mean_and_spread, thousands
 from lowrank_utils.workbook.verdicts import Claim, Verdict
 
 NOTEBOOK = OWNER
@@ -294,7 +294,7 @@ def images_seen(rows: pd.DataFrame) -> str:
     """
     runs = [json.loads(text) for text in rows["run_parameters"].dropna().unique()] if "run_parameters" in rows else []
     seen = sorted({(int(run["samples"]), int(run["calibration_images"])) for run in runs})
-    counts = [(f"{own:,}".replace(",", " "), f"{rest:,}".replace(",", " ")) for own, rest in seen]
+    counts = [(thousands(own), thousands(rest)) for own, rest in seen]
     return "; ".join(own if own == rest else f"{own}, others {rest}" for own, rest in counts) or "-"
 
 
