@@ -1,5 +1,6 @@
 """The command line: ``python -m lowrank_utils --help`` says it all."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -31,11 +32,15 @@ def run(
     seeds: Annotated[str | None, typer.Option(metavar="0,1,2", help="Run everything once for each seed.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with RUN, or the newest unfinished run.")] = False,
     output_folder: Annotated[str | None, typer.Option(metavar="FOLDER", help="Instead of outputs/runs.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Notebooks executed at once; else two, where there are two cores.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
-    """Execute the notebooks in their order into a folder of their own below outputs/runs.
+    """Execute the notebooks into a folder of their own below outputs/runs.
 
-    Parameters come from the notebooks' defaults, then the preset, then --set.
+    Two are executed at once, the longest first, each on half of the cores; with --workers 1 one after the other, in
+    their order and with a bar for its cells. Parameters come from the notebooks' defaults, then the preset, then --set.
     """
     from lowrank_utils.workbook import jobs as listing
     from lowrank_utils.workbook import runs
@@ -61,7 +66,8 @@ def run(
         }
         jobs, place = listing.list_jobs(**request), None
     try:
-        place = runs.run(jobs, request, output_folder, progress=not quiet, into=place)
+        at_once = workers or min(2, os.cpu_count() or 1)
+        place = runs.run(jobs, request, output_folder, progress=not quiet, into=place, workers=at_once)
     except KeyboardInterrupt as stop:
         typer.echo(f"interrupted; {stop}" if stop.args else "interrupted; nothing was started", err=True)
         raise typer.Exit(130) from None

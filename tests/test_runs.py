@@ -21,9 +21,9 @@ pytestmark = pytest.mark.slow  # each starts kernels
 EMPTY = {"only": [], "preset": {}, "settings": {}, "seeds": []}
 
 
-def go(project, progress=False, **request):
+def go(project, progress=False, workers=1, **request):
     request = {**EMPTY, **request}
-    return runs.run(jobs.list_jobs(**request), request, progress=progress)
+    return runs.run(jobs.list_jobs(**request), request, progress=progress, workers=workers)
 
 
 def statuses(place):
@@ -251,7 +251,7 @@ def test_save_without_a_folder_writes_nothing(project, tmp_path, monkeypatch):
 def ran(tmp_path_factory):
     """A project whose two notebooks have run once, by the command line, with progress bars."""
     made = make_project(tmp_path_factory.mktemp("ran") / "project")
-    made.result = made.call("run", "--set", "threshold=0.7")
+    made.result = made.call("run", "--workers", 1, "--set", "threshold=0.7")
     (made.place,) = made.runs.iterdir()
     return made
 
@@ -367,7 +367,7 @@ def partial_of_second(project):
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_where_it_stopped(project):
-    process = project.start("run", "--quiet", "--set", "word=hold")
+    process = project.start("run", "--workers", 1, "--quiet", "--set", "word=hold")
     wait_for(lambda: partial_of_second(project))
     (place,) = project.runs.iterdir()
 
@@ -388,7 +388,7 @@ def test_a_killed_run_resumes_where_it_stopped(project):
 
 @pytest.mark.slow
 def test_ctrl_c_ends_in_a_sentence_and_resumes(project):
-    process = project.start("run", "--quiet", "--set", "word=hold")
+    process = project.start("run", "--workers", 1, "--quiet", "--set", "word=hold")
     # within a cell: before, an import may be cut off in exec, for which Python dies by the signal instead of by 130
     wait_for(lambda: any('"status": "running"' in path.read_text() for path in partial_of_second(project)))
     process.send_signal(signal.SIGINT)
@@ -418,6 +418,73 @@ def test_runs_that_start_in_one_second_get_a_folder_each(tmp_path):
     for place in made:
         (place / "run.json").write_text("{}")
     assert runs.all_runs(tmp_path) == sorted(made, key=made.index)
+
+
+# ---- runs: several notebooks at once
+
+MEET = """\
+import time
+from lowrank_utils import paths
+paths.ROOT.joinpath("%s").touch()
+while not paths.ROOT.joinpath("%s").exists():
+    time.sleep(0.05)
+"""
+
+
+def test_two_notebooks_are_executed_at_once(project):
+    write_notebook(project.first, MEET % ("one", "two"), SAVE % 0)
+    write_notebook(project.second, MEET % ("two", "one"), SAVE % 0)  # each waits for the other
+    done = project.call("run", "--workers", 2)
+    assert done.code == 0 and "2 executed notebooks" in done.out and "Traceback" not in done.err, done.err
+    assert done.err.startswith("running 01_first-seed0, 02_second-seed0\n")
+    assert "01_first-seed0: finished" in done.err and "02_second-seed0: finished" in done.err
+    (place,) = project.runs.iterdir()
+    assert runs.is_complete(place) and statuses(place) == ["done", "done"]
+    assert list(pd.read_csv(place / "results.csv")["notebook"]) == ["01_first", "02_second"]
+
+
+def test_each_of_several_notebooks_has_its_share_of_the_cores(project):
+    threads = "import os\nassert os.environ['OMP_NUM_THREADS'] == str(max(1, os.cpu_count() // 2)), os.environ"
+    threads += "\nassert 'MALLOC_TRIM_THRESHOLD_' not in os.environ"  # Dask sets it, and large tensors become slow
+    for path in (project.first, project.second):
+        write_notebook(path, threads, SAVE % 0)
+    assert runs.is_complete(go(project, workers=2))
+
+
+def test_a_failure_ends_the_notebooks_beside_it_and_the_run_resumes(project):
+    write_notebook(project.first, MEET % ("one", "go"), SAVE % 0)
+    write_notebook(project.second, MEET % ("two", "one"), WORK, SAVE % 0)
+    failed = project.call("run", "--workers", 2, "--quiet", "--set", "word=boom")
+    assert failed.code == 1 and "02_second failed in cell 4" in failed.err and "Traceback" not in failed.err
+    assert "go on with: python -m lowrank_utils run --resume" in failed.err
+    (place,) = project.runs.iterdir()
+    assert statuses(place) == ["interrupted", "failed"]
+    (project.root / "go").touch()
+    write_notebook(project.second, WORK.replace("raise", "pass #"), SAVE % 0)
+    again = project.call("run", "--resume", "--workers", 2, "--quiet")
+    assert again.code == 0 and runs.is_complete(place), again.err
+
+
+def test_ctrl_c_ends_all_notebooks_and_the_run_resumes(project):
+    write_notebook(project.first, MEET % ("one", "go"), SAVE % 0)
+    process = project.start("run", "--workers", 2, "--quiet", "--set", "word=hold")
+    wait_for(lambda: (project.root / "one").exists() and partial_of_second(project))
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    (place,) = project.runs.iterdir()
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert f"interrupted; go on with: python -m lowrank_utils run --resume {place.name}" in err
+    assert statuses(place) == ["interrupted", "interrupted"]
+    (project.root / "go").touch()
+    assert project.call("run", "--resume", place.name, "--quiet").code == 0
+
+
+def test_a_notebook_over_which_workers_die_is_named(project):
+    write_notebook(project.second, "import os\nos.kill(os.getppid(), 9)")
+    killed = project.call("run", "--workers", 2, "--quiet")
+    assert killed.code == 1 and "02_second failed: its worker died, perhaps for want of memory" in killed.err
+    (place,) = project.runs.iterdir()
+    assert statuses(place)[1] == "failed"
 
 
 # ---- runs: no room

@@ -17,7 +17,7 @@ import pytest
 
 from conftest import make_project, mounted, wait_for, write_notebook
 from lowrank_utils.__main__ import main
-from lowrank_utils.workbook import gallery, results, runs, sweeps
+from lowrank_utils.workbook import cluster, gallery, results, runs, sweeps
 
 BEGIN = """\
 import os, time
@@ -75,7 +75,7 @@ def forged(made, planned, place):
 
 
 @contextlib.contextmanager
-def cluster(made, workers):
+def scheduler_of(made, workers):
     """A scheduler and workers, processes of their own; yields its address and the processes of the workers."""
     environment = {**os.environ, "LOWRANK_ROOT": str(made.root)}
     quiet = {"env": environment, "cwd": made.root, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -177,7 +177,7 @@ def test_a_text_that_depends_on_the_seed_parts_no_rows_also_where_a_seed_is_miss
 
 
 def test_a_finished_sweep_of_100_cells_is_checked_at_once(toy, monkeypatch):
-    monkeypatch.setattr(sweeps, "cluster_client", None)  # no workers are started
+    monkeypatch.setattr(cluster, "cluster_client", None)  # no workers are started
     grid = sweeps.read_grid(["seed=" + ",".join(map(str, range(100)))])
     planned, request = sweeps.list_sweep_jobs("02", grid)
     forged(toy, planned, toy.sweep)
@@ -224,7 +224,7 @@ def held(made, seed, tries=1):
 
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_a_cell_that_goes_on_without_its_sweep_is_not_done_twice(toy):
-    with cluster(toy, workers=2) as (address, workers):
+    with scheduler_of(toy, workers=2) as (address, workers):
         words = ["--grid", "seed=0,1,2", "word=hold", "--scheduler", address, "--quiet"]
         first = toy.start("sweep", "02", *words)
         try:
@@ -343,7 +343,7 @@ def test_a_full_folder_is_refused_before_any_work(toy, tmp_path):
     ],
 )
 def test_a_mistake_is_one_sentence_before_anything_runs(toy, words, says, monkeypatch, capsys):
-    monkeypatch.setattr(sweeps, "ANSWER", 0.5)
+    monkeypatch.setattr(cluster, "ANSWER", 0.5)
     monkeypatch.setattr(sys, "argv", ["lowrank_utils", "sweep", "02", *words])
     with pytest.raises(SystemExit) as stop:
         main()
@@ -359,18 +359,18 @@ def test_a_grid_file_that_is_no_mapping_is_refused(tmp_path):
 
 
 def test_something_else_that_listens_is_no_scheduler(monkeypatch):
-    monkeypatch.setattr(sweeps, "ANSWER", 0.5)
+    monkeypatch.setattr(cluster, "ANSWER", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"tcp://127.0.0.1:{other.getsockname()[1]}"
         words = f"no scheduler answers at {address} within 0.5 s"
-        with pytest.raises(runs.RunError, match=words), sweeps.cluster_client(address, None, 1, 1):
+        with pytest.raises(runs.RunError, match=words), cluster.cluster_client(address, None, 1, 1):
             pass
 
 
 @pytest.mark.slow
 def test_a_scheduler_without_workers_is_refused(toy, monkeypatch):
-    monkeypatch.setattr(sweeps, "ANSWER", 5)
-    with cluster(toy, workers=0) as (address, _):
+    monkeypatch.setattr(cluster, "ANSWER", 5)
+    with scheduler_of(toy, workers=0) as (address, _):
         words = f"the scheduler at {address} has no worker"
-        with pytest.raises(runs.RunError, match=words), sweeps.cluster_client(address, None, 1, 1):
+        with pytest.raises(runs.RunError, match=words), cluster.cluster_client(address, None, 1, 1):
             pass

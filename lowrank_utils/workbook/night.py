@@ -16,7 +16,6 @@ import dataclasses
 import importlib
 import inspect
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_utils import paths
-from lowrank_utils.workbook import digests, gallery, jobs, results, runs, sweeps
+from lowrank_utils.workbook import cluster, digests, gallery, jobs, results, runs, sweeps
 
 SCHEMA = 1  # of a job's record
 SCRATCH = ".gallery"  # below outputs/runs: executed notebooks on their way, and the lock
@@ -352,7 +351,7 @@ def _worked(works, workers, threads, progress):
         return
     root, again = str(_made(paths.RUNS / SCRATCH)), set()
     bar = tqdm(total=len(works), desc="jobs", unit="job", disable=None if progress else True)
-    with bar, sweeps.cluster_client(None, workers, threads, len(works)) as client:
+    with bar, cluster.cluster_client(None, workers, threads, len(works)) as client:
         at_work = {_submit(client, work, root, threads): work for work in works}
         waiting = as_completed(list(at_work))
         for future in waiting:
@@ -386,7 +385,7 @@ def _measure(name: str, root: str, threads: int) -> str:
     import torch
     from filelock import FileLock
 
-    os.environ.update(dict.fromkeys(sweeps.THREADS, str(threads)))
+    cluster.settle(threads)
     torch.set_num_threads(threads)
     began, section = time.time(), SECTIONS[name]
     locks = _made(Path(root) / "locks")

@@ -224,11 +224,14 @@ def run(
     folder: str | Path | None = None,
     progress: bool = True,
     into: str | Path | None = None,
+    workers: int = 1,
 ) -> Path:
-    """Execute `jobs` one after the other and return the run folder: a new one, or `into`, of a broken run.
+    """Execute `jobs` and return the run folder: a new one, or `into`, of a broken run.
 
-    Jobs that are finished there are skipped. `request` is kept in run.json for a later resume. Raises
-    NotebookFailed, RunError or OSError; what was finished stays, and the run can be resumed.
+    Jobs that are finished there are skipped. One worker executes the others in their order, on all cores; several share
+    the cores and begin with the last, because later notebooks take longer. The first failure ends the run. `request` is
+    kept in run.json for a later resume. Raises NotebookFailed, RunError or OSError; what was finished stays, and the
+    run can be resumed.
     """
     from tqdm import tqdm
 
@@ -246,22 +249,31 @@ def run(
             check_writable(place)
             record["started"] = read_run(place)["started"]
         record |= {"provenance": provenance(), "jobs": [_entry(job, is_done(job, place)) for job in jobs]}
-        write_json(place / "run.json", record)
+
+        def save():
+            write_json(place / "run.json", record)
+
+        missing = [(job, entry) for job, entry in zip(jobs, record["jobs"]) if entry["status"] != "done"]
+        save()
         try:
-            with tqdm(total=len(jobs), desc="notebooks", unit="notebook", disable=None if progress else True) as bar:
-                for job, entry in zip(jobs, record["jobs"]):
-                    if entry["status"] != "done":
-                        entry["status"] = "running"
-                        write_json(place / "run.json", record)
-                        execute(job, place, progress)
-                        entry["status"] = "done"
+            options = {"unit": "notebook", "initial": len(jobs) - len(missing)}
+            with tqdm(total=len(jobs), desc="notebooks", disable=None if progress else True, **options) as bar:
+                if workers > 1 and len(missing) > 1:
+                    ended = _side_by_side(missing, place, save, workers, _teller(bar, progress))
+                else:
+                    ended = _in_turn(missing, place, save, progress)
+                for entry in ended:
+                    entry["status"] = "done"
                     bar.update()
                     write_results(place)
-                    write_json(place / "run.json", record)
+                    save()
+            write_results(place)
             record.update(status="done", finished=now())
         except BaseException as error:
-            record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            entry.update(status=record["status"], error=str(error))
+            record["status"] = _status(error)
+            for entry in record["jobs"]:
+                if entry["status"] == "running":  # beside the one that failed
+                    entry["status"] = "interrupted"
             name = place.name if place.parent == paths.RUNS else place
             hint = f"go on with: python -m lowrank_utils run --resume {name}"
             if isinstance(error, NotebookFailed):
@@ -273,8 +285,91 @@ def run(
             raise
         finally:
             with contextlib.suppress(OSError):  # a full folder must not hide why the run ended
-                write_json(place / "run.json", record)
+                save()
     return place
+
+
+def _status(error):
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+
+
+@contextlib.contextmanager
+def _on_record(entry):
+    # keeps in a job's entry why it did not end well
+    try:
+        yield
+    except BaseException as error:
+        entry.update(status=_status(error), error=str(error))
+        raise
+
+
+def _in_turn(missing, place, save, progress):
+    # executes one job after the other, and yields its entry as it ends
+    for job, entry in missing:
+        entry["status"] = "running"
+        save()
+        with _on_record(entry):
+            execute(job, place, progress)
+        yield entry
+
+
+def _teller(bar, progress):
+    # tells which notebooks run and which has ended: beside the bar in a terminal, elsewhere in a line for each
+    def tell(running, ended=""):
+        names = ", ".join(sorted(job.label for job in running))
+        bar.set_postfix_str(f"running {names}" if names else "")
+        if progress and not sys.stderr.isatty():
+            told = [f"{ended}: finished"] * bool(ended) + [f"running {names}"] * bool(names)
+            print("; ".join(told), file=sys.stderr, flush=True)
+
+    return tell
+
+
+def _side_by_side(missing, place, save, workers, tell):
+    # the same on workers, the last job first
+    from dask.system import CPU_COUNT
+    from distributed import as_completed
+    from distributed.scheduler import KilledWorker
+
+    from lowrank_utils.workbook import cluster
+
+    threads = max(1, CPU_COUNT // workers)
+    waiting, under_way = list(missing), {}
+    with cluster.cluster_client(None, workers, threads, len(missing)) as client:
+
+        def begin():
+            job, entry = waiting.pop()
+            entry["status"] = "running"
+            future = client.submit(_on_worker, job, place, threads, pure=False)
+            under_way[future.key] = job, entry
+            save()
+            return future
+
+        def running():
+            return [job for job, _ in under_way.values()]
+
+        ended = as_completed([begin() for _ in range(min(workers, len(waiting)))])
+        tell(running())
+        for future in ended:
+            job, entry = under_way.pop(future.key)
+            with _on_record(entry):
+                try:
+                    future.result()
+                except KilledWorker:
+                    raise NotebookFailed(
+                        f"{job.notebook} failed: its worker died, perhaps for want of memory"
+                    ) from None
+            if waiting:
+                ended.add(begin())
+            yield entry
+            tell(running(), job.label)
+
+
+def _on_worker(job, place, threads):
+    from lowrank_utils.workbook import cluster
+
+    cluster.settle(threads)
+    execute(job, place, progress=False)
 
 
 def needed(jobs: Iterable[Job]) -> set[str]:

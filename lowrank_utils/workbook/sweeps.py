@@ -14,13 +14,10 @@ killed leaves either a finished cell or none.
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import contextlib
 import errno
 import io
 import json
-import logging
 import os
 import re
 import tempfile
@@ -29,17 +26,14 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank_utils import paths
 from lowrank_utils.lab.columns import PROVENANCE_COLUMNS, RESULT_COLUMNS
-from lowrank_utils.workbook import gallery, jobs, results, runs
+from lowrank_utils.workbook import cluster, gallery, jobs, results, runs
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    import distributed
     import pandas as pd
 
-ANSWER = 10  # seconds that a scheduler has to answer, and to name a worker
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no cell could be stored any more: the sweep stops
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 KEYS = ("dataset", "network", "seed")  # parameters that are columns of every row already
 TABLES = ("results.csv", "results.parquet", "summary.csv", "summary.parquet")
 RECORDS = ("done.json", "failed.json")
@@ -131,7 +125,7 @@ def run(
         if missing:
             _check_room(fs, root)
             runs.fetch(runs.needed(missing))
-            with cluster_client(scheduler, workers, threads, len(missing)) as client:
+            with cluster.cluster_client(scheduler, workers, threads, len(missing)) as client:
                 _record(fs, root, record, planned, done, failed)
                 options = {"unit": "cell", "initial": len(planned) - len(missing)}
                 try:
@@ -186,8 +180,7 @@ def run_cell(job: jobs.Job, fs: Any, root: str, threads: int) -> str:
     """Execute one cell on a worker and put it in its place below `root` of the file system; return its error in words, "" for none."""
     from distributed import get_worker
 
-    os.environ.update(dict.fromkeys(THREADS, str(threads)))  # kernels inherit it
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it says is on record
+    cluster.settle(threads)
     with _alone(fs, root, job.address), tempfile.TemporaryDirectory(dir=get_worker().local_directory) as scratch:
         fs.invalidate_cache()
         if fs.exists(f"{root}/{job.address}/done.json"):
@@ -221,54 +214,6 @@ def _alone(fs, root, address):
     locks.mkdir(exist_ok=True)
     with FileLock(locks / address):
         yield
-
-
-@contextlib.contextmanager
-def cluster_client(
-    scheduler: str | None, workers: int | None, threads: int, cells: int
-) -> Iterator[distributed.Client]:
-    """Yield a client of the running `scheduler`, or of workers started here: as many as named, or as the cores feed, at most `cells`.
-
-    Raises RunError where the scheduler does not answer or has no worker.
-    """
-    import distributed
-    from dask.system import CPU_COUNT
-
-    for name in ("distributed", "distributed.client"):  # their remarks would cut the progress bar in two
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    if not scheduler:
-        runs.check_kernel()
-        options: dict[str, Any] = {"threads_per_worker": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
-        # Where no dashboard is wanted, distributed takes its port all the same, and warns where another sweep has it.
-        options |= {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
-        count = min(workers or max(1, CPU_COUNT // threads), cells)
-        with distributed.LocalCluster(n_workers=count, **options) as cluster, distributed.Client(cluster) as client:
-            yield client
-        return
-    try:
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:  # in a notebook this thread has a loop already
-            pool.submit(asyncio.run, _handshake(scheduler)).result()
-        client = distributed.Client(scheduler, timeout=ANSWER)
-    except (OSError, ValueError):
-        reason = f"no scheduler answers at {scheduler} within {ANSWER} s"
-        raise runs.RunError(f"{reason}; start one with: dask scheduler") from None
-    with client:
-        try:
-            client.wait_for_workers(1, timeout=ANSWER)
-        except TimeoutError:
-            reason = f"the scheduler at {scheduler} has no worker"
-            raise runs.RunError(f"{reason}; start one with: dask worker {scheduler} --nthreads 1") from None
-        yield client
-
-
-async def _handshake(scheduler):
-    """Raise TimeoutError where `scheduler` takes the connection and says nothing: distributed would wait for ever."""
-    from distributed import Security
-    from distributed.comm.core import connect
-
-    arguments = Security().get_connection_args("client")
-    comm = await asyncio.wait_for(connect(scheduler, timeout=ANSWER, **arguments), ANSWER)
-    comm.abort()
 
 
 # ---- its place ---------------------------------------------------------------------------------------------
