@@ -374,7 +374,8 @@ def plan_cost(cards: Sequence[LayerProfile], plan: Plan, resource: str = "macs")
 
     Batch norms and other layers without a weight matrix are in no card; `score.parameters` counts them too.
     """
-    unknown = [name for name in plan if all(card.name != name for card in cards)]
+    known = {card.name for card in cards}
+    unknown = [name for name in plan if name not in known]
     if unknown:
         raise ValueError(f"the plan names a layer {unknown[0]!r} that the profile does not have")
     return sum(card.cost(if_cheaper(card, plan.get(card.name), resource), resource) for card in cards)
@@ -489,6 +490,9 @@ class Profile(Sequence[LayerProfile]):
 
     def __len__(self) -> int:
         return len(self.layers)
+
+    def __iter__(self) -> Iterator[LayerProfile]:
+        return iter(self.layers)  # what a Sequence brings asks for `layers`, and so looks at every weight, once a layer
 
     @overload
     def __getitem__(self, key: int | str) -> LayerProfile: ...
