@@ -1,6 +1,5 @@
 """The command line: ``python -m lowrank_utils --help`` says it all."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -39,9 +38,11 @@ def run(
 ) -> None:
     """Execute the notebooks into a folder of their own below outputs/runs.
 
-    Two are executed at once, the longest first, each on half of the cores; with --workers 1 one after the other, in
-    their order and with a bar for its cells. Parameters come from the notebooks' defaults, then the preset, then --set.
+    Two are executed at once, the last one first, each on half of the cores. With --workers 1 they are executed in their
+    order, with a bar for the cells of each. Parameters come from the notebooks' defaults, then the preset, then --set.
     """
+    from dask.system import CPU_COUNT
+
     from lowrank_utils.workbook import jobs as listing
     from lowrank_utils.workbook import runs
 
@@ -66,7 +67,7 @@ def run(
         }
         jobs, place = listing.list_jobs(**request), None
     try:
-        at_once = workers or min(2, os.cpu_count() or 1)
+        at_once = workers or min(2, CPU_COUNT)
         place = runs.run(jobs, request, output_folder, progress=not quiet, into=place, workers=at_once)
     except KeyboardInterrupt as stop:
         typer.echo(f"interrupted; {stop}" if stop.args else "interrupted; nothing was started", err=True)

@@ -257,9 +257,11 @@ def test_the_knapsack_by_hand():
 
 
 def test_batch_norms_stand_beside_the_paper():
-    rows = pd.DataFrame({"network": "resnet56", "chooser": ["ENC-Map", "exact"], "accuracy": 0.8, "recalibrated": 0.91})
+    rows = pd.DataFrame({"network": "resnet56", "chooser": ["ENC-Map", "exact", "fixed"], "accuracy": 0.8})
+    rows["recalibrated"] = [0.91, 0.92, 0.9]
     told = rank_search.about_batch_norms(rows)
     assert "- ENC-Map: 80.0 % as cut, 91.0 % recalibrated; 89.8 % in the paper." in told and "exact" not in told
+    assert told.endswith("- one fixed share: 80.0 % as cut, 90.0 % recalibrated.")
 
 
 def test_what_a_plan_keeps_of_each_layer_adds_up_to_its_cost(lab):

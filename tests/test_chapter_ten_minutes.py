@@ -153,9 +153,7 @@ def test_sentences_follow_the_numbers():
     steep, flat = spectrum(*(2.0**-i for i in range(20))), torch.ones(20)
     slope, noise = torch.linspace(-1, 1, 64), torch.randn(64, generator=torch.Generator().manual_seed(0))
     shape = chapter.about_components(steep, torch.stack([slope, noise]), flat, GREY)
-    assert (
-        "first pattern is a shape" in shape and "has gathered" in shape and "Before training they held 50.0%" in shape
-    )
+    assert "first pattern is smooth" in shape and "has gathered" in shape and "Before training they held 50.0%" in shape
     other = chapter.about_components(flat, torch.stack([noise, slope]), steep, GREY)
     assert "hardly smoother" in other and "hardly" in other
     assert (

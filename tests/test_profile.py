@@ -370,10 +370,10 @@ def test_the_metric_of_tokens_trusts_the_information_as_far_as_there_are_tokens(
         assert not raw["unfelt"].any() and torch.allclose(found["unfelt"], share * torch.eye(6).to(found["unfelt"]))
 
 
-def test_a_cost_looks_at_the_weights_once_and_not_once_a_layer(x, monkeypatch):
+def test_a_cost_does_not_look_at_the_weights_for_each_layer(x, monkeypatch):
     read = lowrank_utils.profile(net(), x)
     looks, versions = [], profile.versions
     monkeypatch.setattr(profile, "versions", lambda model: looks.append(model) or versions(model))
     assert profile.plan_cost(read, {"0": 1, "4": 1, "6": 1}, "parameters") > 0
-    assert len(looks) == 2  # for the names and for the costs, of three layers
+    assert len(looks) == 2  # for the number of layers and for the three themselves
     assert [layer.name for layer in read] == ["0", "4", "6"] and len(looks) == 3

@@ -1,5 +1,6 @@
 """jobs.py, runs.py, results.py and report.py, on toy notebooks."""
 
+import errno
 import json
 import os
 import pickle
@@ -423,12 +424,23 @@ def test_runs_that_start_in_one_second_get_a_folder_each(tmp_path):
 # ---- runs: several notebooks at once
 
 MEET = """\
-import time
+import os, time
 from lowrank_utils import paths
-paths.ROOT.joinpath("%s").touch()
+paths.ROOT.joinpath("%s").write_text(str(os.getpid()))
+end = time.time() + 60
 while not paths.ROOT.joinpath("%s").exists():
+    assert time.time() < end, "nobody came"
     time.sleep(0.05)
 """
+
+
+def is_gone(file):
+    """Whether the kernel that wrote its number into `file` runs no more."""
+    try:
+        os.kill(int(file.read_text()), 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 def test_two_notebooks_are_executed_at_once(project):
@@ -444,11 +456,40 @@ def test_two_notebooks_are_executed_at_once(project):
 
 
 def test_each_of_several_notebooks_has_its_share_of_the_cores(project):
-    threads = "import os\nassert os.environ['OMP_NUM_THREADS'] == str(max(1, os.cpu_count() // 2)), os.environ"
-    threads += "\nassert 'MALLOC_TRIM_THRESHOLD_' not in os.environ"  # Dask sets it, and large tensors become slow
+    from dask.system import CPU_COUNT
+
+    threads = f"import os\nassert os.environ['OMP_NUM_THREADS'] == '{max(1, CPU_COUNT // 2)}', os.environ"
+    threads += (
+        "\nassert 'MALLOC_TRIM_THRESHOLD_' not in os.environ"  # Dask's own setting, with which large tensors are slow
+    )
     for path in (project.first, project.second):
         write_notebook(path, threads, SAVE % 0)
-    assert runs.is_complete(go(project, workers=2))
+    assert runs.is_complete(go(project, workers=8))  # more than there are notebooks
+
+
+def test_a_full_folder_ends_the_notebook_that_is_under_way(project, monkeypatch):
+    write_notebook(project.first, MEET % ("one", "two"), SAVE % 0)
+    write_notebook(project.second, MEET % ("two", "never"), SAVE % 0)
+
+    def full(place):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(runs, "write_results", full)
+    with pytest.raises(runs.RunError, match=r"No space left on device.*make room there.*--resume"):
+        go(project, workers=2)
+    wait_for(lambda: is_gone(project.root / "two"), seconds=20)
+    (place,) = project.runs.iterdir()
+    assert statuses(place) == ["done", "interrupted"]
+
+
+def test_an_error_of_files_that_is_no_full_folder_is_said_as_it_is(project, monkeypatch):
+    def torn(place):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "results")
+
+    monkeypatch.setattr(runs, "write_results", torn)
+    with pytest.raises(runs.RunError, match=r"No such file or directory: 'results'; go on with") as error:
+        go(project)
+    assert "make room" not in str(error.value)
 
 
 def test_a_failure_ends_the_notebooks_beside_it_and_the_run_resumes(project):
@@ -459,6 +500,7 @@ def test_a_failure_ends_the_notebooks_beside_it_and_the_run_resumes(project):
     assert "go on with: python -m lowrank_utils run --resume" in failed.err
     (place,) = project.runs.iterdir()
     assert statuses(place) == ["interrupted", "failed"]
+    wait_for(lambda: is_gone(project.root / "one"), seconds=20)
     (project.root / "go").touch()
     write_notebook(project.second, WORK.replace("raise", "pass #"), SAVE % 0)
     again = project.call("run", "--resume", "--workers", 2, "--quiet")
@@ -467,24 +509,27 @@ def test_a_failure_ends_the_notebooks_beside_it_and_the_run_resumes(project):
 
 def test_ctrl_c_ends_all_notebooks_and_the_run_resumes(project):
     write_notebook(project.first, MEET % ("one", "go"), SAVE % 0)
-    process = project.start("run", "--workers", 2, "--quiet", "--set", "word=hold")
-    wait_for(lambda: (project.root / "one").exists() and partial_of_second(project))
-    process.send_signal(signal.SIGINT)
+    write_notebook(project.second, MEET % ("two", "go"), SAVE % 0)
+    process = project.start("run", "--workers", 2, "--quiet", start_new_session=True)
+    wait_for(lambda: (project.root / "one").exists() and (project.root / "two").exists())
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the workers too
     _, err = process.communicate(timeout=120)
     (place,) = project.runs.iterdir()
     assert process.returncode == 130 and "Traceback" not in err, err
     assert f"interrupted; go on with: python -m lowrank_utils run --resume {place.name}" in err
     assert statuses(place) == ["interrupted", "interrupted"]
+    wait_for(lambda: is_gone(project.root / "one") and is_gone(project.root / "two"), seconds=20)
     (project.root / "go").touch()
     assert project.call("run", "--resume", place.name, "--quiet").code == 0
 
 
 def test_a_notebook_over_which_workers_die_is_named(project):
-    write_notebook(project.second, "import os\nos.kill(os.getppid(), 9)")
+    deadly = 'import os\nfrom lowrank_utils import paths\npaths.ROOT.joinpath("begun").open("a").write("x")\n'
+    write_notebook(project.second, deadly + "os.kill(os.getppid(), 9)")
     killed = project.call("run", "--workers", 2, "--quiet")
     assert killed.code == 1 and "02_second failed: its worker died, perhaps for want of memory" in killed.err
     (place,) = project.runs.iterdir()
-    assert statuses(place)[1] == "failed"
+    assert statuses(place)[1] == "failed" and (project.root / "begun").read_text() == "x"  # it is not started again
 
 
 # ---- runs: no room

@@ -374,3 +374,9 @@ def test_a_scheduler_without_workers_is_refused(toy, monkeypatch):
         words = f"the scheduler at {address} has no worker"
         with pytest.raises(runs.RunError, match=words), cluster.cluster_client(address, None, 1, 1):
             pass
+
+
+def test_a_worker_is_settled_before_its_first_notebook(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "HOME": "here"})
+    cluster.settle(3)  # on a worker of a running scheduler, whose settings are Dask's own
+    assert os.environ == {**dict.fromkeys(cluster.THREADS, "3"), "HOME": "here"}

@@ -19,7 +19,18 @@ from torch.nn import functional as F
 
 from lowrank_utils import checks
 from lowrank_utils.network.hooks import hooked
-from lowrank_utils.network.inputs import Batch, Inputs, about_layout, at_once, call, check_some, fed, is_plain, logits
+from lowrank_utils.network.inputs import (
+    Batch,
+    Inputs,
+    about_layout,
+    at_once,
+    call,
+    check_some,
+    divergence,
+    fed,
+    is_plain,
+    logits,
+)
 from lowrank_utils.network.inputs import check_finite as check_finite_inputs
 from lowrank_utils.network.modules import check_finite, copied, evaluating
 from lowrank_utils.network.unfold import call_input, groups, output_rows, patches, schemes_of
@@ -310,7 +321,7 @@ class _Task:
     def distance(self, answers: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         if self.loss == "error":
             return F.mse_loss(answers, wanted) / self.spread
-        return _divergence(answers, wanted)
+        return divergence(wanted, answers).mean()
 
     def sample(self) -> torch.Tensor:
         return self._varied(self._load(self.seen[: min(SAMPLE, SAMPLE // BATCH * self.batch_size)]), self.generator)
@@ -330,7 +341,7 @@ class _Task:
         for x, wanted in self.looks:
             answers = _tensor(call(small, fed(x, self.like)))
             losses.append(float(self.distance(answers, wanted)) * len(x))
-            divergences.append(float(_divergence(answers, wanted)) * len(x) if self.logits else 0.0)
+            divergences.append(float(divergence(wanted, answers).mean()) * len(x) if self.logits else 0.0)
         count = sum(len(x) for x, _ in self.looks)
         return sum(losses) / count, sum(divergences) / count
 
@@ -513,11 +524,6 @@ def _reciprocal(values):
 def _schedule(spent):
     # a short warm-up, for Adam's first steps are its largest, then half a cosine
     return min(spent / WARM_UP + 0.1, 1.0) * 0.5 * (1 + math.cos(math.pi * spent))
-
-
-def _divergence(answers, wanted):
-    log_p, log_q = wanted.log_softmax(-1), answers.log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 
 
 def _tensor(answers: Any) -> torch.Tensor:

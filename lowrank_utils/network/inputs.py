@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 
 class Inputs:
@@ -257,3 +258,15 @@ def logits(answers: Any) -> Any:
     if found is not None:
         return found
     return answers[0] if isinstance(answers, (tuple, list)) and answers else answers
+
+
+def divergence(wanted: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """Return the Kullback-Leibler divergence (nats) of the answers `found` from those `wanted`, one number an answer.
+
+    Both are logits of shape (..., classes). The result has their precision.
+
+    >>> round(float(divergence(torch.zeros(2), torch.tensor([1.0, 3.0]).log())), 4)  # log 2 - log(3) / 2
+    0.1438
+    """
+    log_p, log_q = wanted.log_softmax(-1), found.log_softmax(-1)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)

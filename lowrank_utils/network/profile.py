@@ -374,6 +374,7 @@ def plan_cost(cards: Sequence[LayerProfile], plan: Plan, resource: str = "macs")
 
     Batch norms and other layers without a weight matrix are in no card; `score.parameters` counts them too.
     """
+    cards = tuple(cards)  # a profile looks at all weights whenever it is asked
     known = {card.name for card in cards}
     unknown = [name for name in plan if name not in known]
     if unknown:
@@ -492,7 +493,7 @@ class Profile(Sequence[LayerProfile]):
         return len(self.layers)
 
     def __iter__(self) -> Iterator[LayerProfile]:
-        return iter(self.layers)  # what a Sequence brings asks for `layers`, and so looks at every weight, once a layer
+        return iter(self.layers)  # that of Sequence would check all weights for each layer
 
     @overload
     def __getitem__(self, key: int | str) -> LayerProfile: ...

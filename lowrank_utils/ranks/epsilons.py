@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from lowrank_utils.factors import ddlr, ddlr_network
+from lowrank_utils.network import inputs
 from lowrank_utils.network.modules import evaluating
 from lowrank_utils.network.profile import Profile, plan_cost
 from lowrank_utils.ranks.allocation import allocate
@@ -54,12 +55,12 @@ def divergence(profile: Profile, small: nn.Module) -> float:
 
     Raises ValueError where the profile has no calibration inputs, or the divergence is no finite number.
     """
-    inputs, apart = profile.needed_calibration("the damage of an answer needs"), []
+    given, apart = profile.needed_calibration("the damage of an answer needs"), []
     device = next(profile.model.parameters()).device
     with torch.inference_mode(), evaluating(profile.model), evaluating(small):
-        for batch in inputs.split(1000):
-            whole, cut = (net(batch.to(device)).double().log_softmax(-1) for net in (profile.model, small))
-            apart.append((whole.exp() * (whole - cut)).sum(-1).flatten())
+        for batch in given.split(1000):
+            whole, cut = (net(batch.to(device)).double() for net in (profile.model, small))
+            apart.append(inputs.divergence(whole, cut).flatten())
     found = float(torch.cat(apart).mean())
     if not np.isfinite(found):
         raise ValueError(f"the divergence from the network is {found}, which is no finite number")

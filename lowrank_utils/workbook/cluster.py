@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import distributed
 
 ANSWER = 10  # seconds that a scheduler has to answer, and to name a worker
-# Dask asks malloc for its memory back after each use. Every large tensor then costs new pages: notebook 06 took twice as long.
+# Dask has malloc give freed memory back at once. Each large tensor then takes new pages: notebook 06 took twice as long.
+# Workers that are started here are not told so, and those of a running scheduler do not pass it on to kernels.
 TRIM = "MALLOC_TRIM_THRESHOLD_"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 

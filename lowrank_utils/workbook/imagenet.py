@@ -17,6 +17,7 @@ from torch import nn
 
 from lowrank_utils import checks, paths
 from lowrank_utils.lab import data, efficientnet, imagenet_sample, models, score
+from lowrank_utils.network import inputs
 from lowrank_utils.network.profile import profile
 from lowrank_utils.workbook import results, rivals
 
@@ -64,10 +65,9 @@ def compared(found: torch.Tensor, dense: torch.Tensor, labels: torch.Tensor) -> 
     {'accuracy': 0.5, 'agreement': 1.0, 'divergence': 0.0}
     """
     classes = found.argmax(1)
-    p, q = (logits.double().log_softmax(1) for logits in (dense, found))
     shares = {"accuracy": classes == labels, "agreement": classes == dense.argmax(1)}
-    divergence = float((p.exp() * (p - q)).sum(1).mean())
-    return {name: float(hits.double().mean()) for name, hits in shares.items()} | {"divergence": divergence}
+    means = {name: float(hits.double().mean()) for name, hits in shares.items()}
+    return means | {"divergence": float(inputs.divergence(dense.double(), found.double()).mean())}
 
 
 def measure(

@@ -323,7 +323,7 @@ def _room() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in sweeps.FULL:
+        if error.errno not in runs.FULL:
             raise
         reason = f"the disk cannot take the rows ({error.strerror or error})"
         raise runs.RunError(
@@ -399,7 +399,7 @@ def _measure(name: str, root: str, threads: int) -> str:
             told = {"seconds": round(time.time() - began, 1), "parameters": section.parameters()}
             told["data_fingerprint"] = section.fingerprints()
         except Exception as error:
-            if getattr(error, "errno", None) in sweeps.FULL:
+            if getattr(error, "errno", None) in runs.FULL:
                 raise
             return f"{name} failed: {type(error).__name__}: {' '.join(str(error).split())}"
         runs.write_json(Path(root) / f"{name}.json", told)

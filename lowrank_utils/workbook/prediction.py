@@ -17,7 +17,7 @@ from torch import nn
 from lowrank_utils import compression, paths
 from lowrank_utils.factors import replace
 from lowrank_utils.lab import data, language, text, training
-from lowrank_utils.network.inputs import logits
+from lowrank_utils.network.inputs import divergence, logits
 from lowrank_utils.network.profile import profile
 from lowrank_utils.ranks import prediction
 from lowrank_utils.workbook import plots, rivals
@@ -123,8 +123,8 @@ def divergences(dense: nn.Module, small: nn.Module, images: torch.Tensor, batch:
     found = []
     with torch.inference_mode():
         for some in images.split(batch):
-            p, q = (logits(net(some)).double().log_softmax(-1) for net in (dense, small))
-            found.append((p.exp() * (p - q)).sum(-1).flatten())
+            wanted, answers = (logits(net(some)).double() for net in (dense, small))
+            found.append(divergence(wanted, answers).flatten())
     return torch.cat(found)
 
 

@@ -10,6 +10,7 @@ A *run* is a folder of jobs:
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 LIBRARIES = ("lowrank-workbook", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "papermill")
 QUIET = ["--log-level=CRITICAL"]  # the kernel's own remarks would cut the progress bar in two
 DIED = "failed: its kernel died, perhaps for want of memory"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # nothing could be stored any more: the work stops
+REFRESH = 1  # seconds between two looks at the bar of notebooks
 PROBE_BYTES = 4 * 2**20  # about what one executed notebook with its figures takes
 
 
@@ -228,9 +231,9 @@ def run(
 ) -> Path:
     """Execute `jobs` and return the run folder: a new one, or `into`, of a broken run.
 
-    Jobs that are finished there are skipped. One worker executes the others in their order, on all cores; several share
-    the cores and begin with the last, because later notebooks take longer. The first failure ends the run. `request` is
-    kept in run.json for a later resume. Raises NotebookFailed, RunError or OSError; what was finished stays, and the
+    Jobs that are finished there are skipped. One worker executes the others in their order, on all cores. Several share
+    the cores and begin with the last job, because later notebooks take longer. The first failure ends the run. `request`
+    is kept in run.json for a later resume. Raises NotebookFailed, RunError or OSError; what was finished stays, and the
     run can be resumed.
     """
     from tqdm import tqdm
@@ -259,29 +262,30 @@ def run(
             options = {"unit": "notebook", "initial": len(jobs) - len(missing)}
             with tqdm(total=len(jobs), desc="notebooks", disable=None if progress else True, **options) as bar:
                 if workers > 1 and len(missing) > 1:
-                    ended = _side_by_side(missing, place, save, workers, _teller(bar, progress))
+                    ended = _side_by_side(missing, place, save, workers, bar, progress)
                 else:
                     ended = _in_turn(missing, place, save, progress)
-                for entry in ended:
-                    entry["status"] = "done"
-                    bar.update()
-                    write_results(place)
-                    save()
+                with contextlib.closing(ended):  # its workers end with it
+                    for entry in ended:
+                        entry["status"] = "done"
+                        bar.update()
+                        write_results(place)
+                        save()
             write_results(place)
             record.update(status="done", finished=now())
         except BaseException as error:
             record["status"] = _status(error)
-            for entry in record["jobs"]:
-                if entry["status"] == "running":  # beside the one that failed
-                    entry["status"] = "interrupted"
+            _interrupt(missing, place)
             name = place.name if place.parent == paths.RUNS else place
             hint = f"go on with: python -m lowrank_utils run --resume {name}"
             if isinstance(error, NotebookFailed):
                 raise NotebookFailed(f"{error}\n  {hint}") from None
             if isinstance(error, KeyboardInterrupt):
                 raise KeyboardInterrupt(hint) from None
-            if isinstance(error, OSError):
+            if isinstance(error, OSError) and error.errno in FULL:
                 raise RunError(f"{_no_room(place, error)}; then {hint}") from None
+            if isinstance(error, OSError):
+                raise RunError(f"{error}; {hint}") from None
             raise
         finally:
             with contextlib.suppress(OSError):  # a full folder must not hide why the run ended
@@ -303,6 +307,15 @@ def _on_record(entry):
         raise
 
 
+def _interrupt(missing, place):
+    # records how the jobs stand that ran beside the one which failed; one may have come to its end unnoticed
+    for job, entry in missing:
+        if entry["status"] == "running":
+            entry["status"] = "done" if is_done(job, place) else "interrupted"
+    with contextlib.suppress(Exception):  # nothing hides why the run ended
+        write_results(place)
+
+
 def _in_turn(missing, place, save, progress):
     # executes one job after the other, and yields its entry as it ends
     for job, entry in missing:
@@ -313,56 +326,65 @@ def _in_turn(missing, place, save, progress):
         yield entry
 
 
-def _teller(bar, progress):
-    # tells which notebooks run and which has ended: beside the bar in a terminal, elsewhere in a line for each
-    def tell(running, ended=""):
-        names = ", ".join(sorted(job.label for job in running))
-        bar.set_postfix_str(f"running {names}" if names else "")
-        if progress and not sys.stderr.isatty():
-            told = [f"{ended}: finished"] * bool(ended) + [f"running {names}"] * bool(names)
-            print("; ".join(told), file=sys.stderr, flush=True)
-
-    return tell
+def _tell(bar, progress, running, ended=None):
+    # which notebooks run and which has ended: beside the bar in a terminal, elsewhere in a line
+    numbers = ", ".join(sorted(job.notebook.split("_")[0] for job in running))  # all fit beside the bar
+    bar.set_postfix_str(f"running {numbers}" if numbers else "")
+    if progress and not sys.stderr.isatty():
+        told = [f"{ended.label}: finished"] if ended else []
+        told += ["running " + ", ".join(sorted(job.label for job in running))] if running else []
+        print("; ".join(told), file=sys.stderr, flush=True)
 
 
-def _side_by_side(missing, place, save, workers, tell):
+def _side_by_side(missing, place, save, workers, bar, progress):
     # the same on workers, the last job first
+    import dask.config
     from dask.system import CPU_COUNT
-    from distributed import as_completed
+    from distributed import CancelledError, wait
+    from distributed.comm.core import CommClosedError
     from distributed.scheduler import KilledWorker
 
     from lowrank_utils.workbook import cluster
 
+    workers = min(workers, len(missing))
     threads = max(1, CPU_COUNT // workers)
     waiting, under_way = list(missing), {}
-    with cluster.cluster_client(None, workers, threads, len(missing)) as client:
+    # a notebook that brought a worker down is not started again
+    patience = dask.config.set({"distributed.scheduler.allowed-failures": 0})
+    with patience, cluster.cluster_client(None, workers, threads, workers) as client:
 
         def begin():
             job, entry = waiting.pop()
             entry["status"] = "running"
-            future = client.submit(_on_worker, job, place, threads, pure=False)
-            under_way[future.key] = job, entry
+            under_way[client.submit(_on_worker, job, place, threads, pure=False)] = job, entry
             save()
-            return future
 
         def running():
             return [job for job, _ in under_way.values()]
 
-        ended = as_completed([begin() for _ in range(min(workers, len(waiting)))])
-        tell(running())
-        for future in ended:
-            job, entry = under_way.pop(future.key)
-            with _on_record(entry):
-                try:
-                    future.result()
-                except KilledWorker:
-                    raise NotebookFailed(
-                        f"{job.notebook} failed: its worker died, perhaps for want of memory"
-                    ) from None
-            if waiting:
-                ended.add(begin())
-            yield entry
-            tell(running(), job.label)
+        for _ in range(workers):
+            begin()
+        _tell(bar, progress, running())
+        while under_way:
+            try:
+                found: Any = wait(list(under_way), timeout=REFRESH, return_when="FIRST_COMPLETED")
+            except TimeoutError:
+                bar.refresh()
+                continue
+            for future in found.done:
+                job, entry = under_way.pop(future)
+                with _on_record(entry):
+                    try:
+                        future.result()
+                    except KilledWorker:
+                        reason = "its worker died, perhaps for want of memory"
+                        raise NotebookFailed(f"{job.notebook} failed: {reason}") from None
+                    except (CancelledError, CommClosedError):
+                        raise RunError("the workers have gone away; start the run again with --resume") from None
+                if waiting:
+                    begin()
+                yield entry
+                _tell(bar, progress, running(), job)
 
 
 def _on_worker(job, place, threads):

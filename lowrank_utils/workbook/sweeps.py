@@ -15,7 +15,6 @@ killed leaves either a finished cell or none.
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json
 import os
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no cell could be stored any more: the sweep stops
 KEYS = ("dataset", "network", "seed")  # parameters that are columns of every row already
 TABLES = ("results.csv", "results.parquet", "summary.csv", "summary.parquet")
 RECORDS = ("done.json", "failed.json")
@@ -190,7 +188,7 @@ def run_cell(job: jobs.Job, fs: Any, root: str, threads: int) -> str:
             return ""
         except Exception as failure:
             ours = isinstance(failure, runs.NotebookFailed)
-            if (isinstance(failure, runs.RunError) and not ours) or getattr(failure, "errno", None) in FULL:
+            if (isinstance(failure, runs.RunError) and not ours) or getattr(failure, "errno", None) in runs.FULL:
                 raise
             _check_room(fs, root)  # the notebook may have failed for want of it
             error = str(failure).split("\n  as far as it came")[0]

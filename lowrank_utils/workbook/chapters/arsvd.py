@@ -725,11 +725,11 @@ def about_seeds(rows: pd.DataFrame) -> str:
             gains = _gains(rows[rows["scope"] == scope], rule, over).dropna()
             middle, small = gains[gains["budget"].isin(EQUAL)], gains[gains["budget"] < min(EQUAL)]
             lines.append([words, f"{rule} minus {over}", _told(middle), _told(small)])
-    return markdown(["network", "points of", "10 to 30 % kept", "below 10 % kept"], lines)
+    return markdown(["network", "difference", "10, 20 and 30 % kept", "below 10 % kept"], lines)
 
 
 def about_questions(rows: pd.DataFrame) -> str:
-    """Return in sentences whether energy beats one fixed share at 10 to 30 % kept, and whether entropy beats energy."""
+    """Return in sentences whether energy beats one fixed share at 10, 20 and 30 % kept, and whether entropy beats energy."""
     seeds = sorted(int(seed) for seed in rows["seed"].unique())
     told = {}
     for rule, over in (("energy", "fixed"), ("entropy", "energy")):
@@ -743,7 +743,7 @@ def about_questions(rows: pd.DataFrame) -> str:
         told[rule] = " ".join(parts)
     which = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     return (
-        f"We count the sizes from 10 to 30 % kept, both kinds of factors, and {which}.\n\n"
+        f"We count the sizes 10, 20 and 30 % kept, both kinds of factors, and {which}.\n\n"
         f"**Does energy beat one fixed share at equal size, as the paper claims?** {told['energy']}\n\n"
         f"**Does entropy beat energy?** {told['entropy']}"
     )

@@ -440,7 +440,7 @@ def about_components(singular_values: torch.Tensor, vt: torch.Tensor, start: tor
     count, few = len(singular_values), min(10, len(singular_values))
     first, last = smoothness(vt[0], shape), smoothness(vt[-1], shape)
     shapes = (
-        "So the first pattern is a shape, and the last is close to noise."
+        "So the first pattern is smooth, and the last is close to noise."
         if first > last + 0.2
         else "So the first pattern is hardly smoother than the last."
     )
