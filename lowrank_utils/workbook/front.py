@@ -164,7 +164,7 @@ def notebooks_block(source: Source) -> str:
         if not runs_in:
             raise RunError(f"notebook {name} does not say **Runs in** ... in its first cell")
         lines.append([f"[{name}](notebooks/{name}.ipynb)", QUESTIONS[name], runs_in[1]])
-    return markdown(["notebook", "question", "runs in"], lines)
+    return markdown(["notebook", "question", "runs in (two cores)"], lines)
 
 
 def factors_block(source: Source) -> str:
