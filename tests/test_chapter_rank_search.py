@@ -243,7 +243,10 @@ def test_gains_are_over_the_fixed_share_of_the_same_draw():
     assert rank_search._gains(rows).set_index(["chooser", "draw"])["gain"].round(6).to_dict() == {
         ("exact", 0): 10, ("exact", 1): -10, ("ENC-Map", 1): 0,
     }  # fmt: skip
-    assert "+0.0 points at 50%" in rank_search.about_gains(rows)
+    told = rank_search.about_gains(rows)
+    assert "+0.0 points at 50%" in told and "no network is right" not in told
+    broken = rank_search.about_gains(rows.assign(accuracy=rows["accuracy"] / 2))
+    assert "at 50% (ENC-Map, but no network is right about more than 35%)" in broken
 
 
 def test_the_knapsack_by_hand():

@@ -441,10 +441,12 @@ def about_gains(rows: pd.DataFrame) -> str:
     gains, lines = _gains(rows), []
     for (network, kind), part in gains.groupby(["network", "factors"], sort=False):
         each = part.groupby(["budget", "chooser"])["gain"].mean()
+        right = part.groupby("budget")[["accuracy", "accuracy_fixed"]].max().max(axis=1)
         told = []
         for size in sorted(part["budget"].unique(), reverse=True):
             best = str(each[size].idxmax())
-            told.append(f"{each[size].max():+.1f} points at {size:.0%} ({SHOWN.get(best, best)})")
+            broken = f", but no network is right about more than {right[size]:.0%}" * bool(right[size] < 0.5)
+            told.append(f"{each[size].max():+.1f} points at {size:.0%} ({SHOWN.get(best, best)}{broken})")
         lines.append(f"- `{network}`, {NAMES.get(str(kind), str(kind))} factors: {', '.join(told)}.")
     return (
         "What the best of the searches gains over one fixed share, at each share of the MACs (a minus: one fixed share is ahead of all of them):\n\n"
