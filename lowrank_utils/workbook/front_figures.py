@@ -118,8 +118,8 @@ def ranks(rows: pd.DataFrame) -> Figure:
         mine = rows[(rows["chooser"] == chooser) & (rows["factors"] == kind)].sort_values("budget")
         axis.plot(mine["budget"], mine["perplexity"], style, marker="o", color=PALETTE[colour], label=name)
         ends[name] = (float(mine["budget"].iloc[-1]), float(mine["perplexity"].iloc[-1]))
-    axis.axhline(dense, color="black", linestyle=":")
     shares = sorted(set(rows["budget"]) - {1.0})
+    axis.plot([shares[0], shares[-1]], [dense, dense], color="black", linestyle=":")  # it ends where the names begin
     axis.annotate(f"dense ({dense:.0f})", (shares[0], dense), (0, 4), textcoords="offset points", fontsize=9)
     top = 10 ** np.ceil(np.log10(rows["perplexity"].max()))
     levels = [level for level in (20, 50, 100, 200, 500, 1000, 2000, 5000) if level < top]
