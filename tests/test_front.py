@@ -227,7 +227,7 @@ def test_a_changed_row_changes_sentence_and_picture(copied):
     edit(copied, "language.csv", worse)
     before = figure.read_bytes()
     assert front.stale(rows) == front.write(rows) == [copied / "README.md", figure]
-    assert "rises from 30.4 to " in (copied / "README.md").read_text() and figure.read_bytes() != before
+    assert "rises from 30.4 to 77.5" in (copied / "README.md").read_text() and figure.read_bytes() != before
     assert front.stale(rows) == front.write(rows) == []
 
 

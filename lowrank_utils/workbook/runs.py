@@ -271,7 +271,8 @@ def run(
                         bar.update()
                         write_results(place)
                         save()
-            write_results(place)
+            if not missing:  # of a run that was killed after its last notebook
+                write_results(place)
             record.update(status="done", finished=now())
         except BaseException as error:
             record["status"] = _status(error)
