@@ -331,6 +331,21 @@ def test_a_dead_kernel_is_named(project, monkeypatch):
         go(project, only=["01"])
 
 
+def test_what_a_kernel_says_beside_its_cells_goes_to_its_log(project):
+    write_notebook(project.first, "import os, time\nos.write(2, b'no room')\ntime.sleep(1)\nos._exit(1)")
+    failed = project.call("run", "--only", "01")
+    assert failed.code == 1 and "01_first failed: its kernel died" in failed.err and "kernel.log" in failed.err
+    assert "no room" not in failed.err
+    assert next(project.runs.rglob("kernel.log")).read_text() == "no room"
+
+
+def test_a_kernel_that_complains_on_its_way_out_is_not_heard(project):
+    write_notebook(project.first, "import os\nos.write(2, b'Traceback of the end')", SAVE % 0)
+    done = project.call("run", "--only", "01")
+    assert done.code == 0 and "Traceback" not in done.err
+    assert not list(project.runs.rglob("kernel.log"))
+
+
 def test_a_notebook_edited_after_planning_is_not_run(project):
     planned = jobs.list_jobs(only=["01"])
     write_notebook(project.first, "print('edited')")

@@ -5,6 +5,7 @@ A *run* is a folder of jobs:
     RUN/run.json              what was asked, the jobs and how they stand, provenance
     RUN/results.parquet, .csv  the rows of all finished jobs, gathered again after each
     RUN/ADDRESS/notebook.ipynb, results.parquet and .csv, figures, done.json (written last: only now the job counts)
+    RUN/ADDRESS/failed.ipynb, kernel.log   of a notebook that failed: as far as it came, and what its kernel said
 """
 
 from __future__ import annotations
@@ -71,26 +72,30 @@ def execute(job: Job, run: str | Path, progress: bool = True) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     inside = folder.relative_to(paths.ROOT) if folder.is_relative_to(paths.ROOT) else folder
-    partial = folder / ".partial.ipynb"
+    partial, log = folder / ".partial.ipynb", folder / "kernel.log"
     started = time.time()
     # below the bar over notebooks, which only a terminal can show; elsewhere each line stays, as a record
     bar: Any = {"desc": job.label, "leave": not sys.stderr.isatty()} if progress else False
     try:
-        papermill.execute_notebook(
-            escaped(job.path),
-            escaped(partial),
-            {**job.parameters, GIVEN: inside.as_posix()},
-            kernel_name=check_kernel(),
-            progress_bar=bar,
-            extra_arguments=QUIET,
-        )
+        with open(log, "wb") as file:
+            papermill.execute_notebook(
+                escaped(job.path),
+                escaped(partial),
+                {**job.parameters, GIVEN: inside.as_posix()},
+                kernel_name=check_kernel(),
+                kernel_manager_class=_kernels_that_log(file),
+                progress_bar=bar,
+                extra_arguments=QUIET,
+            )
     except (papermill.PapermillExecutionError, RuntimeError) as error:
         if not hasattr(error, "cell_index") and "kernel died" not in str(error).lower():  # at work or while it starts
             raise
         kept = partial.rename(folder / "failed.ipynb")
-        raise NotebookFailed(f"{_report(job, error)}\n  as far as it came: {kept}") from None
+        said = f"\n  what its kernel said: {log}" if log.stat().st_size else ""
+        raise NotebookFailed(f"{_report(job, error)}\n  as far as it came: {kept}{said}") from None
     _finish_notebook(partial, folder / "notebook.ipynb", job)
     partial.unlink()
+    log.unlink()  # what a notebook writes stands in its cells; the rest tells why a kernel died
     done = {
         "address": job.address,
         "notebook": job.notebook,
@@ -104,6 +109,17 @@ def execute(job: Job, run: str | Path, progress: bool = True) -> Path:
     }
     write_json(folder / "done.json", done)
     return folder
+
+
+def _kernels_that_log(file):
+    # a kernel may complain on its way out, though its notebook is done; that must not look like a failure of the run
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Manager(AsyncKernelManager):
+        def start_kernel(self, **options):
+            return super().start_kernel(stderr=file, **options)
+
+    return Manager
 
 
 def check_kernel() -> str:
