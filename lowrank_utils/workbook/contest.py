@@ -300,27 +300,38 @@ def cut_network(one: Contest, chooser: str, factors: str, kept: float) -> _Entry
     return one.once((chooser, factors, kept), make)
 
 
-def _from_scratch(one: Contest, chooser: str, kept: float) -> _Entry:
-    """The shapes of a plan with fresh weights, trained by the recipe of the dense network.
+def trained_anew(
+    images: Dataset,
+    network: str,
+    plan: Mapping[str, Any],
+    recipe: training.Recipe,
+    seed: int,
+    device: str | torch.device = "cpu",
+) -> tuple[nn.Module, str]:
+    """Return (the thin layers of a plan with fresh weights, trained by `recipe`; a note where training diverged, else "").
 
     Fresh weights are the plain factors of a freshly initialised dense network (spectral initialisation, Khodak et al. 2021),
-    which starts thin pairs at the scale of the layers that they stand for.
+    which starts thin pairs at the scale of the layers that they stand for. The first weights are not those of the dense network of `seed`.
     """
-    plan = cut_network(one, *(OURS if chooser == OURS[0] else ("fixed", "svd")), kept).plan
-    shape, classes, seed = one.images.input_shape, len(one.images.classes), one.about["seed"]
+    shape, classes = images.input_shape, len(images.classes)
 
     def fresh():
-        whole = profile(models.build(one.name, shape, classes, seed + FRESH), input_shape=shape, spectra=False)
-        return replace.apply_plan(whole, plan, factors="svd", resource=None)
+        whole = profile(models.build(network, shape, classes, seed + FRESH), input_shape=shape, spectra=False)
+        return replace.apply_plan(whole, plan, factors="svd", resource=None).to(device)
 
-    net, began = fresh(), time.perf_counter()
+    net = fresh()
     try:
-        training.fit(net, one.images, one.recipe, seed + FRESH, "cpu", progress=False)
-        note = ""
+        training.fit(net, images, recipe, seed + FRESH, device, progress=False)
     except ValueError as error:
         if "NaN or infinite" not in str(error):
             raise
-        net, note = fresh().eval(), f"Training diverged ({error}); the accuracy is that of the network before it."
+        return fresh().eval(), f"Training diverged ({error}); the accuracy is that of the network before it."
+    return net, ""
+
+
+def _from_scratch(one: Contest, chooser: str, kept: float) -> _Entry:
+    plan, began = cut_network(one, *(OURS if chooser == OURS[0] else ("fixed", "svd")), kept).plan, time.perf_counter()
+    net, note = trained_anew(one.images, one.name, plan, one.recipe, one.about["seed"])
     more = {"note": note, "needs": "labels", "finetuned_epochs": one.recipe.epochs}
     return _Entry(net, time.perf_counter() - began, plan, more=more)
 

@@ -27,6 +27,7 @@ _LOOKS = {
     "entropy": (1, "s"),
     "fixed": (2, "^"),
     "evbmf": (3, "D"),
+    "random": (7, "X"),
     "component energy": (0, "o"),
     "component entropy": (1, "s"),
     "component output": (4, "v"),

@@ -23,7 +23,7 @@ from lowrank_utils.lab import score, training
 from lowrank_utils.lab.data import Dataset
 from lowrank_utils.network.profile import Plan, Profile
 from lowrank_utils.ranks import rules
-from lowrank_utils.workbook.chapters.arsvd import calibration_of
+from lowrank_utils.workbook.chapters.arsvd_lesson import calibration_of
 from lowrank_utils.workbook.chapters.kernels import NAMES
 from lowrank_utils.workbook.laboratory import Laboratory, laboratory
 from lowrank_utils.workbook.plots import MARKERS, canvas, colour_of, name_ends
