@@ -12,7 +12,7 @@ from lowrank_utils import paths
 from lowrank_utils.factors import ddlr_network
 from lowrank_utils.factors.ddlr import solve
 from lowrank_utils.lab import columns, data, score
-from lowrank_utils.workbook import plots
+from lowrank_utils.workbook import controls, gallery, plots
 from lowrank_utils.workbook.chapters import ddlr, ddlr_lesson
 
 ABOUT = {"dataset": "digits", "network": "toy", "seed": 0}
@@ -223,6 +223,28 @@ def test_sentences_hold_the_numbers_of_the_rows(rows):
     assert "no epsilon for each layer" in ddlr_lesson.about_layers(nothing)
     assert ddlr_lesson.about_verdict(nothing).startswith("No network of DDLR")
     assert "no network of DDLR" in ddlr_lesson.about_equal_size(nothing, (0.1,))
+
+
+def test_controls_stand_beside_the_programs_of_the_same_network():
+    rows = gallery.published_rows(dataset="fashion-mnist", notebook="04_ddlr", network="lenet300")
+    table, told = ddlr_lesson.about_controls(rows).split("\n\n")
+    names = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
+    assert names == [*ddlr_lesson.BESIDE, *ddlr_lesson.CONTROLS.values()]
+    known = controls.published()
+    scratch = known[(known["network"] == "lenet300") & (known["tuned"] == "from scratch") & (known["budget"] == 0.05)]
+    line = next(line for line in table.splitlines() if "from scratch" in line)
+    assert f" {100 * scratch.loc[scratch['chooser'] == 'exact-Fisher', 'accuracy'].item():.1f} " in line
+    mine = ddlr.named(rows[rows["seed"] == 0])
+    mine = mine[(mine["method"] == "DDLR, cut, refit") & mine["budget"].isin([0.05, 0.1, 0.2])].set_index("budget")
+    line = next(line for line in table.splitlines() if line.startswith("| DDLR, cut, refit "))
+    assert [float(cell) for cell in line.split("|")[2:-1]] == (100 * mine["accuracy"]).round(1)[
+        [0.2, 0.1, 0.05]
+    ].tolist()
+    ahead = known[(known["draw"] == 0) & (known["tuned"] == "from scratch") & (known["chooser"] == "exact-Fisher")]
+    ahead = ahead.set_index("budget")["accuracy"].sort_index().round(3) > mine["accuracy"].sort_index().round(3)
+    assert told.endswith(f"trained from scratch, {int(ahead.sum())}.")
+    other = rows.assign(network="another")
+    assert ddlr_lesson.about_controls(other) == "The gallery has no controls of this network."
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from lowrank_utils import paths
 from lowrank_utils.lab import columns, data, score, training
 from lowrank_utils.network.profile import plan_cost
 from lowrank_utils.ranks import components, units
+from lowrank_utils.workbook import controls
 from lowrank_utils.workbook.chapters import entropy_lesson as lesson
 from lowrank_utils.workbook.chapters import entropy_pruning as chapter
 
@@ -22,6 +23,7 @@ NOTEBOOK = paths.NOTEBOOKS / f"{chapter.NOTEBOOK}.ipynb"
 SOLUTIONS = paths.SOLUTIONS / NOTEBOOK.name
 
 ABOUT = {"dataset": "digits", "network": "lenet300"}
+TWO = ("from scratch", "magnitude")
 
 
 @pytest.fixture(scope="module")
@@ -165,16 +167,18 @@ def test_scores_for_each_parameter_favour_cheap_components(lab):
 
 
 def test_controls_are_those_of_the_same_network_only(taught):
-    assert not len(chapter.beside(taught))  # the gallery has none on digits
+    assert not len(controls.beside(taught, TWO))  # the gallery has none on digits
     dense = {"chooser": "dense", "dataset": "fashion-mnist", "network": "lenet300", "seed": 0}
-    rows = chapter.controls.published()
+    rows = controls.published()
     accuracy = rows.loc[
         (rows["network"] == "lenet300") & (rows["chooser"] == "dense") & (rows["bits"] == 32), "accuracy"
     ].iloc[0]
-    found = chapter.beside(pd.DataFrame([dense | {"accuracy": accuracy}]))
+    found = controls.beside(pd.DataFrame([dense | {"accuracy": accuracy}]), TWO)
     assert set(found["method"]) == set(lesson.CONTROLS) and found["budget"].tolist() == [0.05, 0.1, 0.2] * 2
-    assert not len(chapter.beside(pd.DataFrame([dense | {"accuracy": accuracy - 0.1}])))  # another network of this name
-    assert not len(chapter.beside(pd.DataFrame([dense | {"accuracy": accuracy, "seed": 1}])))
+    assert not len(
+        controls.beside(pd.DataFrame([dense | {"accuracy": accuracy - 0.1}]))
+    )  # another network of this name
+    assert not len(controls.beside(pd.DataFrame([dense | {"accuracy": accuracy, "seed": 1}])))
 
 
 # ---- figures and sentences of the lesson
@@ -329,7 +333,7 @@ def test_controls_are_told_where_they_are_ahead():
 
 
 def test_figures_of_a_run_without_controls_say_so(taught):
-    none = chapter.beside(taught)
+    none = controls.beside(taught, TWO)
     assert "no controls of this network" in lesson.about_controls(taught, none)
     assert "no controls of this network in the gallery" in [
         t.get_text() for t in lesson.controls(taught, none).axes[0].texts

@@ -127,6 +127,38 @@ def renew(
 
 # Reading ---------------------------------------------------------------------------------------------------------------
 
+BESIDE = {  # control -> its rows: what was trained, what chose what stays
+    "random": ("none", "random"),
+    "from scratch": ("from scratch", OURS[0]),
+    "magnitude": ("fine-tuned", "magnitude"),
+}
+
+
+def beside(rows: pd.DataFrame, methods: Sequence[str] = tuple(BESIDE)) -> pd.DataFrame:
+    """Return the gallery's controls of the dense network in `rows`, for a notebook: columns method, budget, parameters_kept, accuracy.
+
+    The methods: "random", random ranks in Fisher-weighted factors, nothing trained; "from scratch", thin layers of about the same size with
+    fresh weights, trained as the dense network was; "magnitude", the smallest weights at zero, counted with their indices, and fine-tuned. Empty where the
+    gallery has no controls of this network, or where its dense network has another accuracy.
+    """
+    dense = rows[rows["chooser"] == "dense"].to_dict("records")[0]
+    table = published()
+    wanted = ["method", "budget", "parameters_kept", "accuracy"]
+    if table is None:
+        return pd.DataFrame(columns=wanted)
+    mine = table[(table["draw"] == 0) & (table["bits"] == 32)]
+    for name in ("dataset", "network", "seed"):
+        mine = mine[mine[name] == dense[name]]
+    known = mine.loc[mine["chooser"] == "dense", "accuracy"]
+    if not len(known) or abs(known.iloc[0] - dense["accuracy"]) > 0.002:
+        return pd.DataFrame(columns=wanted)
+    parts = [
+        mine[(mine["tuned"] == tuned) & (mine["chooser"] == chooser)].assign(method=name)
+        for name, (tuned, chooser) in BESIDE.items()
+        if name in methods
+    ]
+    return pd.concat(parts)[wanted].sort_values(["method", "budget"], ignore_index=True)
+
 
 def method_of(rows: pd.DataFrame) -> pd.Series:
     """Return each row's method in words: its ranks with its factors, or what made it sparse."""

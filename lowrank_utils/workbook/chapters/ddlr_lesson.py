@@ -20,7 +20,7 @@ from lowrank_utils.factors import ddlr as layer_ddlr
 from lowrank_utils.factors import ddlr_network, replace
 from lowrank_utils.factors.ddlr import Solution
 from lowrank_utils.lab import score
-from lowrank_utils.workbook import verdicts
+from lowrank_utils.workbook import controls, verdicts
 from lowrank_utils.workbook.chapters.ddlr import (
     as_posed,
     by_layer_rows,
@@ -32,6 +32,7 @@ from lowrank_utils.workbook.chapters.ddlr import (
 from lowrank_utils.workbook.chapters.ddlr_experiment import Laboratory
 from lowrank_utils.workbook.chapters.ten_minutes import as_numbers
 from lowrank_utils.workbook.plots import canvas, colour_of, count_ticks, draw_signed, name_ends, tiles
+from lowrank_utils.workbook.tables import markdown
 
 DRAWN = 6  # units whose weights are drawn
 SAMPLED = 4000  # outputs of a layer that are drawn
@@ -577,3 +578,39 @@ def about_verdict(rows: pd.DataFrame) -> str:
             )
     head = ["| DDLR, cut, refit against | ahead | mean, points | range, points |", "| --- | --- | --- | --- |"]
     return "\n".join([*head, *told])
+
+
+CONTROLS = {
+    "random": "random ranks",
+    "magnitude": "magnitude and fine-tuning",
+    "from scratch": "trained from scratch",
+}
+BESIDE = ("DDLR, cut", "DDLR, cut, refit", "Net-Trim, cut, refit, with indices", "Fisher-weighted")
+
+
+def about_controls(rows: pd.DataFrame) -> str:
+    """Return a Markdown table of test accuracy at equal size: the programs and our fit, one seed, beside the gallery's controls of that network.
+
+    Where the gallery has no controls of the dense network in `rows`, one sentence says so.
+    """
+    one = rows[rows["seed"] == rows["seed"].min()]
+    found = controls.beside(one)
+    if not len(found):
+        return "The gallery has no controls of this network."
+    ours = named(one)
+    sizes = sorted(set(found["budget"]) & set(ours["budget"]), reverse=True)
+    accuracy = {
+        name: 100 * ours[ours["method"] == name].set_index("budget")["accuracy"].reindex(sizes) for name in BESIDE
+    }
+    accuracy |= {
+        words: 100 * found[found["method"] == name].set_index("budget")["accuracy"].reindex(sizes)
+        for name, words in CONTROLS.items()
+    }
+    lines = [
+        [name, *("-" if value != value else f"{value:.1f}" for value in values)] for name, values in accuracy.items()
+    ]
+    table = markdown(["test accuracy in percent", *(f"{size:.0%} kept" for size in sizes)], lines)
+    best = accuracy["DDLR, cut, refit"]
+    ahead = {words: int((accuracy[words].round(1) > best.round(1)).sum()) for words in CONTROLS.values()}
+    told = "; ".join(f"{words}, {count}" for words, count in ahead.items())
+    return f"{table}\n\nAt how many of the {len(sizes)} sizes is a control ahead of DDLR with cut and refit? {told[0].upper()}{told[1:]}."

@@ -21,7 +21,7 @@ from lowrank_utils.network.modules import copied
 from lowrank_utils.network.profile import Profile, plan_cost
 from lowrank_utils.network.statistics import Activations, collect_activations
 from lowrank_utils.ranks import components, rules, units
-from lowrank_utils.workbook import contest, controls
+from lowrank_utils.workbook import contest
 from lowrank_utils.workbook import laboratory as laboratories
 from lowrank_utils.workbook.plots import frontier
 from lowrank_utils.workbook.tables import in_points, markdown, mean_and_spread
@@ -279,30 +279,6 @@ def fine_tuned(
         more = {"tuned": "fine-tuned", "steps": steps, "rate": found.rate, "tuned_seconds": found.seconds}
         rows.append(lab.measured(found.model, way, **size, **more, note=found.note or None))
     return rows
-
-
-def beside(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the gallery's controls of the dense network in `rows`: columns method, budget, parameters_kept, accuracy.
-
-    The methods: "from scratch", thin layers of about the same size with fresh weights, trained as the dense network was; "magnitude",
-    the smallest weights at zero, counted with their indices, and fine-tuned. Empty where the gallery has no controls of this network, or where
-    its dense network has another accuracy.
-    """
-    (dense,) = rows[rows["chooser"] == "dense"].to_dict("records")
-    table = controls.published()
-    wanted = ["method", "budget", "parameters_kept", "accuracy"]
-    if table is None:
-        return pd.DataFrame(columns=wanted)
-    mine = table[(table["draw"] == 0) & (table["bits"] == 32)]
-    for name in ("dataset", "network", "seed"):
-        mine = mine[mine[name] == dense[name]]
-    known = mine.loc[mine["chooser"] == "dense", "accuracy"]
-    if not len(known) or abs(known.iloc[0] - dense["accuracy"]) > 0.002:
-        return pd.DataFrame(columns=wanted)
-    scratch = mine[(mine["tuned"] == "from scratch") & (mine["chooser"] == contest.OURS[0])]
-    magnitude = mine[(mine["tuned"] == "fine-tuned") & (mine["chooser"] == "magnitude")]
-    parts = [scratch.assign(method="from scratch"), magnitude.assign(method="magnitude")]
-    return pd.concat(parts)[wanted].sort_values(["method", "budget"], ignore_index=True)
 
 
 # ---- single looks ----------------------------------------------------------------------------------------------------
