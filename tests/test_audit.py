@@ -130,6 +130,7 @@ def test_each_rule_can_be_broken_by_rows(rule, table, problem):
 @pytest.mark.parametrize(
     "rule, table",
     [
+        (1, rows().assign(finetuned_epochs=[1, 2] * 15, tuned=["fine-tuned", "from scratch"] * 15)),
         (2, rows("energy", budget_kind="threshold", budget=0.9)),
         (2, rows("DDLR", budget_kind="epsilon").assign(budget=[0.1, 0.2] * 5)),
         (3, changed(refit="recalibrated").assign(network="resnet20")),

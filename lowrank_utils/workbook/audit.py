@@ -93,8 +93,11 @@ def one_rule(rows: pd.DataFrame) -> str:
     sized = set(_cut(rows)["budget_kind"]) & {"kept", "macs"}
     if len(sized) > 1:
         told.append("sizes count parameters in some rows and MACs in others")
-    if "finetuned_epochs" in rows and rows["finetuned_epochs"].nunique() > 1:
-        told.append("fine-tuning takes different numbers of epochs")
+    if "finetuned_epochs" in rows:
+        # a network from scratch takes the epochs of its dense network
+        after = rows[rows["tuned"] != "from scratch"] if "tuned" in rows else rows
+        if after["finetuned_epochs"].nunique() > 1:
+            told.append("fine-tuning takes different numbers of epochs")
     return "; ".join(told)
 
 
