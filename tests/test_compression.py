@@ -250,6 +250,38 @@ def test_ranks_and_factors_follow_the_fisher_information_of_all_inputs():
     assert torch.equal(found.model(inputs), expected(inputs))
 
 
+class Deep(nn.Module):
+    """Reads token ids; torch.fx cannot trace its branch on a value."""
+
+    def __init__(self, layers):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(20, 12)
+        self.blocks = nn.ModuleList(nn.Linear(12, 12) for _ in range(layers))
+        self.head = nn.Linear(12, 20)
+
+    def forward(self, ids):
+        x = self.embedding(ids)
+        if x.isnan().any():
+            raise ValueError("NaN")
+        for block in self.blocks:
+            x = x + 0.3 * block(x).tanh()
+        return self.head(x)
+
+
+@pytest.mark.parametrize("layers, factors", [(compression.MANY + 1, replace.LAYERWISE), (6, "fisher-weighted")])
+def test_factors_of_a_deep_network_that_cannot_be_traced_are_found_layer_by_layer(layers, factors):
+    model, ids = Deep(layers), torch.randint(20, (9, 1000), generator=torch.Generator().manual_seed(0))
+    found = compression.compress(model, ids, kept=0.7, resource="parameters", samples=None)
+    assert found.plan
+    expected = {
+        name: replace.apply_plan(Profile(model, ids), found.plan, factors=name, resource=None)(ids[:1])
+        for name in (replace.LAYERWISE, "fisher-weighted")
+    }
+    apart = {name: float((found.model(ids[:1]) - answers).detach().norm()) for name, answers in expected.items()}
+    assert min(apart, key=apart.__getitem__) == factors and apart[factors] < 0.2 * max(apart.values())
+
+
 class Frozen(nn.Module):
     def __init__(self):
         super().__init__()

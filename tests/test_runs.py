@@ -1,16 +1,20 @@
 """jobs.py, runs.py, results.py and report.py, on toy notebooks."""
 
+import base64
 import errno
+import io
 import json
 import os
 import pickle
 import signal
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from conftest import SAVE, WORK, make_project, mounted, wait_for, write_notebook
 from lowrank_utils import paths
@@ -630,6 +634,19 @@ def test_refresh_drops_timings_and_stderr(project):
     with pytest.raises(runs.NotebookFailed, match="01_first.ipynb failed: ZeroDivisionError"):
         runs.refresh(project.first)
     assert project.first.read_bytes() == before
+
+
+def test_refresh_makes_pictures_small_and_leaves_what_they_show(project):
+    draw = "from PIL import Image\nImage.linear_gradient('L').resize((300, 300)).convert('RGB')"
+    write_notebook(project.first, draw)
+    runs.refresh(project.first)
+    data = nbformat.read(project.first, as_version=4).cells[2].outputs[0].data
+    shown = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+    whole = Image.linear_gradient("L").resize((300, 300))
+    assert shown.mode == "P" and np.abs(np.asarray(shown.convert("L"), int) - np.asarray(whole)).max() <= 4
+    (before,) = [data["image/png"]]
+    runs.slim(notebook := nbformat.read(project.first, as_version=4))
+    assert notebook.cells[2].outputs[0].data["image/png"] == before  # a second time changes nothing
 
 
 def test_refresh_says_that_the_kernel_died_and_leaves_the_file(project):

@@ -88,7 +88,7 @@ def publish(*run_folders: str | Path, folder: str | Path | None = None) -> list[
             fresh[label] = _fit_to_publish(job, label)
     table = merged(_published(folder), results.joined(list(fresh.values())))
     with paths.atomic_write(folder / "results.parquet") as temporary:
-        table.to_parquet(temporary, index=False)
+        table.to_parquet(temporary, index=False, compression="zstd", compression_level=19)  # tracked, so small
     return [folder / "results.parquet", *renew(folder)]
 
 

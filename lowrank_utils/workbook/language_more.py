@@ -39,7 +39,7 @@ PRIORS = (1.0, 10.0, 100.0, 1000.0, 10_000.0)  # samples; ridges that whitening 
 JUDGES = 8  # windows of the validation text, not among the calibration windows, that decide on a ridge
 QUESTIONS = {  # question -> what the page says of it
     "more text": "Four times the calibration text: 64 windows, 32 768 tokens.",
-    "sequence": "From how many tokens factors in sequence beat factors layer by layer: exact ranks, 90 % kept.",
+    "sequence": "Whether factors in sequence beat factors layer by layer, from few tokens to many: exact ranks, 90 % kept.",
     "100 000 tokens": "Whitening as its authors use it: a hundred thousand tokens of calibration text, the ridge chosen on 8 "
     "other windows of the validation text.",
     "in-domain": "Calibration on test articles, the score on windows of other test articles. **In-domain**: compare these rows "
