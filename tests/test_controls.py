@@ -296,3 +296,13 @@ def test_predicted_rises_are_drawn_against_measured_ones(rows):
     assert stability.predicted_against_measured(table).axes[0].get_title().endswith("(1 not drawn)")
     with pytest.raises(ValueError, match="no row has a predicted and a measured rise"):
         stability.predicted_against_measured(table.assign(rise=-1.0))
+
+
+def test_random_ranks_stand_beside_ours_for_a_notebook():
+    table = controls.published()
+    mine = table[(table["network"] == "lenet300") & (table["chooser"] == "random") & (table["tuned"] == "none")]
+    at = 100 * mine.loc[(mine["budget"] == 0.1) & (mine["bits"] == 32), "accuracy"]
+    told = controls.about_random("fashion-mnist", "lenet300")
+    line = next(line for line in told.splitlines() if line.startswith("| random"))
+    assert f"{at.mean():.1f} ({at.min():.1f} to {at.max():.1f})" in line and f"{len(at)} draws" in told
+    assert controls.about_random("digits", "lenet300") == "The gallery has no controls of this network."

@@ -293,6 +293,28 @@ def spread_over_draws(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found).reindex(mine["method"].unique())
 
 
+def about_random(dataset: str, network: str) -> str:
+    """Return a Markdown table of what the choice of ranks is worth for a network of the gallery: ours, random ranks and one share, over draws.
+
+    Accuracy in percent, mean (lowest to highest) over the draws of calibration images, nothing trained after the cut. Where the gallery has no such rows,
+    one sentence says so.
+    """
+    table = published()
+    mine = None if table is None else table[(table["dataset"] == dataset) & (table["network"] == network)]
+    if mine is None or not (mine["chooser"] == "random").any():
+        return "The gallery has no controls of this network."
+    found = spread_over_draws(mine)
+    found = found[[name.startswith(("ours", "random", "fixed")) for name in found.index]]
+    lines = [[name, *row] for name, row in zip(found.index, found.to_numpy())]
+    dense = mine.loc[(mine["chooser"] == "dense") & (mine["bits"] == 32), "accuracy"].iloc[0]
+    count = mine.loc[mine["chooser"] == "random", "draw"].nunique()
+    draws = f"{count} draw{'s' * (count > 1)}"
+    head = (
+        f"Test accuracy in percent, {draws} of ranks and calibration images; the dense network has {100 * dense:.1f}."
+    )
+    return f"{head}\n\n{markdown(['method', *(f'{share} of the MACs' for share in found.columns)], lines)}"
+
+
 def _percent(value):
     return "-" if value != value else f"{100 * value:.1f}"
 
