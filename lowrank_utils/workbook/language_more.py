@@ -227,7 +227,8 @@ def section(rows: pd.DataFrame) -> str:
     for question, words in QUESTIONS.items():
         mine = rows[rows["question"] == question]
         if len(mine):
-            parts.append(f"**{words}**\n\n{_table(mine)}\n" + (f"\n{ratios(mine)}\n" if ratios(mine) else ""))
+            told = in_sequence(rows) if question == "sequence" else ratios(mine)
+            parts.append(f"**{words}**\n\n{_table(mine)}\n" + (f"\n{told}\n" if told else ""))
     missing = len(asked()) - sum(len(rows[rows["question"] == question]) for question in QUESTIONS)
     told = (
         "All planned rows are measured."
@@ -256,6 +257,23 @@ def ratios(rows: pd.DataFrame) -> str:
             share = ours.min() / published_one.min()
             told.append(f"At {size:.0%} the smallest rise of ours is {share:.0%} of that of whitening with one share.")
     return " ".join(told)
+
+
+def in_sequence(rows: pd.DataFrame) -> str:
+    """Return in sentences how factors in sequence differ from factors layer by layer: rise of the loss and time, at each size and count of tokens."""
+    mine = rows[rows["question"].isin(["sequence", "more text"]) & (rows["chooser"] == "exact")]
+    by = mine.pivot_table(["rise", "factor_seconds"], ["budget", "calibration_tokens"], "factors")
+    told = []
+    for (size, tokens), row in by.iterrows():  # type: ignore[misc]
+        one, other = row["rise"].get("fisher-weighted"), row["rise"].get("fisher-layerwise")
+        seconds = row["factor_seconds"]
+        if one == one and other == other and one and other:
+            change = 100 * (one / other - 1)
+            slower = seconds["fisher-weighted"] / seconds["fisher-layerwise"]
+            told.append(
+                f"{size:.0%} kept, {tokens:,.0f} tokens: {abs(change):.0f} % {'less' if change < 0 else 'more'}, in {slower:.0f} times the seconds"
+            )
+    return f"Rise of the loss with factors in sequence, over that layer by layer: {'; '.join(told)}." if told else ""
 
 
 def _table(rows):
