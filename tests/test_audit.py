@@ -81,7 +81,7 @@ def rows(*choosers, **about):
         "peak_memory": 1.0,
         "latency_ms_1": 1.0,
     }
-    base |= {"corrupted_accuracy": 0.5, "calibration_images": 100, "run_parameters": "{}"} | about
+    base |= {"accuracy_corrupted": 0.5, "calibration_images": 100, "run_parameters": "{}"} | about
     names = choosers or ("fixed", "random", "from scratch")
     return pd.DataFrame(
         [base | {"chooser": name, "seed": seed, "draw": draw} for name in names for seed in (0, 1) for draw in range(5)]
@@ -116,7 +116,8 @@ def changed(**some):
         (3, rows(tuned_accuracy=None), "no row is a control: fine-tuned"),
         (4, changed(correct=None), "1 of 30 rows do not record which test images are right"),
         (4, rows().query("seed == 0 and draw == 0"), "one run alone: lenet300 on mnist"),
-        (5, rows().drop(columns="corrupted_accuracy"), "not measured in every row: corrupted test images"),
+        (5, rows().drop(columns="accuracy_corrupted"), "not measured in every row: corrupted test images"),
+        (5, changed(accuracy_corrupted=None), "not measured in every row: corrupted test images"),
         (5, changed(peak_memory=None), "not measured in every row: memory"),
         (5, changed(latency_ms_1=None), "not measured in every row: time"),
         (6, rows().query("draw < 4"), "4 draws of calibration images, not 5"),

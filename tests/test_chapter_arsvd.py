@@ -1,5 +1,7 @@
 """Chapters 01 and 02: the experiments' rows, and what figures and tables read from them."""
 
+import dataclasses
+import json
 import re
 
 import nbformat
@@ -59,6 +61,11 @@ def test_each_row_is_one_network_in_columns(rows):
     }
 
 
+def nets():
+    """The trained network of the tests of controls."""
+    return training.trained(data.load("digits", seed=0), "lenet300", 0, device="cpu")[0]
+
+
 @pytest.fixture(scope="module")
 def controlled(images):
     model, _ = training.trained(images, "lenet300", 0, device="cpu")
@@ -99,15 +106,47 @@ def test_controls_are_rows_of_their_own_that_no_comparison_of_the_rules_reads(co
     )
 
 
+def test_random_ranks_are_drawn_anew_for_each_size_and_kept_when_they_are_trained(controlled):
+    random = controlled[(controlled["chooser"] == "random") & (controlled["scope"] == "hidden layers")]
+    for _, part in random.groupby("budget"):
+        assert part["plan"].nunique() == 1 and set(part["tuned"]) == {"none", "fine-tuned"}
+    small, large = (json.loads(random.loc[random["budget"] == share, "plan"].iloc[0]) for share in (0.1, 0.2))
+    # of one draw that only grew, no rank could fall, and the smallest layer would stay the smallest
+    lab = arsvd.prepared(data.load("digits", seed=0), nets(), calibration_images=20, **ABOUT | {"network": "lenet300"})
+    plans = {
+        share: [
+            arsvd.plan_of(dataclasses.replace(lab, about=lab.about | {"seed": seed}), "hidden layers", "random", share)
+            for seed in range(6)
+        ]
+        for share in (0.1, 0.2)
+    }
+    assert len({json.dumps(plan) for plan in plans[0.1]}) > 3
+    assert any(two[name] < one[name] for one, two in zip(plans[0.1], plans[0.2]) for name in set(one) & set(two))
+    assert small != large
+
+
 def test_controls_are_told_as_measured(controlled):
     told = lesson.about_controls(controlled)
     scratch = controlled[(controlled["tuned"] == "from scratch") & (controlled["budget"] == 0.1)]
-    assert f"trained from scratch: {scratch['accuracy'].item():.1%}" in told and told.count("**Random ranks**") == 2
-    assert f"Dense: {controlled['accuracy_corrupted'].iloc[0]:.1%}" in told
+    assert (
+        f"trained from scratch for {scratch['finetuned_epochs'].item()} epochs: {scratch['accuracy'].item():.1%}"
+        in told
+    )
+    assert told.count("**Random ranks**") == 2 and "fine-tuned for 5 steps" in told
+    dense = controlled.iloc[0]
+    assert (
+        f"right about {dense['accuracy_corrupted']:.1%} of them, and about {dense['accuracy']:.1%} of all clean" in told
+    )
+    at = controlled[
+        (controlled["budget"] == 0.2) & (controlled["scope"] == "hidden layers") & (controlled["factors"] == "svd")
+    ]
+    at = at[(at["chooser"] == "random") & (at["tuned"] == "none")].iloc[0]
+    clean, poor = (100 * (dense[name] - at[name]) for name in ("accuracy", "accuracy_corrupted"))
+    assert told.endswith(f"random ranks {clean:.1f} and {poor:.1f}.")
     ahead = controlled.assign(accuracy=controlled["accuracy"].where(controlled["tuned"] != "from scratch", 1.0))
-    assert "Training from scratch is ahead by" in lesson.about_controls(ahead)
+    assert "Fine-tuning is ahead in 0 of 1 seeds" in lesson.about_controls(ahead)
     behind = controlled.assign(accuracy=controlled["accuracy"].where(controlled["tuned"] != "from scratch", 0.0))
-    assert "Fine-tuning is ahead by" in lesson.about_controls(behind)
+    assert "Fine-tuning is ahead in 1 of 1 seeds" in lesson.about_controls(behind)
     assert lesson.about_controls(made(0.8, 0.7, 0.4)) == "These rows hold no control."
 
 

@@ -228,21 +228,23 @@ def test_sentences_hold_the_numbers_of_the_rows(rows):
 def test_controls_stand_beside_the_programs_of_the_same_network():
     rows = gallery.published_rows(dataset="fashion-mnist", notebook="04_ddlr", network="lenet300")
     table, told = ddlr_lesson.about_controls(rows).split("\n\n")
-    names = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
-    assert names == [*ddlr_lesson.BESIDE, *ddlr_lesson.CONTROLS.values()]
+    cells = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in table.splitlines()[2:]}
+    assert list(cells) == [*ddlr_lesson.BESIDE, *ddlr_lesson.CONTROLS.values()]
     known = controls.published()
-    scratch = known[(known["network"] == "lenet300") & (known["tuned"] == "from scratch") & (known["budget"] == 0.05)]
-    line = next(line for line in table.splitlines() if "from scratch" in line)
-    assert f" {100 * scratch.loc[scratch['chooser'] == 'exact-Fisher', 'accuracy'].item():.1f} " in line
+    known = known[(known["network"] == "lenet300") & (known["bits"] == 32)]
+    scratch = known[(known["tuned"] == "from scratch") & (known["chooser"] == "exact-Fisher")].set_index("budget")[
+        "accuracy"
+    ]
+    assert cells["trained from scratch"] == [f"{100 * scratch[size]:.1f}" for size in (0.2, 0.1, 0.05)]
+    chance = known[(known["tuned"] == "none") & (known["chooser"] == "random")].groupby("budget")["accuracy"]
+    low, mean, high = (100 * chance.agg(how)[0.1] for how in ("min", "mean", "max"))
+    assert cells["random ranks"][1] == f"{mean:.1f} ({low:.1f} to {high:.1f})" and chance.size()[0.1] == controls.DRAWS
     mine = ddlr.named(rows[rows["seed"] == 0])
     mine = mine[(mine["method"] == "DDLR, cut, refit") & mine["budget"].isin([0.05, 0.1, 0.2])].set_index("budget")
-    line = next(line for line in table.splitlines() if line.startswith("| DDLR, cut, refit "))
-    assert [float(cell) for cell in line.split("|")[2:-1]] == (100 * mine["accuracy"]).round(1)[
-        [0.2, 0.1, 0.05]
-    ].tolist()
-    ahead = known[(known["draw"] == 0) & (known["tuned"] == "from scratch") & (known["chooser"] == "exact-Fisher")]
-    ahead = ahead.set_index("budget")["accuracy"].sort_index().round(3) > mine["accuracy"].sort_index().round(3)
-    assert told.endswith(f"trained from scratch, {int(ahead.sum())}.")
+    mine = mine["accuracy"].sort_index().round(3)
+    assert cells["DDLR, cut, refit"] == [f"{100 * mine[size]:.1f}" for size in (0.2, 0.1, 0.05)]
+    assert told.endswith(f"trained from scratch, {(scratch.sort_index().round(3) > mine).sum()}.")
+    assert f"Random ranks, {(chance.mean().round(3) > mine).sum()};" in told
     other = rows.assign(network="another")
     assert ddlr_lesson.about_controls(other) == "The gallery has no controls of this network."
 

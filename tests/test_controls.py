@@ -300,9 +300,21 @@ def test_predicted_rises_are_drawn_against_measured_ones(rows):
 
 def test_random_ranks_stand_beside_ours_for_a_notebook():
     table = controls.published()
-    mine = table[(table["network"] == "lenet300") & (table["chooser"] == "random") & (table["tuned"] == "none")]
-    at = 100 * mine.loc[(mine["budget"] == 0.1) & (mine["bits"] == 32), "accuracy"]
-    told = controls.about_random("fashion-mnist", "lenet300")
+    table = table[(table["network"] == "lenet300") & (table["bits"] == 32)]
+    mine = table[(table["chooser"] == "random") & (table["tuned"] == "none")]
+    at = 100 * mine.loc[mine["budget"] == 0.1, "accuracy"]
+    dense = table[table["chooser"] == "dense"].head(1)
+    told = controls.about_random(dense)
     line = next(line for line in told.splitlines() if line.startswith("| random"))
     assert f"{at.mean():.1f} ({at.min():.1f} to {at.max():.1f})" in line and f"{len(at)} draws" in told
-    assert controls.about_random("digits", "lenet300") == "The gallery has no controls of this network."
+    assert [line.split(",")[0] for line in told.splitlines()[4:]] == [
+        "| ours | " + told.splitlines()[4][9:],
+        "| random",
+        "| fixed",
+    ]
+    assert f"the dense network has {100 * dense['accuracy'].item():.1f}." in told
+    for other in ({"network": "lenet5"}, {"seed": 5}, {"accuracy": 0.5}):
+        assert controls.about_random(dense.assign(**other)) == "The gallery has no controls of this network."
+        assert not len(controls.beside(dense.assign(**other)))
+    with pytest.raises(ValueError, match="too many values"):
+        controls.of_network(pd.concat([dense, dense]))

@@ -72,7 +72,7 @@ COLUMNS = {
     "macs_kept": Column("float64", "share of the dense network's MACs"),
     "bytes": Column("int64", "bytes on disk"),
     "stored": Column("float64", "share of the parameters that a sparse or cut network stores (04)"),
-    "latency_ms_1": Column("float64", "milliseconds for one input"),
+    "latency_ms_1": Column("float64", "milliseconds for one input; of processor time in rows that have `faster_1`, else on the clock"),
     "latency_ms_64": Column("float64", "milliseconds for a batch of 64"),
     "faster_1": Column("float64", "how many times faster than the dense network in torch, one input"),
     "faster_64": Column("float64", "the same for a batch of 64"),

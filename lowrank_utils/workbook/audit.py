@@ -150,10 +150,8 @@ def in_pairs(rows: pd.DataFrame) -> str:
 def more_than_accuracy(rows: pd.DataFrame) -> str:
     """Return what was not measured beside test accuracy; "" where all of it was."""
     cut = _cut(rows)
-    lacking = [] if any("corrupt" in str(name) for name in rows) else ["corrupted test images"]
-    lacking += [
-        word for name, word in (("peak_memory", "memory"), ("latency_ms_1", "time")) if not _has(cut, name).all()
-    ]
+    measures = {"accuracy_corrupted": "corrupted test images", "peak_memory": "memory", "latency_ms_1": "time"}
+    lacking = [word for name, word in measures.items() if not _has(cut, name).all()]
     return f"not measured in every row: {', '.join(lacking)}" if lacking else ""
 
 

@@ -134,29 +134,36 @@ BESIDE = {  # control -> its rows: what was trained, what chose what stays
 }
 
 
-def beside(rows: pd.DataFrame, methods: Sequence[str] = tuple(BESIDE)) -> pd.DataFrame:
-    """Return the gallery's controls of the dense network in `rows`, for a notebook: columns method, budget, parameters_kept, accuracy.
-
-    The methods: "random", random ranks in Fisher-weighted factors, nothing trained; "from scratch", thin layers of about the same size with
-    fresh weights, trained as the dense network was; "magnitude", the smallest weights at zero, counted with their indices, and fine-tuned. Empty where the
-    gallery has no controls of this network, or where its dense network has another accuracy.
-    """
-    dense = rows[rows["chooser"] == "dense"].to_dict("records")[0]
+def of_network(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the gallery's rows of the dense network in `rows`, which has one: of the same name, data set, seed and accuracy; none where there is no such network."""
+    cut_only = rows["tuned"] == "none" if "tuned" in rows else True
+    (dense,) = rows[(rows["chooser"] == "dense") & cut_only].to_dict("records")
     table = published()
-    wanted = ["method", "budget", "parameters_kept", "accuracy"]
     if table is None:
-        return pd.DataFrame(columns=wanted)
-    mine = table[(table["draw"] == 0) & (table["bits"] == 32)]
+        return pd.DataFrame(columns=["chooser", "tuned", "bits", "draw", "budget", "accuracy"])
     for name in ("dataset", "network", "seed"):
-        mine = mine[mine[name] == dense[name]]
-    known = mine.loc[mine["chooser"] == "dense", "accuracy"]
-    if not len(known) or abs(known.iloc[0] - dense["accuracy"]) > 0.002:
-        return pd.DataFrame(columns=wanted)
-    parts = [
-        mine[(mine["tuned"] == tuned) & (mine["chooser"] == chooser)].assign(method=name)
-        for name, (tuned, chooser) in BESIDE.items()
-        if name in methods
-    ]
+        table = table[table[name] == dense[name]]
+    known = table.loc[(table["chooser"] == "dense") & (table["bits"] == 32), "accuracy"]
+    return table if len(known) and abs(known.iloc[0] - dense["accuracy"]) <= 0.002 else table[:0]
+
+
+def beside(rows: pd.DataFrame, methods: Sequence[str] = tuple(BESIDE)) -> pd.DataFrame:
+    """Return the gallery's controls of the dense network in `rows`, for a notebook: one row a method and budget.
+
+    Columns method, budget, parameters_kept, accuracy, and low and high of the accuracy over draws. The methods: "random", the mean over draws of
+    random ranks in Fisher-weighted factors, nothing trained; "from scratch", thin layers of about the same size with fresh weights, trained as
+    the dense network was; "magnitude", the smallest weights at zero, counted with their indices, and fine-tuned. Empty where the gallery has no
+    controls of this network.
+    """
+    mine, parts = of_network(rows), []
+    for name in methods:
+        tuned, chooser = BESIDE[name]
+        one = mine[(mine["tuned"] == tuned) & (mine["chooser"] == chooser) & (mine["bits"] == 32)]
+        found = one.groupby("budget")["accuracy"].agg(["mean", "min", "max"])
+        found.columns = ["accuracy", "low", "high"]
+        sizes = one.groupby("budget")["parameters_kept"].mean() if len(one) else found["accuracy"]
+        parts.append(found.assign(parameters_kept=sizes, method=name).reset_index())
+    wanted = ["method", "budget", "parameters_kept", "accuracy", "low", "high"]
     return pd.concat(parts)[wanted].sort_values(["method", "budget"], ignore_index=True)
 
 
@@ -293,25 +300,23 @@ def spread_over_draws(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found).reindex(mine["method"].unique())
 
 
-def about_random(dataset: str, network: str) -> str:
-    """Return a Markdown table of what the choice of ranks is worth for a network of the gallery: ours, random ranks and one share, over draws.
+def about_random(rows: pd.DataFrame) -> str:
+    """Return a Markdown table of what the choice of ranks is worth for the dense network in `rows`: ours, random ranks and one share, over draws.
 
-    Accuracy in percent, mean (lowest to highest) over the draws of calibration images, nothing trained after the cut. Where the gallery has no such rows,
-    one sentence says so.
+    Accuracy in percent, mean (lowest to highest) over the draws of calibration images, Fisher-weighted factors, nothing trained after the cut. (No
+    rank of ours is below `contest.FLOOR` of its break-even rank; random ranks may be.) Where the gallery has no such rows, one sentence says so.
     """
-    table = published()
-    mine = None if table is None else table[(table["dataset"] == dataset) & (table["network"] == network)]
-    if mine is None or not (mine["chooser"] == "random").any():
+    mine = of_network(rows)
+    if not (mine["chooser"] == "random").any():
         return "The gallery has no controls of this network."
-    found = spread_over_draws(mine)
-    found = found[[name.startswith(("ours", "random", "fixed")) for name in found.index]]
+    found = spread_over_draws(mine[mine["factors"].isin(["fisher-weighted", "none"])])
+    found = found.reindex(
+        [name for name in ("ours", "random, our factors", "fixed, our factors") if name in found.index]
+    )
     lines = [[name, *row] for name, row in zip(found.index, found.to_numpy())]
-    dense = mine.loc[(mine["chooser"] == "dense") & (mine["bits"] == 32), "accuracy"].iloc[0]
     count = mine.loc[mine["chooser"] == "random", "draw"].nunique()
     draws = f"{count} draw{'s' * (count > 1)}"
-    head = (
-        f"Test accuracy in percent, {draws} of ranks and calibration images; the dense network has {100 * dense:.1f}."
-    )
+    head = f"Test accuracy in percent, {draws} of ranks and calibration images; the dense network has {100 * _first(mine).loc[mine['chooser'] == 'dense', 'accuracy'].iloc[0]:.1f}."
     return f"{head}\n\n{markdown(['method', *(f'{share} of the MACs' for share in found.columns)], lines)}"
 
 

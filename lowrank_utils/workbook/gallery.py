@@ -88,8 +88,13 @@ def publish(*run_folders: str | Path, folder: str | Path | None = None) -> list[
             fresh[label] = _fit_to_publish(job, label)
     table = merged(_published(folder), results.joined(list(fresh.values())))
     with paths.atomic_write(folder / "results.parquet") as temporary:
-        table.to_parquet(temporary, index=False, compression="zstd", compression_level=19)  # tracked, so small
+        write_rows(table, temporary)
     return [folder / "results.parquet", *renew(folder)]
+
+
+def write_rows(table: pd.DataFrame, path: str | Path) -> None:
+    """Write the rows of the gallery, strongly compressed, because the file is tracked."""
+    table.to_parquet(path, index=False, compression="zstd", compression_level=19)
 
 
 def measured_sections(folder: str | Path) -> dict[ModuleType, pd.DataFrame]:

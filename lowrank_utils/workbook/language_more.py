@@ -260,20 +260,19 @@ def ratios(rows: pd.DataFrame) -> str:
 
 
 def in_sequence(rows: pd.DataFrame) -> str:
-    """Return in sentences how factors in sequence differ from factors layer by layer: rise of the loss and time, at each size and count of tokens."""
+    """Return a Markdown table of factors in sequence beside those layer by layer, at each size and count of tokens that has both; "" for none."""
     mine = rows[rows["question"].isin(["sequence", "more text"]) & (rows["chooser"] == "exact")]
-    by = mine.pivot_table(["rise", "factor_seconds"], ["budget", "calibration_tokens"], "factors")
-    told = []
-    for (size, tokens), row in by.iterrows():  # type: ignore[misc]
-        one, other = row["rise"].get("fisher-weighted"), row["rise"].get("fisher-layerwise")
-        seconds = row["factor_seconds"]
-        if one == one and other == other and one and other:
-            change = 100 * (one / other - 1)
-            slower = seconds["fisher-weighted"] / seconds["fisher-layerwise"]
-            told.append(
-                f"{size:.0%} kept, {tokens:,.0f} tokens: {abs(change):.0f} % {'less' if change < 0 else 'more'}, in {slower:.0f} times the seconds"
-            )
-    return f"Rise of the loss with factors in sequence, over that layer by layer: {'; '.join(told)}." if told else ""
+    lines = []
+    for (size, tokens), part in mine.groupby(["budget", "calibration_tokens"]):
+        part = part.drop_duplicates("factors").set_index("factors")
+        if {"fisher-layerwise", "fisher-weighted"} <= set(part.index):
+            one, other = (part.loc[name] for name in ("fisher-layerwise", "fisher-weighted"))
+            rises = [f"{row['rise']:.4f}" for row in (one, other)]
+            seconds = [f"{row['factor_seconds']:.0f}" for row in (one, other)]
+            change = 100 * (other["rise"] / one["rise"] - 1)
+            lines.append([f"{size:.0%}", f"{tokens:,.0f}", *rises, f"{change:+.0f} %", *seconds])
+    head = ["kept", "tokens", "rise, layer by layer", "in sequence", "change", "seconds, layer by layer", "in sequence"]
+    return markdown(head, lines) if lines else ""
 
 
 def _table(rows):

@@ -198,7 +198,7 @@ def _of_notebook(job, minutes, there):
         for name in (job.notebook.partition("_")[2],)
         if (digests.PACKAGE / "workbook" / f"chapters/{name}.py").is_file()
     ]
-    code = f"{_code('benchmark', 'laboratory', *own)}-{job.source[:12]}"
+    code = f"{_code('benchmark', 'contest', 'laboratory', *own)}-{job.source[:12]}"
     record, rows = read_record(job.label), (folder() / f"{job.label}.parquet").is_file()
     return _work(job.label, minutes, record, rows or job.label in there, rows, code, job=job)
 
@@ -468,7 +468,7 @@ def publish() -> list[Path]:
     if fresh:
         table = gallery.merged(gallery._published(paths.GALLERY), results.joined(fresh))
         with paths.atomic_write(paths.GALLERY / "results.parquet") as temporary:
-            table.to_parquet(temporary, index=False)
+            gallery.write_rows(table, temporary)
         with paths.atomic_write(paths.GALLERY / "results.csv.gz") as temporary:
             table.to_csv(temporary, index=False, compression={"method": "gzip", "mtime": 0})
         written += [paths.GALLERY / "results.parquet", paths.GALLERY / "results.csv.gz"]

@@ -210,7 +210,9 @@ def slim(notebook: Any) -> None:
         small = io.BytesIO()
         few = picture.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         few.save(small, "PNG", optimize=True)
-        data["image/png"] = base64.b64encode(small.getvalue()).decode()
+        found = base64.b64encode(small.getvalue()).decode()
+        if len(found) < len(data["image/png"]):
+            data["image/png"] = found
 
 
 # ---- a run of jobs -----------------------------------------------------------------------------------------

@@ -228,7 +228,7 @@ def _run_pages(source, place, executed):
     if (place / "summary.parquet").is_file():  # of a sweep
         means = pd.read_parquet(place / "summary.parquet")
         kept = [c for c in map(str, means) if c.startswith("run_") and means[c].nunique() > 1]
-        kept += ["dataset", "network", "chooser", "factors", "scope", "budget_kind", "budget", "seeds"]
+        kept += ["dataset", "network", "chooser", "factors", "scope", "budget_kind", "budget", "tuned", "seeds"]
         kept += [f"{name}_{what}" for name in ("accuracy", "parameters_kept", "macs_kept") for what in ("mean", "std")]
         parts += ["## Means and standard deviations over seeds", _table(means, kept)]
     shown = ["notebook", "dataset", "network", "seed", "setting", *RESULT_COLUMNS[4:], *LANGUAGE_COLUMNS]

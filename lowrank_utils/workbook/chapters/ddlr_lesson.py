@@ -585,13 +585,14 @@ CONTROLS = {
     "magnitude": "magnitude and fine-tuning",
     "from scratch": "trained from scratch",
 }
-BESIDE = ("DDLR, cut", "DDLR, cut, refit", "Net-Trim, cut, refit, with indices", "Fisher-weighted")
+BESIDE = ("DDLR, cut, refit", "Net-Trim, cut, refit, with indices", "Fisher-weighted")
 
 
 def about_controls(rows: pd.DataFrame) -> str:
     """Return a Markdown table of test accuracy at equal size: the programs and our fit, one seed, beside the gallery's controls of that network.
 
-    Where the gallery has no controls of the dense network in `rows`, one sentence says so.
+    Random ranks: the mean over draws, with the lowest and the highest. Where the gallery has no controls of the dense network in `rows`, one
+    sentence says so.
     """
     one = rows[rows["seed"] == rows["seed"].min()]
     found = controls.beside(one)
@@ -599,18 +600,21 @@ def about_controls(rows: pd.DataFrame) -> str:
         return "The gallery has no controls of this network."
     ours = named(one)
     sizes = sorted(set(found["budget"]) & set(ours["budget"]), reverse=True)
-    accuracy = {
-        name: 100 * ours[ours["method"] == name].set_index("budget")["accuracy"].reindex(sizes) for name in BESIDE
-    }
-    accuracy |= {
-        words: 100 * found[found["method"] == name].set_index("budget")["accuracy"].reindex(sizes)
-        for name, words in CONTROLS.items()
-    }
-    lines = [
-        [name, *("-" if value != value else f"{value:.1f}" for value in values)] for name, values in accuracy.items()
-    ]
+    by = {name: ours[ours["method"] == name].set_index("budget")["accuracy"].reindex(sizes) for name in BESIDE}
+    lines = [[name, *("-" if value != value else f"{100 * value:.1f}" for value in by[name])] for name in BESIDE]
+    ahead = []
+    for name, words in CONTROLS.items():
+        part = found[found["method"] == name].set_index("budget").reindex(sizes)
+        lines.append([words, *(_with_range(*cell) for cell in part[["accuracy", "low", "high"]].to_numpy())])
+        count = int((part["accuracy"].round(3) > by["DDLR, cut, refit"].round(3)).sum())
+        ahead.append(f"{words}, {count}")
     table = markdown(["test accuracy in percent", *(f"{size:.0%} kept" for size in sizes)], lines)
-    best = accuracy["DDLR, cut, refit"]
-    ahead = {words: int((accuracy[words].round(1) > best.round(1)).sum()) for words in CONTROLS.values()}
-    told = "; ".join(f"{words}, {count}" for words, count in ahead.items())
-    return f"{table}\n\nAt how many of the {len(sizes)} sizes is a control ahead of DDLR with cut and refit? {told[0].upper()}{told[1:]}."
+    told = "; ".join(ahead)
+    asked = f"At how many of the {len(sizes)} sizes is a control ahead of DDLR with cut and refit?"
+    return f"{table}\n\n{asked} {told[0].upper()}{told[1:]}."
+
+
+def _with_range(mean, low, high):
+    if mean != mean:
+        return "-"
+    return f"{100 * mean:.1f}" + (f" ({100 * low:.1f} to {100 * high:.1f})" if high > low else "")
