@@ -343,6 +343,13 @@ def test_a_choice_on_one_half_is_judged_on_the_other():
 def test_controls_that_win_are_named():
     said = side_by_side.about_controls(controls.published())
     assert "ahead of ours" in said and "- 8 bits, dense and ours:" in said and "batch norms recalibrated" in said
+    mine = controls.published()
+    mine = controls.shown(mine[(mine["network"] == "vgg_small") & (mine["draw"] == 0) & (mine["bits"] == 32)])
+    by = mine.set_index(["tuned", "method", "budget"])["accuracy"]
+    change = 100 * (by["recalibrated"] - by["none"]).dropna()
+    assert len(change) == 4
+    told = side_by_side.about_controls(controls.published()).split("**`vgg_small`**")[1]
+    assert f"recalibrated, ours and plain factors: {change.min():+.1f} to {change.max():+.1f} points" in told
     assert draw.beaten(controls.published()).axes[0].get_xlabel() == "points ahead of ours"
 
 

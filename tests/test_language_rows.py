@@ -150,6 +150,21 @@ def test_rows_say_on_which_text_they_were_scored(toy, tmp_path):
     assert f"{len(more.asked()) - 7} of {len(more.asked())} planned rows are not measured yet." in told
 
 
+def test_the_dense_network_reads_the_whole_text_once(toy, monkeypatch):
+    read, scored = [], perplexity.perplexity
+
+    def perplexity_of(model, windows, *given):
+        read.append((model is toy[0].model, len(windows.ids)))
+        return scored(model, windows, *given)
+
+    monkeypatch.setattr(perplexity, "perplexity", perplexity_of)
+    desk = more.Desk()
+    rows = [desk.row(one) for one in more.asked(["whole text"])]
+    whole = len(desk.cut(toy[1].test, None, None).ids)
+    assert read.count((True, whole)) == 1 and read.count((False, whole)) == 2
+    assert rows[0]["rise"] == 0 and rows[1]["rise"] == pytest.approx(rows[1]["loss"] - rows[0]["loss"])
+
+
 def rows_of(rises, question="more text", tokens=32768):
     return pd.DataFrame(
         [

@@ -310,6 +310,7 @@ def beaten(rows: pd.DataFrame) -> Figure:
             )
             axis.set(yticks=range(len(methods)), yticklabels=methods if column == 0 else [], xlim=(-10.5, None))
             axis.margins(x=0.1)
+            axis.set_xlim(right=max(axis.get_xlim()[1], 0.6))  # room for what is level with ours
     marks = [
         axes[0].plot([], [], "o", color=colour, label=control.STATES[state])[0] for state, colour in states.items()
     ]

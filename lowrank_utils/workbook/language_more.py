@@ -94,6 +94,7 @@ class Desk:
     def __init__(self) -> None:
         self.model, self.corpus = language.load(), text.load(grid.CORPUS)
         self.held: tuple[tuple[str, int], chapter.Bench] | None = None
+        self.dense_whole: dict[str, Any] | None = None  # of the dense network on the whole test text, which takes long
 
     def cut(self, words: str, count: int | None, seed: int | None) -> Windows:
         """Return windows of `words`, `grid.WINDOW` tokens each."""
@@ -121,6 +122,8 @@ class Desk:
         bench = self.bench(one["calibration_text"], one["calibration_windows"])
         if one["scored_on"] == WHOLE:
             bench = scored_on(bench, self.cut(self.corpus.test, None, None))
+            self.dense_whole = self.dense_whole or bench.dense_scored
+            vars(bench)["dense_scored"] = self.dense_whole
         if one["question"] == "100 000 tokens":
             found = self._tuned(bench, one["budget"])
         elif one["threads"]:

@@ -310,7 +310,7 @@ def points_lost(rows: pd.DataFrame) -> Figure:
         for rule in in_order(mine["chooser"]):
             line = mine[mine["chooser"] == rule].sort_values("parameters_kept")
             x, y = line["parameters_kept"], line["lost"].clip(lower=LEAST)
-            axis.plot(x, y, label=rule, **line_style(rule, alone=len(line) == 1))
+            axis.plot(x, y, label=rule, **line_style(rule, alone=len(line) == 1 or rule == "random"))
             ends[rule] = (float(x.iloc[-1]), float(y.iloc[-1]))
         axis.xaxis.set_major_locator(FixedLocator([0.03, 0.05, 0.1, 0.2, 0.3, 0.6]))
         axis.xaxis.set_minor_locator(NullLocator())

@@ -19,6 +19,7 @@ from lowrank_utils.factors.refine import STEPS
 from lowrank_utils.lab import training
 from lowrank_utils.lab.data import Dataset, Split
 from lowrank_utils.ranks import search
+from lowrank_utils.workbook import contest
 from lowrank_utils.workbook import controls as control
 from lowrank_utils.workbook.bench_figures import SHOWN, lost_by_seed, trade_off, way_of
 from lowrank_utils.workbook.benchmark import (
@@ -355,14 +356,20 @@ def about_controls(rows: pd.DataFrame) -> str:
             lines.append(
                 f"- 8 bits, dense and ours: {change.min():+.1f} to {change.max():+.1f} points against 32 bits."
             )
-        again = mine[(mine["tuned"] == "recalibrated") & mine["accuracy"].notna()]
-        if len(again) and again["untuned_accuracy"].notna().any():
-            change = 100 * (again["accuracy"] - again["untuned_accuracy"])
-            lines.append(f"- batch norms recalibrated: {change.min():+.1f} to {change.max():+.1f} points.")
+        every = control.shown(mine[(mine["draw"] == 0) & (mine["bits"] == 32)])
+        before, again = (every[every["tuned"] == state] for state in ("none", "recalibrated"))
+        both = again.merge(before, on=["method", "budget"], suffixes=("_again", ""))
+        if len(both):
+            change = 100 * (both["accuracy_again"] - both["accuracy"])
+            lines.append(
+                f"- batch norms recalibrated, ours and plain factors: {change.min():+.1f} to {change.max():+.1f} points."
+            )
         else:
             lines.append(
                 "- batch norms recalibrated: not measured here; notebook 05 has them for the residual networks."
             )
+        if not mine["tuned"].isin(contest.TRAINED).any():
+            lines.append("- fine-tuned, distilled, from scratch: not measured yet.")
         parts.append(f"**`{network}`**\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
 
