@@ -23,6 +23,7 @@ from lowrank_utils import paths
 from lowrank_utils.lab import data
 from lowrank_utils.workbook import batch_norm, explorer, gallery, language, night, runs
 
+CONTROLS = paths.GALLERY / "controls.csv"  # before a test puts a toy in its place
 PLAN = """\
 notebooks:
   - {notebook: "01", seeds: [0], minutes: 1}
@@ -438,7 +439,6 @@ def test_a_section_is_renewed_into_a_file_of_its_own_and_takes_its_place_in_the_
     table = pd.DataFrame({"network": ["lenet300", "vgg_small"], "accuracy": [0.5, 0.6]})
     table.to_csv(paths.GALLERY / "controls.csv", index=False)
     section = night.SECTIONS["controls-lenet300"]
-    assert night._has_rows(section)
     part = night._part("controls-lenet300")
     night._made(night.folder())
     night._copy_rows(section, paths.GALLERY / "controls.csv", part)
@@ -454,6 +454,19 @@ def test_a_section_is_renewed_into_a_file_of_its_own_and_takes_its_place_in_the_
     assert {"seconds", "versions", "commit", "finished"} <= record.keys() and record["code"] == "abc"
     assert record["parameters"]["IMAGES"] == batch_norm.IMAGES and record["parameters"]["BUDGET"] == batch_norm.BUDGET
     assert record["data_fingerprint"] == {"cifar10": data.dataset_fingerprint("cifar10")}
+
+
+def test_a_table_that_was_begun_is_not_taken_for_a_whole_one(toy):
+    published = paths.GALLERY / "controls.csv"
+    rows = pd.read_csv(CONTROLS)
+    mine = rows[rows["network"] == "lenet300"]
+    section = night.SECTIONS["controls-lenet300"]
+    last = mine[mine["tuned"] == "distilled"].index[-1]
+    for table, whole in ((mine, True), (mine[mine["draw"] < 4], False), (mine.drop(last), False), (mine[:0], False)):
+        table.to_csv(published, index=False)
+        assert night._has_rows(section) == whole
+    published.unlink()
+    assert not night._has_rows(section)
 
 
 def test_data_that_cannot_be_had_fail_one_section_only(toy, monkeypatch):

@@ -125,6 +125,14 @@ def renew(
     return pd.read_csv(path)
 
 
+def is_complete(rows: pd.DataFrame, network: str) -> bool:
+    """Return whether the gallery's rows of a network hold all draws and all that is trained; hours may lie between the first row and the last."""
+    (case,) = [case for case in CASES if case.network == network]
+    mine = rows[rows["network"] == network]
+    trained = (len(case.pairs) + len(contest.SPARSE)) * len(case.kept)
+    return mine["draw"].nunique() >= DRAWS and int((mine["tuned"] == contest.TRAINED[-1]).sum()) >= trained
+
+
 # Reading ---------------------------------------------------------------------------------------------------------------
 
 BESIDE = {  # control -> its rows: what was trained, what chose what stays

@@ -238,7 +238,9 @@ def _has_rows(section):
         )
     if not section.network:
         return True
-    return section.network in set(pd.read_csv(path, usecols=["network"])["network"])
+    from lowrank_utils.workbook import controls
+
+    return controls.is_complete(pd.read_csv(path), section.network)
 
 
 def _part(name):
