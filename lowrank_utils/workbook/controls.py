@@ -224,6 +224,9 @@ def figure(rows: pd.DataFrame) -> Figure:
             ticks = sorted(mine["budget"].dropna().unique())
             axis.set_xticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
             axis.minorticks_off()
+            if not (mine["tuned"] == state).any():
+                axis.set_xlim(0.9 * ticks[0], 1.1 * ticks[-1])
+                axis.text(0.5, 0.5, "not measured yet", transform=axis.transAxes, ha="center")
             axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
             if lower:
                 place = {"xycoords": "axes fraction", "ha": "right", "fontsize": "small"}

@@ -42,7 +42,7 @@ QUESTIONS = {  # question -> what the page says of it
     "sequence": "Whether factors in sequence beat factors layer by layer, from few tokens to many: exact ranks, 90 % kept.",
     "100 000 tokens": "Whitening as its authors use it: a hundred thousand tokens of calibration text, the ridge chosen on 8 "
     "other windows of the validation text.",
-    "in-domain": "Calibration on test articles, the score on windows of other test articles. **In-domain**: compare these rows "
+    "in-domain": "In-domain: calibration on test articles, the score on windows of other test articles. Compare these rows "
     "with each other only.",
     "whole text": "The whole test text instead of 40 windows.",
     "speed": "Tokens a second of a pass over one window, beside the dense network in turns, median of 5.",
