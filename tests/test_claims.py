@@ -107,7 +107,7 @@ def test_a_run_and_a_size_that_do_not_count_are_named(tmp_path):
     (found,) = judged(tmp_path, rows, "ARSVD", BEAT, "every layer cut")
     assert (
         found[2]
-        == "1 of 3; left out: digits, lenet300, budget 0.2 (not a data set of the paper); mnist, lenet300, budget 0.1 (no row)"
+        == "1 of 3; left out: digits, lenet300, budget 0.2 (not a data set of the paper); mnist, lenet300, budget 0.1 (no row of one fixed share)"
     )
 
 

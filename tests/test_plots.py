@@ -15,6 +15,7 @@ from lowrank_utils.lab import columns
 from lowrank_utils.workbook import plots
 from lowrank_utils.workbook.chapters import (
     arsvd,
+    arsvd_lesson,
     ddlr,
     ddlr_lesson,
     entropy_pruning,
@@ -58,13 +59,13 @@ def test_frontier_by_scope_from_a_floor():
 
 def test_spectra_and_rank_curves_have_one_panel_a_layer():
     values = {"fc1": np.array([3.0, 1.0]), "fc2": np.array([2.0])}
-    figure = arsvd.spectra(values, values)
+    figure = arsvd_lesson.spectra(values, values)
     assert [axis.get_title() for axis in figure.axes] == ["fc1: 2 components", "fc2: 1 components"]
     table = pd.DataFrame(
         {"layer": name, "rule": rule, "threshold": t, "rank": 2, "full_rank": 4, "break_even": 3}
         for name in ("fc1", "fc2") for rule in ("energy", "entropy") for t in (0.5, 1.0)
     )  # fmt: skip
-    figure = arsvd.rank_curves(table)
+    figure = arsvd_lesson.rank_curves(table)
     assert [line.get_label() for line in figure.axes[0].lines] == ["energy", "entropy", "break-even"]
 
 

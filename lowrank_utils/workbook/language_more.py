@@ -39,13 +39,13 @@ PRIORS = (1.0, 10.0, 100.0, 1000.0, 10_000.0)  # samples; ridges that whitening 
 JUDGES = 8  # windows of the validation text, not among the calibration windows, that decide on a ridge
 QUESTIONS = {  # question -> what the page says of it
     "more text": "Four times the calibration text: 64 windows, 32 768 tokens.",
-    "sequence": "Whether factors in sequence beat factors layer by layer, from few tokens to many: exact ranks, 90 % kept.",
+    "sequence": "Do factors in sequence beat factors layer by layer? Exact ranks, few tokens to many.",
     "100 000 tokens": "Whitening as its authors use it: a hundred thousand tokens of calibration text, the ridge chosen on 8 "
     "other windows of the validation text.",
     "in-domain": "In-domain: calibration on test articles, the score on windows of other test articles. Compare these rows "
     "with each other only.",
     "whole text": "The whole test text instead of 40 windows.",
-    "speed": "Tokens a second of a pass over one window, beside the dense network in turns, median of 5.",
+    "speed": "Tokens a second of a pass over one window. The small and the dense network are timed alternately; medians of 5.",
 }
 COLUMNS = (
     *("rise", "loss", "perplexity", "bits_per_byte", "blocks_kept", "parameters_kept", "calibration_tokens"),
@@ -243,6 +243,8 @@ def section(rows: pd.DataFrame) -> str:
 ![Rise of the loss against the calibration tokens, a line for each method]({NAME}.png)
 
 {CAPTION}
+
+One draw of calibration windows throughout; the section above has means of three draws where it can.
 
 {chr(10).join(parts)}
 {told} The rows are `{NAME}.csv`.

@@ -594,7 +594,7 @@ def about_controls(rows: pd.DataFrame) -> str:
         for scope, words in WITH.items():
             gains = _gains(rows[rows["scope"] == scope], "energy", "random").dropna()
             told.append(
-                f"**Random ranks**, {words}. Energy minus random at 10, 20 and 30 % kept: {_told(gains[gains['budget'].isin(EQUAL)])}."
+                f"**Random ranks**, {words}. Energy minus random at 10, 20 and 30 % kept, points, mean (lowest to highest) over seeds, sizes and both kinds of factors: {_told(gains[gains['budget'].isin(EQUAL)])}."
             )
     told += [_trained(rows, share) for share in sorted(set(rows.loc[rows["tuned"] == "from scratch", "budget"]))]
     if "accuracy_corrupted" in rows and rows["accuracy_corrupted"].notna().any():
@@ -626,7 +626,7 @@ def _trained(rows, share):
     ahead = int((by["fine-tuned"] > by["from scratch"]).sum())
     steps, epochs = (int(mine[name].dropna().iloc[0]) for name in ("steps", "finetuned_epochs"))
     return (
-        f"**Trained after the cut**, {share:.0%} kept, plain factors. Energy's ranks: {cut:.1%} cut, {tuned:.1%} fine-tuned for {steps} steps. The "
+        f"**Trained after the cut**, {share:.0%} kept, plain factors, the classifier dense. Energy's ranks: {cut:.1%} cut, {tuned:.1%} fine-tuned for {steps} steps. The "
         f"same thin layers trained from scratch for {epochs} epochs: {scratch:.1%}. Fine-tuning is ahead in {ahead} of {len(by)} seeds. Fine-tuned "
         f"with other ranks: {others}."
     )
@@ -641,5 +641,5 @@ def _corrupted(rows, share=0.2):
     return (
         f"**Poor images**: the first {contest.CORRUPTED:,} test images with noise, blur, less contrast, rotated, and partly covered (severity "
         f"{corruptions.SEVERITY} of 5). The dense network is right about {dense['accuracy_corrupted']:.1%} of them, and about {dense['accuracy']:.1%} of "
-        f"all clean test images. Points lost at {share:.0%} kept, plain factors, on clean and on poor images: {'; '.join(told)}."
+        f"all clean test images. Points lost at {share:.0%} kept, plain factors, the classifier dense, on clean and on poor images: {'; '.join(told)}."
     )

@@ -607,7 +607,8 @@ def about_controls(rows: pd.DataFrame) -> str:
         part = found[found["method"] == name].set_index("budget").reindex(sizes)
         lines.append([words, *(_with_range(*cell) for cell in part[["accuracy", "low", "high"]].to_numpy())])
         count = int((part["accuracy"].round(3) > by["DDLR, cut, refit"].round(3)).sum())
-        ahead.append(f"{words}, {count}")
+        best = int((part["high"].round(3) > by["DDLR, cut, refit"].round(3)).sum())
+        ahead.append(f"{words}, {count}" + (f" (its luckiest draw, {best})" if best > count else ""))
     table = markdown(["test accuracy in percent", *(f"{size:.0%} kept" for size in sizes)], lines)
     told = "; ".join(ahead)
     asked = f"At how many of the {len(sizes)} sizes is a control ahead of DDLR with cut and refit?"
