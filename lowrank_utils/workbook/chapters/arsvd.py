@@ -250,7 +250,9 @@ def together(dense: dict, *tables: pd.DataFrame) -> pd.DataFrame:
 
 def _tuned(table):
     # what was trained after the cut; rows that say nothing of it were only cut
-    return table["tuned"].fillna("none") if "tuned" in table else pd.Series("none", index=table.index)
+    if "tuned" not in table:
+        return pd.Series("none", index=table.index)
+    return table["tuned"].astype(object).where(table["tuned"].notna(), "none")
 
 
 def _cut(table: pd.DataFrame, scope: str, factors: str, rule: str, tuned: str = "none") -> pd.DataFrame:
