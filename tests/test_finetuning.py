@@ -83,19 +83,49 @@ def test_a_teacher_is_followed_beside_the_labels(digits, network):
 def test_the_loss_with_a_teacher_is_the_mean_of_both_parts(digits):
     run = finetuning._Run(digits, 1, 8, 0.0, False, 2.0, 0, torch.device("cpu"))
     logits, wanted = torch.tensor([[2.0, 0.0], [0.0, 4.0]]), torch.tensor([[0.0, 2.0], [2.0, 2.0]])
-    loss = run._loss(lambda x: logits, Fixed(wanted), torch.zeros(2, 1), torch.tensor([0, 1]))
+    loss = run._loss(logits, torch.tensor([0, 1]), wanted)
     p, q = (wanted / 2).softmax(1), (logits / 2).softmax(1)
     expected = (F.cross_entropy(logits, torch.tensor([0, 1])) + 4 * (p * (p / q).log()).sum(1).mean()) / 2
     assert float(loss) == pytest.approx(float(expected))
 
 
-class Fixed(nn.Module):
-    def __init__(self, answer):
+class Teacher(nn.Module):
+    def __init__(self):
         super().__init__()
-        self.answer = answer
+        self.layer, self.seen = nn.Linear(64, 10), []
 
     def forward(self, x):
-        return self.answer
+        self.seen.append(x.clone())
+        return self.layer(x.flatten(1))
+
+
+def test_a_teacher_answers_each_batch_once_for_all_rates(digits, network):
+    def taught(*rates):
+        teacher = Teacher()
+        nn.init.eye_(teacher.layer.weight)
+        nn.init.zeros_(teacher.layer.bias)
+        return fine_tune(network, digits, steps=6, rates=rates, teacher=teacher, augment=True, device="cpu"), teacher
+
+    (alone, _), (both, teacher) = taught(3e-3), taught(1e-9, 3e-3)
+    assert len(teacher.seen) == 6 and both.rate == 3e-3 and same(both.model, alone.model)
+
+
+class Viewing(nn.Sequential):
+    def forward(self, x):
+        x = self[0](x)
+        return self[1](x.view(len(x), -1))  # cannot take channels last
+
+
+@pytest.mark.parametrize("kind", [nn.Sequential, Viewing])
+def test_weights_come_back_in_the_usual_order_whatever_a_network_can_take(digits, kind):
+    parts = [nn.Conv2d(1, 4, 3), nn.Linear(4 * 36, 10)]
+    model = kind(*parts) if kind is Viewing else kind(parts[0], nn.Flatten(), parts[1])
+    shapes = []
+    model[0].register_forward_hook(lambda layer, given, answer: shapes.append(layer.weight.stride()))
+    found = fine_tune(model, digits, steps=3, rates=(1e-3,), device="cpu").model
+    assert found[0].weight.is_contiguous() and model[0].weight.is_contiguous()
+    usual = model[0].weight.stride()
+    assert len(set(shapes[1:4])) == 1 and (shapes[1] == usual) == (kind is Viewing)
 
 
 def test_what_diverges_is_said_and_not_taken(digits, network):

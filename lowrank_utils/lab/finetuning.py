@@ -17,6 +17,7 @@ from torch.nn.utils import prune
 from lowrank_utils.checks import check_count, check_number
 from lowrank_utils.lab import training
 from lowrank_utils.network import modules
+from lowrank_utils.network.inputs import about_layout
 
 if TYPE_CHECKING:
     from lowrank_utils.lab.data import Dataset
@@ -110,15 +111,21 @@ class _Run:
         self.steps, self.batch_size, self.weight_decay = steps, batch_size, weight_decay
         self.augment = training.augmentation(data) if augment else None
         self.temperature, self.seed, self.device = temperature, seed, device
+        self.wanted = []  # the teacher's answers, step by step: the batches of all rates are the same
 
     def tuned(self, model, teacher, rate, keep_zeros):
         # (a tuned copy in eval mode, why it diverged or nothing)
-        new = modules.copied(model).to(self.device).train()
+        new = modules.copied(model).to(self.device)
+        new = new.to(memory_format=_layout(new, self.images[:1])).train()
         holders = _masked(new) if keep_zeros else []
         adam = torch.optim.AdamW(new.parameters(), lr=rate, weight_decay=self.weight_decay, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(adam, rate, total_steps=max(self.steps, 2))
         for step, (batch, labels) in enumerate(self._batches()):
-            loss = self._loss(new, teacher, batch, labels)
+            if teacher is not None and step == len(self.wanted):
+                with modules.evaluating(teacher):
+                    answer = teacher(batch)
+                self.wanted.append(answer.clone())
+            loss = self._loss(new(batch), labels, self.wanted[step] if self.wanted else None)
             if not torch.isfinite(loss):
                 return new, f"the loss became NaN or infinite at step {step + 1}"
             adam.zero_grad()
@@ -129,16 +136,13 @@ class _Run:
             prune.remove(module, "weight")
         if not all(torch.isfinite(value).all() for value in new.state_dict().values() if value.is_floating_point()):
             return new, "weights became NaN or infinite"
-        return new.eval(), ""
+        return new.to(memory_format=torch.contiguous_format).eval(), ""
 
-    def _loss(self, new, teacher, batch, labels):
-        logits = new(batch)
+    def _loss(self, logits, labels, wanted):
         loss = F.cross_entropy(logits, labels)
-        if teacher is None:
+        if wanted is None:
             return loss
-        with modules.evaluating(teacher):
-            wanted = teacher(batch)
-        softened = [(each / self.temperature).log_softmax(1) for each in (logits, wanted.clone())]
+        softened = [(each / self.temperature).log_softmax(1) for each in (logits, wanted)]
         apart = F.kl_div(*softened, reduction="batchmean", log_target=True)
         return (loss + self.temperature**2 * apart) / 2
 
@@ -150,6 +154,18 @@ class _Run:
                 batch = self.images[index]
                 yield batch if self.augment is None else self.augment(batch, generator), self.labels[index]
                 left -= 1
+
+
+def _layout(model: nn.Module, images: torch.Tensor) -> torch.memory_format:
+    # with the channels last a step of a convolutional network takes a quarter to a third less time; view() cannot take it
+    try:
+        with modules.evaluating(model):
+            modules.copied(model).to(memory_format=torch.channels_last)(images)
+    except RuntimeError as error:
+        if not about_layout(error):
+            raise
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def _masked(model: nn.Module) -> list[nn.Module]:
