@@ -177,6 +177,20 @@ def table(rows: pd.DataFrame | Sequence[Mapping[Any, Any]]) -> pd.DataFrame:
     return found
 
 
+def with_defaults(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows in which every column of `KEY` that has a default stands, and holds it where a value is missing.
+
+    Unlike `table`, it takes rows that lack other columns. Raises ValueError for a value of the wrong type.
+
+    >>> import pandas as pd
+    >>> with_defaults(pd.DataFrame({"tuned": ["fine-tuned", None]}))[["tuned", "bits"]].to_dict("records")
+    [{'tuned': 'fine-tuned', 'bits': 32}, {'tuned': 'none', 'bits': 32}]
+    """
+    names = [name for name in KEY if COLUMNS[name].default is not None]
+    given = rows.reindex(columns=list(dict.fromkeys([*rows.columns, *names])))
+    return given.assign(**{name: _cast(name, COLUMNS[name], given[name]) for name in names})
+
+
 def check(rows: pd.DataFrame | list[dict[str, Any]]) -> None:
     """Raise ValueError, in one sentence, where rows have an unknown column, lack one, or hold a value not allowed."""
     table(rows)

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lowrank_utils import paths
-from lowrank_utils.lab.columns import KEY, RUN
+from lowrank_utils.lab.columns import KEY, RUN, with_defaults
 from lowrank_utils.workbook import chapters, results, runs
 from lowrank_utils.workbook.tables import markdown
 
@@ -166,7 +166,7 @@ def drawn_figures(table: pd.DataFrame) -> dict[str, Figure]:
     left out.
     """
     needed = "notebook dataset network seed accuracy parameters_kept macs_kept bytes faster_64".split()
-    table = table.reindex(columns=list(dict.fromkeys([*table.columns, *needed, *KEY])))
+    table = with_defaults(table.reindex(columns=list(dict.fromkeys([*table.columns, *needed, *KEY]))))
     table = table[table[["notebook", "chooser", "budget_kind", "accuracy"]].notna().all(axis=1)]
     table = table.assign(setting=settings(table))
     drawn = {}

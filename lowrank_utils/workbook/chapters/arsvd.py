@@ -248,16 +248,9 @@ def together(dense: dict, *tables: pd.DataFrame) -> pd.DataFrame:
 # ---- tables, claims and pictures of the gallery ---------------------------------------------------------------------
 
 
-def _tuned(table):
-    # what was trained after the cut; rows that say nothing of it were only cut
-    if "tuned" not in table:
-        return pd.Series("none", index=table.index)
-    return table["tuned"].astype(object).where(table["tuned"].notna(), "none")
-
-
 def _cut(table: pd.DataFrame, scope: str, factors: str, rule: str, tuned: str = "none") -> pd.DataFrame:
     """Return the rows of one rank rule: those of this notebook, and of notebook 04 for LeNet-5, which has no others."""
-    table = table[_tuned(table) == tuned]
+    table = table[table["tuned"] == tuned]
     mine = (table["notebook"] == NOTEBOOK) | ((table["notebook"] == "04_ddlr") & (table["network"] == "lenet5"))
     return table[mine & (table["scope"] == scope) & (table["factors"] == factors) & (table["chooser"] == rule)]
 
@@ -336,7 +329,7 @@ RERUN = f"for p in mnist cifar10 cifar100; do {RUN} $p --seeds 0,1,2 --only 02; 
 
 def tables(table: pd.DataFrame) -> dict[str, str]:
     """Return {heading: Markdown table} of the published rows: sizes at one point lost, accuracy at equal size."""
-    table = in_points(table[_tuned(table) == "none"])
+    table = in_points(table[table["tuned"] == "none"])
     by = ["dataset", "network", "scope", "factors"]
     rules = ("energy", "entropy", "fixed")
     drop = table[(table["budget_kind"] == "drop") & (table["budget"] == 0.01)]
@@ -382,7 +375,7 @@ ONE_EACH = True  # a figure for each data set and network
 
 def usable(table: pd.DataFrame) -> pd.Series:
     """Return which rows (a boolean Series) `figure` can draw."""
-    return table["budget_kind"].isin(["kept", "own"]) & (_tuned(table) == "none")
+    return table["budget_kind"].isin(["kept", "own"]) & (table["tuned"] == "none")
 
 
 def rules(table: pd.DataFrame, title: str = "test images") -> Figure:
