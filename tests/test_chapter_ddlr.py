@@ -11,7 +11,7 @@ from torch import nn
 from lowrank_utils import paths
 from lowrank_utils.factors import ddlr_network
 from lowrank_utils.factors.ddlr import solve
-from lowrank_utils.lab import columns, data, score
+from lowrank_utils.lab import columns, data, score, training
 from lowrank_utils.workbook import controls, gallery, plots
 from lowrank_utils.workbook.chapters import ddlr, ddlr_lesson
 
@@ -225,29 +225,102 @@ def test_sentences_hold_the_numbers_of_the_rows(rows):
     assert "no network of DDLR" in ddlr_lesson.about_equal_size(nothing, (0.1,))
 
 
-def test_controls_stand_beside_the_programs_of_the_same_network():
+@pytest.fixture(scope="module")
+def controlled(images):
+    model, _ = training.trained(images, "lenet300", 0, device="cpu")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(training, "recipe_for", lambda *_: training.Recipe(epochs=2, batch_size=64))
+    options = {"tolerance": 0.05, "max_seconds": 5}
+    about = {"dataset": "digits", "network": "lenet300", "seed": 0, "samples": 60, "calibration_images": 60}
+    yield ddlr.experiment(
+        images, model, epsilon=0.3, epsilons=[0.3, 0.5], options=options, shares=(0.02, 0.05, 0.1), controls=True, training_steps=5, **about
+    )  # fmt: skip
+    patch.undo()
+
+
+def test_controls_are_rows_of_their_own_that_no_other_reader_sees(controlled):
+    columns.check(controlled)
+    cut = controlled[controlled["chooser"] != "dense"]
+    assert cut[["accuracy_corrupted", "peak_memory", "latency_ms_1", "correct"]].notna().all(axis=None)
+    random = ddlr.of_control(controlled, "random")
+    assert (
+        random["budget"].tolist() == [0.05, 0.1] and (random["factors"] == "fisher-weighted").all()
+    )  # 2 % is out of reach
+    tuned = controlled[controlled["tuned"] == "fine-tuned"]
+    assert tuned["chooser"].tolist() == ["component output", "random", "DDLR", "Net-Trim"] and set(tuned["budget"]) == {
+        0.1
+    }
+    assert (tuned["steps"] == 5).all() and (tuned["needs"] == "labels").all()
+    before = ddlr.named(controlled).set_index(["method", "budget"])["parameters_kept"]
+    sizes = tuned.set_index("chooser")["parameters_kept"]
+    for chooser, method in (("DDLR", "DDLR, cut, refit"), ("Net-Trim", "Net-Trim, cut, refit, with indices")):
+        assert sizes[chooser] == before[method, 0.1]
+    scratch = ddlr.of_control(controlled, "from scratch")
+    assert scratch["parameters_kept"].tolist() == [sizes["component output"]]
+    left = controlled[(controlled["tuned"] == "none") & (controlled["chooser"] != "random")]
+    assert ddlr.tables(controlled) == ddlr.tables(left)
+    assert ddlr.accuracy_at(controlled).equals(ddlr.accuracy_at(left))
+    assert (ddlr.usable(controlled)[left.index] == ddlr.usable(left)).all() and ddlr.usable(
+        controlled
+    ).sum() == ddlr.usable(left).sum()
+
+
+def test_controls_stand_beside_the_programs_and_are_counted(controlled):
+    def cells(rows):
+        table, told = ddlr_lesson.about_controls(rows).split("\n\n")
+        lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+        return {tuple(line[:2]): line[2:] for line in lines}, told
+
+    def accuracy(rows, size):
+        return f"{100 * rows.loc[rows['budget'] == size, 'accuracy'].item():.1f}"
+
+    found, told = cells(controlled)
+    random, scratch = (ddlr.of_control(controlled, which) for which in ("random", "from scratch"))
+    assert found["random ranks", "cut"] == ["-", accuracy(random, 0.1), accuracy(random, 0.05)]
+    assert found["thin layers", "from scratch"] == ["-", accuracy(scratch, 0.1), "-"]
+    tuned = controlled[controlled["tuned"] == "fine-tuned"].set_index("chooser")["accuracy"]
+    for chooser, words in ddlr_lesson.TUNED.items():
+        assert found[words, "fine-tuned"] == ["-", f"{100 * tuned[chooser]:.1f}", "-"]
+    mine = ddlr.named(controlled)
+    mine = mine[mine["method"] == "DDLR, cut, refit"].set_index("budget")["accuracy"]
+    ahead = sum(random.set_index("budget")["accuracy"][size] > mine[size] for size in (0.05, 0.1))
+    assert f"Random ranks are ahead of DDLR with cut and refit in {ahead} of 2 networks." in told
+    assert f"in {int(scratch['accuracy'].item() > tuned['DDLR'])} of 1 networks." in told
+    lucky = controlled.assign(accuracy=controlled["accuracy"].where(controlled["chooser"] != "random", 1.0))
+    assert "DDLR with cut and refit in 2 of 2 networks" in cells(lucky)[1]
+    two = pd.concat([controlled, controlled.assign(seed=1, accuracy=controlled["accuracy"] - 0.1)])
+    high, low = random["accuracy"].iloc[0], random["accuracy"].iloc[0] - 0.1
+    assert cells(two)[0]["random ranks", "cut"][2] == f"{50 * (high + low):.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    assert ddlr_lesson.about_controls(controlled[controlled["chooser"] != "random"]) == "These rows hold no control."
+
+
+def test_the_gallery_names_its_magnitude_pruning_beside_the_rows(controlled):
     rows = gallery.published_rows(dataset="fashion-mnist", notebook="04_ddlr", network="lenet300")
-    table, told = ddlr_lesson.about_controls(rows).split("\n\n")
-    cells = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in table.splitlines()[2:]}
-    assert list(cells) == [*ddlr_lesson.BESIDE, *ddlr_lesson.CONTROLS.values()]
     known = controls.published()
-    known = known[(known["network"] == "lenet300") & (known["bits"] == 32)]
-    scratch = known[(known["tuned"] == "from scratch") & (known["chooser"] == "exact-Fisher")].set_index("budget")[
-        "accuracy"
-    ]
-    assert cells["trained from scratch"] == [f"{100 * scratch[size]:.1f}" for size in (0.2, 0.1, 0.05)]
-    chance = known[(known["tuned"] == "none") & (known["chooser"] == "random")].groupby("budget")["accuracy"]
-    low, mean, high = (100 * chance.agg(how)[0.1] for how in ("min", "mean", "max"))
-    assert cells["random ranks"][1] == f"{mean:.1f} ({low:.1f} to {high:.1f})" and chance.size()[0.1] == controls.DRAWS
-    mine = ddlr.named(rows[rows["seed"] == 0])
-    mine = mine[(mine["method"] == "DDLR, cut, refit") & mine["budget"].isin([0.05, 0.1, 0.2])].set_index("budget")
-    mine = mine["accuracy"].sort_index().round(3)
-    assert cells["DDLR, cut, refit"] == [f"{100 * mine[size]:.1f}" for size in (0.2, 0.1, 0.05)]
-    assert told.endswith(f"trained from scratch, {(scratch.sort_index().round(3) > mine).sum()}.")
-    ahead, lucky = ((chance.agg(how).round(3) > mine).sum() for how in ("mean", "max"))
-    assert lucky > ahead and f"Random ranks, {ahead} (its luckiest draw, {lucky});" in told
-    other = rows.assign(network="another")
-    assert ddlr_lesson.about_controls(other) == "The gallery has no controls of this network."
+    known = known[(known["network"] == "lenet300") & (known["bits"] == 32)].set_index("budget")
+    known = known.loc[(known["tuned"] == "fine-tuned") & (known["chooser"] == "magnitude"), "accuracy"]
+    more = controlled[controlled["chooser"] == "random"].assign(dataset="fashion-mnist")
+    told = ddlr_lesson.about_controls(pd.concat([rows[rows["seed"] == 0], more]))
+    assert f"It gives {known[0.05]:.1%} at 5% kept, {known[0.1]:.1%} at 10% kept, {known[0.2]:.1%} at 20% kept." in told
+
+
+def test_controls_are_judged_as_claims(controlled):
+    claims = {claim.claim: claim for claim in ddlr.CLAIMS}
+    random, scratch = (claim for name, claim in claims.items() if name.startswith("control"))
+    rows = controlled.assign(notebook=ddlr.NOTEBOOK)
+    for claim in (random, scratch):
+        assert claim.measure(rows[:0]) is None
+    plain = rows[(rows["tuned"] == "none") & (rows["chooser"] != "random")]
+    assert random.measure(plain).said == "not measured: no row of random ranks"
+    assert scratch.measure(plain).said == "not measured: no row of training from scratch"
+    counted = random.measure(rows)
+    assert counted.counted == 2 and "against random ranks" in counted.said and counted.paired_by == ("images",) * 2
+    assert scratch.measure(rows).counted == 1
+    assert list(scratch.measure(rows).left_out.values()) == ["no row of training from scratch"]
+    lost = rows.assign(
+        note=rows["tuned"].where(rows["tuned"] == "from scratch").map({"from scratch": "Training diverged"})
+    )
+    assert scratch.measure(lost).holds == "-"
 
 
 @pytest.fixture(scope="module")

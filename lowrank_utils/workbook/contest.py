@@ -10,6 +10,7 @@ import json
 import math
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +28,7 @@ from lowrank_utils.lab import columns, corruptions, export, finetuning, models, 
 from lowrank_utils.lab.data import Dataset
 from lowrank_utils.network.inputs import random_batch
 from lowrank_utils.network.modules import evaluating
-from lowrank_utils.network.profile import profile
+from lowrank_utils.network.profile import Profile, profile
 from lowrank_utils.ranks import enc, published, rivals, rules, search
 from lowrank_utils.workbook.benchmark import REFINED, non_zeros, stored_sparse, timed, zeroed
 from lowrank_utils.workbook.laboratory import Laboratory
@@ -47,6 +48,71 @@ CORRUPTED = 2000  # test images of each corruption
 JUDGES = 2000  # validation images that AIMET's search and the rates of fine-tuning are judged by
 FRESH = 1000  # is added to the seed of the dense network, whose first weights another network must not have
 Asked = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Tested(Laboratory):
+    """A `Laboratory` whose rows say which test images are right, and more than that where it has corrupted ones.
+
+    ``sets``: corrupted test images by name (`corrupted`). Where there are some, every row is also measured on them, timed in processor
+    time beside the dense network, and says how much memory the process has held.
+    """
+
+    sets: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False, kw_only=True)
+
+    def row(self, net: nn.Module, **columns) -> dict:
+        """Return the result row of a network."""
+        found = super().row(net, **{"keep_correct": True} | columns | ({"timed": False} if self.sets else {}))
+        if not self.sets:
+            return found
+        found |= corruptions.accuracy_under(net, self.sets) | {"peak_memory": score.peak_memory()}
+        if next(net.parameters()).device.type == "cpu":  # processor time says nothing of another device
+            found |= processor_times(net, self.model, self.images.input_shape) | {"threads": 1}
+        return found
+
+    def random_plan(self, read: Profile, kept: float, scope: str) -> dict[str, Any]:
+        """Return a plan of random ranks at a share `kept` of the parameters.
+
+        Each run, scope and size has a draw of its own, so that one unlucky draw does not count more than once.
+        """
+        words = f"{self.about['dataset']} {self.about['network']} {self.about['seed']} {scope} {kept:g}"
+        return rivals.random_plan(read, kept, seed=zlib.crc32(words.encode()), resource="parameters")
+
+    @property
+    def recipe(self) -> training.Recipe:
+        """How the dense network was trained."""
+        return training.recipe_for(self.about["network"], self.about["dataset"])
+
+    def fine_tuned(self, net: nn.Module, steps: int, keep_zeros: bool = False, **columns) -> dict:
+        """Return the row of `net` after `steps` steps on all labelled training images; the rate is chosen on validation images."""
+        found = finetuning.fine_tune(
+            net, self.images, steps=steps, weight_decay=self.recipe.weight_decay, augment=self.recipe.augment,
+            valid_images=JUDGES, keep_zeros=keep_zeros, seed=self.about["seed"], device=self._device,
+        )  # fmt: skip
+        more = {"tuned": "fine-tuned", "steps": steps, "rate": found.rate, "tuned_seconds": found.seconds}
+        return self._trained(found.model, found.note, **columns, **more)
+
+    def from_scratch(self, plan: Mapping[str, Any], **columns) -> dict:
+        """Return the row of the thin layers of a plan with fresh weights, trained as the dense network was (`trained_anew`)."""
+        began = time.perf_counter()
+        name, seed = self.about["network"], self.about["seed"]
+        net, note = trained_anew(self.images, name, plan, self.recipe, seed, self._device)
+        more = {"tuned": "from scratch", "tuned_seconds": time.perf_counter() - began, "factors": "none"}
+        more |= {"finetuned_epochs": self.recipe.epochs, "plan": json.dumps(plan)}
+        return self._trained(net, note, **columns, **more)
+
+    def _trained(self, net, note, **columns):
+        valid = self.valid(net)
+        return self.row(net, **{"valid_accuracy": valid, "needs": "labels", "note": note or None} | columns)
+
+    @property
+    def _device(self):
+        return next(self.model.parameters()).device
+
+
+def corrupted(images: Dataset) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return the corrupted test images of a `Tested` laboratory: the first `CORRUPTED` under each corruption."""
+    return corruptions.corrupted_sets(images, limit=CORRUPTED)
 
 
 @dataclass(frozen=True)

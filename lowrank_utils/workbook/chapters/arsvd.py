@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from torch import nn
 
 from lowrank_utils import checks
 from lowrank_utils.factors import replace, svd
-from lowrank_utils.lab import columns, corruptions, finetuning, score, training
+from lowrank_utils.lab import columns, finetuning
 from lowrank_utils.lab.data import Dataset
 from lowrank_utils.network.profile import Profile
-from lowrank_utils.ranks import rivals
 from lowrank_utils.ranks import rules as rank_rules
 from lowrank_utils.workbook import contest, laboratory, verdicts
 from lowrank_utils.workbook.plots import frontier
@@ -52,14 +49,8 @@ FIGURE_CAPTION = "Plain and data-aware factors; EVBMF at its own size. Vertical 
 
 
 @dataclass(frozen=True)
-class Laboratory(laboratory.Laboratory):
-    """The network of this chapter, which layers may be cut, and factors of every rank.
-
-    ``sets``: corrupted test images by name (`corruptions.corrupted_sets`). Where there are some, every row is measured on them, timed in
-    processor time beside the dense network, and says how much memory the process has held.
-    """
-
-    sets: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
+class Laboratory(contest.Tested):
+    """The network of this chapter, which layers may be cut, and factors of every rank."""
 
     @cached_property
     def scopes(self) -> dict[str, Profile]:
@@ -75,16 +66,6 @@ class Laboratory(laboratory.Laboratory):
     def small(self, plan: dict, factors: str) -> nn.Module:
         """Return the network under a plan, with the named factors."""
         return replace.apply_plan(self.profile, plan, factors=self.bases[factors], resource="parameters")
-
-    def row(self, net: nn.Module, **columns) -> dict:
-        """Return the result row of a network, which says which test images are right."""
-        found = super().row(net, **{"keep_correct": True} | columns | ({"timed": False} if self.sets else {}))
-        if not self.sets:
-            return found
-        found |= corruptions.accuracy_under(net, self.sets) | {"peak_memory": score.peak_memory()}
-        if next(net.parameters()).device.type == "cpu":  # processor time says nothing of another device
-            found |= contest.processor_times(net, self.model, self.images.input_shape) | {"threads": 1}
-        return found
 
     def dense_row(self, **columns) -> dict:
         """Return the row of the dense network, with its times and its accuracy on validation images."""
@@ -105,8 +86,7 @@ def prepared(
     With `controls` it has corrupted test images.
     """
     made = laboratory.laboratory(images, model, calibration_images=calibration_images, notebook=NOTEBOOK, **about)
-    sets = corruptions.corrupted_sets(images, limit=contest.CORRUPTED) if controls else {}
-    return Laboratory(made.images, made.profile, made.about, sets)
+    return Laboratory(made.images, made.profile, made.about, sets=contest.corrupted(images) if controls else {})
 
 
 def at_all_sizes(lab: Laboratory, scope: str, shares: tuple = SHARES) -> pd.DataFrame:
@@ -114,11 +94,10 @@ def at_all_sizes(lab: Laboratory, scope: str, shares: tuple = SHARES) -> pd.Data
 
     Parameters: `scope`, "every layer" or "hidden layers"; every plan is written with plain and with data-aware factors.
     """
-    read = lab.scopes[scope]
-    least = rank_rules.least_kept(read, "parameters")
-    plans = [("evbmf", {"budget_kind": "own"}, rank_rules.threshold_plan(read, rule="evbmf", resource="parameters"))]
+    own = rank_rules.threshold_plan(lab.scopes[scope], rule="evbmf", resource="parameters")
+    plans = [("evbmf", {"budget_kind": "own"}, own)]
     for rule in (*rank_rules.RULES, "random"):
-        for share in [share for share in shares if share >= least]:
+        for share in reachable(lab, scope, shares):
             plans.append((rule, {"budget_kind": "kept", "budget": share}, plan_of(lab, scope, rule, share)))
     return columns.table(
         [
@@ -129,15 +108,17 @@ def at_all_sizes(lab: Laboratory, scope: str, shares: tuple = SHARES) -> pd.Data
     )
 
 
-def plan_of(lab: Laboratory, scope: str, rule: str, kept: float) -> dict:
-    """Return the plan of a rank rule at a share `kept` of the parameters.
+def reachable(lab: Laboratory, scope: str, shares: Sequence[float]) -> list[float]:
+    """Return those of `shares` of the parameters that rank 1 in every layer of a scope allows."""
+    least = rank_rules.least_kept(lab.scopes[scope], "parameters")
+    return [share for share in shares if share >= least]
 
-    "random" draws the ranks anew for each run, scope and size, so that one unlucky draw does not count more than once.
-    """
+
+def plan_of(lab: Laboratory, scope: str, rule: str, kept: float) -> dict:
+    """Return the plan of a rank rule, or of "random" ranks, at a share `kept` of the parameters."""
     read = lab.scopes[scope]
     if rule == "random":
-        words = f"{lab.about['dataset']} {lab.about['network']} {lab.about['seed']} {scope} {kept:g}"
-        return rivals.random_plan(read, kept, seed=zlib.crc32(words.encode()), resource="parameters")
+        return lab.random_plan(read, kept, scope)
     return rank_rules.plan_at_size(read, kept, rule=rule, resource="parameters")
 
 
@@ -179,25 +160,13 @@ def trained_on(lab: Laboratory, shares: Sequence[float] = TRAINED, steps: int = 
     the dense network was. All see the labels of all training images; rates are chosen on validation images.
     """
     scope, rows = "hidden layers", []
-    least = rank_rules.least_kept(lab.scopes[scope], "parameters")
-    recipe, seed = training.recipe_for(lab.about["network"], lab.about["dataset"]), lab.about["seed"]
-    device = next(lab.model.parameters()).device
-    for share in [share for share in shares if share >= least]:
-        about = {"scope": scope, "budget_kind": "kept", "budget": share, "stored_as": "low rank", "needs": "labels"}
+    for share in reachable(lab, scope, shares):
+        about = {"scope": scope, "budget_kind": "kept", "budget": share, "stored_as": "low rank"}
         for rule in CHOSEN:
             plan = plan_of(lab, scope, rule, share)
-            found = finetuning.fine_tune(
-                lab.small(plan, "svd"), lab.images, steps=steps, weight_decay=recipe.weight_decay, augment=recipe.augment,
-                valid_images=contest.JUDGES, seed=seed, device=device,
-            )  # fmt: skip
-            more = {"tuned": "fine-tuned", "steps": steps, "rate": found.rate, "tuned_seconds": found.seconds}
-            more |= {"chooser": rule, "factors": "svd", "plan": json.dumps(plan), "note": found.note or None}
-            rows.append(lab.row(found.model, valid_accuracy=lab.valid(found.model), **about, **more))
-        plan, began = plan_of(lab, scope, "energy", share), time.perf_counter()
-        net, note = contest.trained_anew(lab.images, lab.about["network"], plan, recipe, seed, device)
-        more = {"tuned": "from scratch", "tuned_seconds": time.perf_counter() - began, "chooser": "energy"}
-        more |= {"factors": "none", "plan": json.dumps(plan), "finetuned_epochs": recipe.epochs, "note": note or None}
-        rows.append(lab.row(net, valid_accuracy=lab.valid(net), **about, **more))
+            about_plan = {"chooser": rule, "factors": "svd", "plan": json.dumps(plan)}
+            rows.append(lab.fine_tuned(lab.small(plan, "svd"), steps, **about, **about_plan))
+        rows.append(lab.from_scratch(plan_of(lab, scope, "energy", share), chooser="energy", **about))
     return columns.table(rows)
 
 

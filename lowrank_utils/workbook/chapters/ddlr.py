@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
+from lowrank_utils.lab import finetuning
 from lowrank_utils.workbook import verdicts
-from lowrank_utils.workbook.chapters.ddlr_experiment import OWNER
+from lowrank_utils.workbook.chapters.ddlr_experiment import OWNER, TRAINED
 from lowrank_utils.workbook.chapters.ddlr_experiment import compared as compared
 from lowrank_utils.workbook.chapters.ddlr_experiment import experiment as experiment
 from lowrank_utils.workbook.chapters.ddlr_experiment import laboratory as laboratory
@@ -53,10 +54,11 @@ LEAST = 0.1  # points lost where the log scale of the figures ends
 def named(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows that were made to a size, with a column ``method`` of their names in words, one of `METHODS`.
 
-    Left out are the dense network, the rows of `steps`, and both programs as posed, which `as_posed` returns.
+    Left out are the dense network, the rows of `steps`, both programs as posed, which `as_posed` returns, and the controls (`control_rows`).
     """
     posed = (table["program"] != "none") & (table["cut"] == "none")
-    shown = table[(table["budget_kind"] == "kept") & ~posed]
+    control = (table["tuned"] != "none") | (table["chooser"] == "random")
+    shown = table[(table["budget_kind"] == "kept") & ~posed & ~control]
     return shown.assign(method=[_method(row) for row in shown.itertuples()])
 
 
@@ -263,6 +265,40 @@ def ddlr_ahead(ours: str, theirs: str) -> Callable[[pd.DataFrame], Verdict | Non
     return measure
 
 
+def of_control(table: pd.DataFrame, control: str) -> pd.DataFrame:
+    """Return the rows of a control, with the classifier dense: "random" ranks with nothing trained, "from scratch", or DDLR "fine-tuned"."""
+    kept = table[(table["notebook"] == NOTEBOOK) & (table["budget_kind"] == "kept")]
+    if control == "random":
+        return kept[(kept["chooser"] == "random") & (kept["tuned"] == "none")]
+    if control == "fine-tuned":
+        kept = kept[kept["chooser"] == "DDLR"]
+    kept = kept[kept["tuned"] == control]
+    return kept[kept["note"].isna()] if "note" in kept else kept  # a note says that training diverged
+
+
+def ahead_of_random(table: pd.DataFrame) -> Verdict | None:
+    """Judge whether DDLR, cut and refitted, is ahead of random ranks in our factors; None without rows."""
+    ours, others = _at_given_sizes(table, "DDLR, cut, refit"), of_control(table, "random")
+    return _ahead_of(ours, others, sorted(set(ours["budget"])), _runs(table), "random ranks")
+
+
+def ahead_of_scratch(table: pd.DataFrame) -> Verdict | None:
+    """Judge whether DDLR, cut, refitted and fine-tuned, is ahead of thin layers of equal size trained from scratch; None without rows."""
+    ours, others = (of_control(table, control) for control in ("fine-tuned", "from scratch"))
+    return _ahead_of(ours, others, TRAINED, _runs(table), "training from scratch")
+
+
+def _ahead_of(ours, others, sizes, runs, than):
+    if not runs:
+        return None
+    settings = [(*run, size) for run in dict.fromkeys(run[:2] for run in runs) for size in sizes]
+    have = set(others[["dataset", "network", "budget"]].itertuples(index=False, name=None))
+    reasons = {one: "no DDLR network of that size" if one in have else f"no row of {than}" for one in settings}
+    if not len(others) or not len(ours):
+        return verdicts.not_measured(f"no row of {than}", [f"{', '.join(one[:2])} {one[2]:.0%}" for one in settings])
+    return verdicts.ahead_verdict(ours, others, settings=settings, absent=reasons, than=than)
+
+
 def tables(table: pd.DataFrame) -> dict[str, str]:
     """Return {heading: Markdown table} of the published rows, as the gallery shows them."""
     equal, spread = [], []
@@ -350,7 +386,12 @@ def _claims() -> tuple[Claim, ...]:
             ("both cut and refitted, indices counted", "DDLR, cut, refit", "Net-Trim, cut, refit, with indices"),
         )
     ]  # fmt: skip
-    return (*first, *second, *own, *third)
+    tuned = f"fine-tuned for {finetuning.STEPS} steps at the best of {len(finetuning.RATES)} rates"
+    fourth = [
+        Claim("DDLR", "control: cut and refitted, ahead of random ranks in our factors, no program", f"{ALL}; {given}", "ahead", "-", ahead_of_random, RERUN),
+        Claim("DDLR", "control: cut, refitted and fine-tuned, ahead of a network of equal size trained from scratch", f"{ALL}; classifier dense, 10 and 20 % of the parameters; {tuned}, from scratch with the whole recipe of the dense network", "ahead", "-", ahead_of_scratch, RERUN),
+    ]  # fmt: skip
+    return (*first, *second, *own, *third, *fourth)
 
 
 CLAIMS = _claims()

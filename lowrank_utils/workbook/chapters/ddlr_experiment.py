@@ -12,22 +12,24 @@ from torch import nn
 from lowrank_utils.factors import ddlr_network, replace
 from lowrank_utils.factors.ddlr import Solution
 from lowrank_utils.factors.program import RANK_TOLERANCE
-from lowrank_utils.lab import columns, score
+from lowrank_utils.lab import columns, finetuning, score
 from lowrank_utils.lab.data import Dataset
 from lowrank_utils.network.profile import Profile, plan_cost
 from lowrank_utils.network.statistics import collect_activations
 from lowrank_utils.ranks import components, rules, units
 from lowrank_utils.ranks import epsilons as epsilons_of
+from lowrank_utils.workbook import contest
 from lowrank_utils.workbook import laboratory as laboratories
 
 OWNER = "04_ddlr"  # the notebook of the rows
 SHARES = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.6)  # sizes at which all methods are compared
 CUT = {"DDLR": 0.05, "Net-Trim": 0.01}  # share of the largest value below which a fixed cut sets to zero
+TRAINED = (0.1, 0.2)  # those of networks that are fine-tuned, or trained from scratch
 UNITS_FIRST = (0.7, 0.5, 0.35)  # shares of the parameters that the removal of units leaves
 
 
 @dataclass(frozen=True)
-class Laboratory(laboratories.Laboratory):
+class Laboratory(contest.Tested):
     """What the networks of this chapter are made from and measured with.
 
     ``profile`` has the calibration images of refits and data-aware factors, ``samples`` those of the convex program;
@@ -45,7 +47,8 @@ class Laboratory(laboratories.Laboratory):
 
     def row(self, net: nn.Module, **columns) -> dict:
         """Return a result row of a network, on test images, with its accuracy on validation images beside it."""
-        return super().row(net, **{"valid_accuracy": self.valid(net), "keep_correct": True} | columns)
+        known = {} if "valid_accuracy" in columns else {"valid_accuracy": self.valid(net)}
+        return super().row(net, **known | columns)
 
     def hidden(self, solutions: dict[str, Solution]) -> dict:
         """Return the solutions without the classifier's, which then stays dense."""
@@ -53,18 +56,26 @@ class Laboratory(laboratories.Laboratory):
 
 
 def laboratory(
-    images: Dataset, model: nn.Module, *, samples: int, calibration_images: int, options: dict, **about
+    images: Dataset,
+    model: nn.Module,
+    *,
+    samples: int,
+    calibration_images: int,
+    options: dict,
+    controls: bool = False,
+    **about,
 ) -> Laboratory:
     """Return the `Laboratory` of a trained network: `samples` and `calibration_images` of its training images, solver `options`.
 
-    `about` says what every row is about: dataset, network, seed.
+    `about` says what every row is about: dataset, network, seed. With `controls` it has corrupted test images.
     """
     base = laboratories.laboratory(images, model, calibration_images=calibration_images, notebook=OWNER, **about)
     read = base.profile
     linear = [name for name in read.factorable if isinstance(model.get_submodule(name), nn.Linear)]
     convolutions = [name for name in read.factorable if name not in linear]
     solving = read.but(calibration=images.tensors("train", samples)[0])
-    return Laboratory(images, read, base.about, solving, linear, convolutions, options)
+    sets = contest.corrupted(images) if controls else {}
+    return Laboratory(images, read, base.about, solving, linear, convolutions, options, sets=sets)
 
 
 def steps(lab: Laboratory, answers: dict, epsilon: float) -> tuple[list[dict], pd.DataFrame]:
@@ -200,25 +211,29 @@ def cut_to(lab: Laboratory, answers: dict, kept: float, kind: str, refit: bool) 
     return made
 
 
+CONVEX = (("DDLR", "low_rank", "low rank"), ("Net-Trim", "non-zeros", "non-zeros"), ("Net-Trim", "indices", "sparse"))
+
+
 def convex_rows(lab: Laboratory, answers: dict, trimmed: dict, kept: float) -> list[dict]:
     """Return the rows of DDLR and Net-Trim cut to a share `kept`, with and without a refit; epsilon is the best on validation images."""
-    rows = []
-    for chooser, kind, stored_as in (
-        ("DDLR", "low_rank", "low rank"),
-        ("Net-Trim", "non-zeros", "non-zeros"),
-        ("Net-Trim", "indices", "sparse"),
-    ):
-        for refit in (False, True):
-            made = cut_to(lab, answers if chooser == "DDLR" else trimmed, kept, kind, refit)
-            if not made:
-                continue
-            net, epsilon, count = max(made, key=lambda one: lab.valid(one[0]))
-            about = _ddlr(chooser=chooser, factors="convex" if chooser == "DDLR" else "none", stored_as=stored_as)
-            about |= {"program": "as posed", "cut": "to budget", "refit": "least squares" if refit else "none"}
-            # a sparse network is stored densely here; what counts is what its rows of non-zeros would need
-            stored = {"stored": count / lab.size, "parameters_kept": count / lab.size}
-            rows.append(lab.row(net, **about, budget_kind="kept", budget=kept, epsilon=epsilon, **stored))
-    return rows
+    ways = [(*program, refit) for program in CONVEX for refit in (False, True)]
+    found = [best_cut(lab, answers, trimmed, kept, *way) for way in ways]
+    return [lab.row(net, **about) for net, about in filter(None, found)]
+
+
+def best_cut(
+    lab: Laboratory, answers: dict, trimmed: dict, kept: float, chooser: str, kind: str, stored_as: str, refit: bool
+) -> tuple[nn.Module, dict] | None:
+    """Return (network, columns of its row) of a program cut to a share `kept`, its epsilon the best on validation images; None where no cut is enough."""
+    made = cut_to(lab, answers if chooser == "DDLR" else trimmed, kept, kind, refit)
+    if not made:
+        return None
+    net, epsilon, count = max(made, key=lambda one: lab.valid(one[0]))
+    about = _ddlr(chooser=chooser, factors="convex" if chooser == "DDLR" else "none", stored_as=stored_as)
+    about |= {"program": "as posed", "cut": "to budget", "refit": "least squares" if refit else "none"}
+    about |= {"budget_kind": "kept", "budget": kept, "epsilon": epsilon}
+    # a sparse network is stored densely here; what counts is what its rows of non-zeros would need
+    return net, about | {"stored": count / lab.size, "parameters_kept": count / lab.size}
 
 
 @dataclass(frozen=True)
@@ -291,9 +306,49 @@ def _units_first(lab, others, kept):
     return tries
 
 
-def at_sizes(lab: Laboratory, answers: dict, trimmed: dict, shares: Sequence[float] = SHARES) -> list[dict]:
+def control_rows(
+    lab: Laboratory,
+    others: Rivals,
+    answers: dict,
+    trimmed: dict,
+    shares: Sequence[float] = SHARES,
+    steps: int = finetuning.STEPS,
+) -> list[dict]:
+    """Return the rows of the controls, the classifier dense: what is simpler, and what training after the cut gives.
+
+    Random ranks in Fisher-weighted factors at each of `shares`. At those of them in `TRAINED` also both programs cut and refitted, our factors and
+    random ranks, all fine-tuned for `steps` steps, and the thin layers of our plan trained from scratch.
+    """
+    read, rows = others.whole, []
+    least = rules.least_kept(read, "parameters")
+    for kept in [share for share in shares if share >= least]:
+        about = {"scope": "hidden layers", "budget_kind": "kept", "budget": kept, "stored_as": "low rank"}
+        plans = {
+            "component output": _by_output(read, kept, others.bases),
+            "random": lab.random_plan(read, kept, "hidden layers"),
+        }
+        nets = {
+            chooser: replace.apply_plan(read, plan, factors="fisher-weighted", resource="parameters")
+            for chooser, plan in plans.items()
+        }
+        ours = {chooser: about | {"chooser": chooser, "factors": "fisher-weighted"} for chooser in nets}
+        rows.append(lab.row(nets["random"], **ours["random"]))
+        if kept not in TRAINED:
+            continue
+        rows += [lab.fine_tuned(nets[chooser], steps, **ours[chooser]) for chooser in nets]
+        for program in (CONVEX[0], CONVEX[2]):  # the indices of sparse layers are counted
+            found = best_cut(lab, answers, trimmed, kept, *program, refit=True)
+            if found is not None:
+                rows.append(lab.fine_tuned(found[0], steps, keep_zeros=program[0] == "Net-Trim", **found[1]))
+        rows.append(lab.from_scratch(plans["component output"], **about | {"chooser": "component output"}))
+    return rows
+
+
+def at_sizes(
+    lab: Laboratory, answers: dict, trimmed: dict, shares: Sequence[float] = SHARES, others: Rivals | None = None
+) -> list[dict]:
     """Return the rows of every method at every share of the parameters; what cannot be made so small is left out."""
-    others = rivals(lab)
+    others = others or rivals(lab)
     return [
         row for kept in shares for row in (*convex_rows(lab, answers, trimmed, kept), *rival_rows(lab, others, kept))
     ]
@@ -309,6 +364,8 @@ def experiment(
     calibration_images: int = 500,
     options: dict | None = None,
     shares: Sequence[float] = SHARES,
+    controls: bool = False,
+    training_steps: int = finetuning.STEPS,
     **about,
 ) -> pd.DataFrame:
     """Return all result rows of the notebook: the steps after the program, both programs as posed, and every method at equal size.
@@ -319,13 +376,13 @@ def experiment(
     epsilon : relative error of each layer's outputs for the steps; `epsilons`, those among which each size chooses.
     samples, calibration_images : training images that the program, and that refits and data-aware factors see.
     options : of `ddlr.solve`; shares : sizes, as shares of the parameters; about : dataset, network, seed.
+    controls, training_steps : whether `control_rows` are there, and for how many steps these are fine-tuned.
     """
-    lab = laboratory(
-        images, model, samples=samples, calibration_images=calibration_images, options=options or {}, **about
-    )
+    seen = {"samples": samples, "calibration_images": calibration_images, "options": options or {}}
+    lab = laboratory(images, model, controls=controls, **seen, **about)
     answers = {epsilon: ddlr_network.solve_network(lab.samples, epsilon, **lab.options)}
     trimmed = {epsilon: ddlr_network.solve_network(lab.samples, epsilon, penalty="l1", **lab.options)}
-    return compared(lab, answers, trimmed, epsilons, steps(lab, answers[epsilon], epsilon)[0], shares)
+    return compared(lab, answers, trimmed, epsilons, steps(lab, answers[epsilon], epsilon)[0], shares, training_steps)
 
 
 def compared(
@@ -335,12 +392,17 @@ def compared(
     epsilons: Sequence[float],
     step_rows: list[dict],
     shares: Sequence[float] = SHARES,
+    training_steps: int = finetuning.STEPS,
 ) -> pd.DataFrame:
     """Return all result rows, from answers at one epsilon and the rows of its `steps`; solves both programs at the other `epsilons`.
 
-    `answers` and `trimmed`, {epsilon: {layer: Solution}} of DDLR and Net-Trim, take in what is solved.
+    `answers` and `trimmed`, {epsilon: {layer: Solution}} of DDLR and Net-Trim, take in what is solved. A laboratory with corrupted test images
+    has `control_rows`, too.
     """
     known = list(answers)
     solve_all(lab, epsilons, answers, trimmed)
     rows = [lab.dense_row(), *step_rows, *at_epsilons(lab, answers, trimmed, besides=known), *by_layer(lab, answers)]
-    return columns.table(rows + at_sizes(lab, answers, trimmed, shares))
+    others = rivals(lab)
+    rows += at_sizes(lab, answers, trimmed, shares, others)
+    rows += control_rows(lab, others, answers, trimmed, shares, training_steps) if lab.sets else []
+    return columns.table(rows)

@@ -580,39 +580,59 @@ def about_verdict(rows: pd.DataFrame) -> str:
     return "\n".join([*head, *told])
 
 
-CONTROLS = {
-    "random": "random ranks",
-    "magnitude": "magnitude and fine-tuning",
-    "from scratch": "trained from scratch",
-}
 BESIDE = ("DDLR, cut, refit", "Net-Trim, cut, refit, with indices", "Fisher-weighted")
+TUNED = {  # whose networks are fine-tuned: what chose what stays -> in words
+    "DDLR": "DDLR, cut, refit",
+    "Net-Trim": "Net-Trim, cut, refit, with indices",
+    "component output": "Fisher-weighted",
+    "random": "random ranks",
+}
 
 
-def about_controls(rows: pd.DataFrame) -> str:
-    """Return a Markdown table of test accuracy at equal size: the programs and our fit, one seed, beside the gallery's controls of that network.
+def about_controls(rows: pd.DataFrame, shares: Sequence[float] = (0.2, 0.1, 0.05)) -> str:
+    """Return a Markdown table of test accuracy at equal size, and sentences: the programs and our fit beside what is simpler, and beside what was trained.
 
-    Random ranks: the mean over draws, with the lowest and the highest. Where the gallery has no controls of the dense network in `rows`, one
-    sentence says so.
+    Means over seeds, with the lowest and the highest. Where `rows` hold no control (`ddlr_experiment.control_rows`), one sentence says so.
     """
-    one = rows[rows["seed"] == rows["seed"].min()]
-    found = controls.beside(one)
-    if not len(found):
-        return "The gallery has no controls of this network."
-    ours = named(one)
-    sizes = sorted(set(found["budget"]) & set(ours["budget"]), reverse=True)
-    by = {name: ours[ours["method"] == name].set_index("budget")["accuracy"].reindex(sizes) for name in BESIDE}
-    lines = [[name, *("-" if value != value else f"{100 * value:.1f}" for value in by[name])] for name in BESIDE]
-    ahead = []
-    for name, words in CONTROLS.items():
-        part = found[found["method"] == name].set_index("budget").reindex(sizes)
-        lines.append([words, *(_with_range(*cell) for cell in part[["accuracy", "low", "high"]].to_numpy())])
-        count = int((part["accuracy"].round(3) > by["DDLR, cut, refit"].round(3)).sum())
-        best = int((part["high"].round(3) > by["DDLR, cut, refit"].round(3)).sum())
-        ahead.append(f"{words}, {count}" + (f" (its luckiest draw, {best})" if best > count else ""))
-    table = markdown(["test accuracy in percent", *(f"{size:.0%} kept" for size in sizes)], lines)
-    told = "; ".join(ahead)
-    asked = f"At how many of the {len(sizes)} sizes is a control ahead of DDLR with cut and refit?"
-    return f"{table}\n\n{asked} {told[0].upper()}{told[1:]}."
+    kept = rows[(rows["budget_kind"] == "kept") & rows["budget"].isin(shares)]
+    random, scratch = (kept[_is_control(kept, which)] for which in ("random", "from scratch"))
+    if not len(random):
+        return "These rows hold no control."
+    cut = named(rows)
+    lines = {(name, "cut"): cut[cut["method"] == name] for name in BESIDE} | {("random ranks", "cut"): random}
+    tuned = kept[kept["tuned"] == "fine-tuned"]
+    lines |= {(words, "fine-tuned"): tuned[tuned["chooser"] == chooser] for chooser, words in TUNED.items()}
+    lines |= {("thin layers", "from scratch"): scratch}
+    cells = [[*name, *(_over_seeds(mine, share) for share in shares)] for name, mine in lines.items()]
+    table = markdown(["method", "after the cut", *(f"{share:.0%} kept" for share in shares)], cells)
+    told = [_times_ahead("Random ranks are", random, "DDLR with cut and refit", lines["DDLR, cut, refit", "cut"])]
+    if len(scratch):
+        ddlr = lines["DDLR, cut, refit", "fine-tuned"]
+        told.append(
+            _times_ahead("A network trained from scratch is", scratch, "DDLR with cut, refit and fine-tuning", ddlr)
+        )
+    beside = controls.beside(rows[rows["seed"] == rows["seed"].min()], ["magnitude"])
+    sizes = [f"{one.accuracy:.1%} at {one.budget:.0%} kept" for one in beside.itertuples() if one.budget in shares]
+    if sizes:
+        told.append(
+            f"The gallery has one control more, for seed {rows['seed'].min()}: the smallest weights set to zero and the rest fine-tuned, indices counted. It gives {', '.join(sizes)}."
+        )
+    return f"{table}\n\n{' '.join(told)}"
+
+
+def _is_control(rows, which):
+    return (rows["tuned"] == which) if which != "random" else (rows["chooser"] == "random") & (rows["tuned"] == "none")
+
+
+def _over_seeds(rows, share):
+    found = rows.loc[rows["budget"] == share, "accuracy"]
+    return _with_range(found.mean(), found.min(), found.max())
+
+
+def _times_ahead(words, rows, than, others):
+    both = rows.merge(others, on=["seed", "budget"], suffixes=("", "_other"))
+    ahead = int((both["accuracy"] > both["accuracy_other"]).sum())
+    return f"{words} ahead of {than} in {ahead} of {len(both)} networks."
 
 
 def _with_range(mean, low, high):
