@@ -114,6 +114,7 @@ def changed(**some):
         (3, rows("fixed", "from scratch"), "no row is a control: random"),
         (3, rows(network="resnet20"), "no row is a control: batch norm recalibrated"),
         (3, rows(tuned_accuracy=None), "no row is a control: fine-tuned"),
+        (3, pd.concat([rows(), rows("fixed", "random").assign(dataset="digits")]), "no row is a control: from scratch (lenet300 on digits)"),
         (4, changed(correct=None), "1 of 30 rows do not record which test images are right"),
         (4, rows().query("seed == 0 and draw == 0"), "one run alone: lenet300 on mnist"),
         (5, rows().drop(columns="accuracy_corrupted"), "not measured in every row: corrupted test images"),

@@ -307,10 +307,12 @@ def test_random_ranks_stand_beside_ours_for_a_notebook():
     told = controls.about_random(dense)
     line = next(line for line in told.splitlines() if line.startswith("| random"))
     assert f"{at.mean():.1f} ({at.min():.1f} to {at.max():.1f})" in line and f"{len(at)} draws" in told
-    assert [line.split(",")[0] for line in told.splitlines()[4:]] == [
-        "| ours | " + told.splitlines()[4][9:],
-        "| random",
-        "| fixed",
+    lines = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in told.splitlines()[4:]}
+    after = ["ours, fine-tuned", "random, our factors, fine-tuned", "our plan, from scratch"]
+    assert list(lines) == ["ours", "random, our factors", "fixed, our factors", *after]
+    scratch = table[(table["tuned"] == "from scratch") & (table["chooser"] == "exact-Fisher")].set_index("budget")
+    assert [float(cell) for cell in lines[after[-1]]] == [
+        round(100 * scratch["accuracy"][size], 1) for size in (0.2, 0.1, 0.05)
     ]
     assert f"the dense network has {100 * dense['accuracy'].item():.1f}." in told
     for other in ({"network": "lenet5"}, {"seed": 5}, {"accuracy": 0.5}):

@@ -122,16 +122,25 @@ def as_posed(rows: pd.DataFrame) -> str:
 
 
 def controls(rows: pd.DataFrame) -> str:
-    """Return which controls no row is; "" where all are there."""
+    """Return which controls the rows of a network lack; "" where every network has all of them."""
+    lacking: dict[str, list[str]] = {}
+    for (dataset, network), mine in rows.groupby(["dataset", "network"]):
+        for control in _absent(mine, network):
+            lacking.setdefault(control, []).append(f"{network} on {dataset}")
+    told = [f"{control} ({', '.join(where)})" for control, where in lacking.items()]
+    return "no row is a control: " + ", ".join(told) if told else ""
+
+
+def _absent(rows, network):
     names = [name for name in ("chooser", "refit", "tuned") if name in rows]
     words = {str(word) for name in names for word in rows[name].dropna().unique()}
-    asked = ["from scratch", "random"]
-    asked += ["recalibrated"] if rows["network"].isin(WITH_BATCH_NORM).any() else []
-    lacking = [control for control in asked if not any(control in word for word in words)]
-    lacking = ["batch norm recalibrated" if control == "recalibrated" else control for control in lacking]
+    asked = {"from scratch": "from scratch", "random": "random"}
+    asked |= {"recalibrated": "batch norm recalibrated"} if network in WITH_BATCH_NORM else {}
+    for word, control in asked.items():
+        if not any(word in each for each in words):
+            yield control
     if not ((rows["tuned"] == "fine-tuned").any() or _has(rows, "tuned_accuracy").any()):
-        lacking.append("fine-tuned")
-    return "no row is a control: " + ", ".join(lacking) if lacking else ""
+        yield "fine-tuned"
 
 
 def in_pairs(rows: pd.DataFrame) -> str:

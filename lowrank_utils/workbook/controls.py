@@ -314,8 +314,9 @@ def spread_over_draws(rows: pd.DataFrame) -> pd.DataFrame:
 def about_random(rows: pd.DataFrame) -> str:
     """Return a Markdown table of what the choice of ranks is worth for the dense network in `rows`: ours, random ranks and one share, over draws.
 
-    Accuracy in percent, mean (lowest to highest) over the draws of calibration images, Fisher-weighted factors, nothing trained after the cut. (No
-    rank of ours is below `contest.FLOOR` of its break-even rank; random ranks may be.) Where the gallery has no such rows, one sentence says so.
+    Accuracy in percent, mean (lowest to highest) over the draws of calibration images, Fisher-weighted factors, nothing trained after the cut; then, of
+    the first draw, ours and random ranks fine-tuned, and our plan trained from scratch, where the gallery has them. (No rank of ours is below
+    `contest.FLOOR` of its break-even rank; random ranks may be.) Where the gallery has no such rows, one sentence says so.
     """
     mine = of_network(rows)
     if not (mine["chooser"] == "random").any():
@@ -325,6 +326,14 @@ def about_random(rows: pd.DataFrame) -> str:
         [name for name in ("ours", "random, our factors", "fixed, our factors") if name in found.index]
     )
     lines = [[name, *row] for name, row in zip(found.index, found.to_numpy())]
+    shares = sorted(mine["budget"].dropna().unique(), reverse=True)
+    after = _first(shown(mine))
+    for tuned, chooser in (("fine-tuned", OURS[0]), ("fine-tuned", "random"), ("from scratch", OURS[0])):
+        one = after[(after["tuned"] == tuned) & (after["chooser"] == chooser)]
+        if len(one):
+            (name,) = set(one["method"] + (", fine-tuned" if tuned == "fine-tuned" else ""))
+            by = one.set_index("budget")["accuracy"].reindex(shares)
+            lines.append([name, *(_percent(value) for value in by)])
     count = mine.loc[mine["chooser"] == "random", "draw"].nunique()
     draws = f"{count} draw{'s' * (count > 1)}"
     head = f"Test accuracy in percent, {draws} of ranks and calibration images; the dense network has {100 * _first(mine).loc[mine['chooser'] == 'dense', 'accuracy'].iloc[0]:.1f}."

@@ -36,7 +36,7 @@ UNMET = {  # rules of fair comparison that tables do not keep, and why; see `aud
     "*": {
         3: "Random choice is there. Notebook 03 sets fine-tuning and the small network trained from scratch beside entropy, for LeNet-300-100 on Fashion-MNIST; they are not run for the other networks.",
         4: "The published rows do not record test images. The tables show means and spread, and no claim is judged by them.",
-        5: "Not measured yet on corrupted images. Time and memory belong to *Side by side*.",
+        5: "Corrupted images, memory and time stand under *Controls and rivals* for low-rank and sparse networks. Not measured yet for networks with fewer units.",
         6: "Each seed has a split of its own, so the three seeds are three draws of the calibration images. Five draws are not run yet.",
         7: "The figures show every size.",
     },
