@@ -162,7 +162,7 @@ def test_claims_of_controls_count_what_is_there_and_name_what_is_not(controlled)
     assert scratch.settings == 2 and chance.settings == 2 and set(chance.paired_by) == {"images and seeds"}
     old = every[(every["chooser"] != "random") & (every["tuned"] == "none")]
     chance = claims["control: adaptive ranks (energy) beat random ranks"].measure(old)
-    assert chance.holds == "-" and set(chance.left_out.values()) == {"no row of random ranks"}
+    assert chance.holds == "-" and set(chance.left_out.values()) == {"no row of random ranks in plain factors"}
 
 
 def test_sizes_are_met_and_the_drop_is_kept(rows):

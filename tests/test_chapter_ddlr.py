@@ -13,7 +13,7 @@ from lowrank_utils.factors import ddlr_network
 from lowrank_utils.factors.ddlr import solve
 from lowrank_utils.lab import columns, data, score, training
 from lowrank_utils.workbook import controls, gallery, plots
-from lowrank_utils.workbook.chapters import ddlr, ddlr_lesson
+from lowrank_utils.workbook.chapters import arsvd, ddlr, ddlr_lesson
 
 ABOUT = {"dataset": "digits", "network": "toy", "seed": 0}
 
@@ -275,23 +275,33 @@ def test_controls_stand_beside_the_programs_and_are_counted(controlled):
         return f"{100 * rows.loc[rows['budget'] == size, 'accuracy'].item():.1f}"
 
     found, told = cells(controlled)
-    random, scratch = (ddlr.of_control(controlled, which) for which in ("random", "from scratch"))
-    assert found["random ranks", "cut"] == ["-", accuracy(random, 0.1), accuracy(random, 0.05)]
-    assert found["thin layers", "from scratch"] == ["-", accuracy(scratch, 0.1), "-"]
-    tuned = controlled[controlled["tuned"] == "fine-tuned"].set_index("chooser")["accuracy"]
+    random, tuned, scratch = (ddlr.of_control(controlled, which) for which in ("random", "fine-tuned", "from scratch"))
+    assert found["random ranks", "none"] == ["-", accuracy(random, 0.1), accuracy(random, 0.05)]
+    fresh = ("fresh weights, ranks of Fisher-weighted", "2 epochs")
+    assert found[fresh] == ["-", accuracy(scratch, 0.1), "-"]
+    after = tuned.set_index("chooser")["accuracy"]
     for chooser, words in ddlr_lesson.TUNED.items():
-        assert found[words, "fine-tuned"] == ["-", f"{100 * tuned[chooser]:.1f}", "-"]
-    mine = ddlr.named(controlled)
-    mine = mine[mine["method"] == "DDLR, cut, refit"].set_index("budget")["accuracy"]
-    ahead = sum(random.set_index("budget")["accuracy"][size] > mine[size] for size in (0.05, 0.1))
-    assert f"Random ranks are ahead of DDLR with cut and refit in {ahead} of 2 networks." in told
-    assert f"in {int(scratch['accuracy'].item() > tuned['DDLR'])} of 1 networks." in told
+        assert found[words, "5 steps"] == ["-", f"{100 * after[chooser]:.1f}", "-"]
+    mine = ddlr.named(controlled).set_index(["method", "budget"])["accuracy"]
+    for method in ("Fisher-weighted", "DDLR, cut, refit"):
+        ahead = sum(random.set_index("budget")["accuracy"][size] > mine[method, size] for size in (0.05, 0.1))
+        assert f"are ahead of {method} in {ahead} of 2 pairs" in told
+    assert f"in {int(scratch['accuracy'].item() > after['DDLR'])} of 1 pairs" in told
+    assert "2 epochs against 5 steps of 128 images. Only the networks with 10% kept were trained." in told
     lucky = controlled.assign(accuracy=controlled["accuracy"].where(controlled["chooser"] != "random", 1.0))
-    assert "DDLR with cut and refit in 2 of 2 networks" in cells(lucky)[1]
-    two = pd.concat([controlled, controlled.assign(seed=1, accuracy=controlled["accuracy"] - 0.1)])
+    assert "ahead of DDLR, cut, refit in 2 of 2 pairs" in cells(lucky)[1]
+    other = controlled.assign(seed=1, accuracy=controlled["accuracy"] - 0.1)
     high, low = random["accuracy"].iloc[0], random["accuracy"].iloc[0] - 0.1
-    assert cells(two)[0]["random ranks", "cut"][2] == f"{50 * (high + low):.1f} ({100 * low:.1f} to {100 * high:.1f})"
-    assert ddlr_lesson.about_controls(controlled[controlled["chooser"] != "random"]) == "These rows hold no control."
+    both = cells(pd.concat([controlled, other]))[0]
+    assert both["random ranks", "none"][2] == f"{50 * (high + low):.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    one_lacks = cells(pd.concat([controlled, other[other["tuned"] != "from scratch"]]))[0]
+    assert one_lacks.pop(fresh) == ["-", "-", "-"] and both.pop(fresh) != ["-", "-", "-"] and one_lacks == both
+    none = controlled[controlled["chooser"] != "random"]
+    assert ddlr_lesson.about_controls(none).startswith("These rows hold no control.")
+    plain = controlled[controlled["tuned"] == "none"]
+    assert "steps" not in ddlr_lesson.about_controls(plain) and "Only the networks" not in ddlr_lesson.about_controls(
+        plain
+    )
 
 
 def test_the_gallery_names_its_magnitude_pruning_beside_the_rows(controlled):
@@ -304,23 +314,41 @@ def test_the_gallery_names_its_magnitude_pruning_beside_the_rows(controlled):
     assert f"It gives {known[0.05]:.1%} at 5% kept, {known[0.1]:.1%} at 10% kept, {known[0.2]:.1%} at 20% kept." in told
 
 
-def test_controls_are_judged_as_claims(controlled):
-    claims = {claim.claim: claim for claim in ddlr.CLAIMS}
-    random, scratch = (claim for name, claim in claims.items() if name.startswith("control"))
-    rows = controlled.assign(notebook=ddlr.NOTEBOOK)
-    for claim in (random, scratch):
-        assert claim.measure(rows[:0]) is None
-    plain = rows[(rows["tuned"] == "none") & (rows["chooser"] != "random")]
+def test_controls_are_judged_as_claims_and_no_other_claim_reads_them(controlled):
+    claims = {claim.claim: claim for claim in ddlr.CLAIMS if claim.claim.startswith("control")}
+    ranks, random, scratch = claims.values()
+    for claim in claims.values():
+        assert claim.measure(controlled[:0]) is None
+    plain = controlled[(controlled["tuned"] == "none") & (controlled["chooser"] != "random")]
     assert random.measure(plain).said == "not measured: no row of random ranks"
-    assert scratch.measure(plain).said == "not measured: no row of training from scratch"
-    counted = random.measure(rows)
-    assert counted.counted == 2 and "against random ranks" in counted.said and counted.paired_by == ("images",) * 2
-    assert scratch.measure(rows).counted == 1
-    assert list(scratch.measure(rows).left_out.values()) == ["no row of training from scratch"]
-    lost = rows.assign(
-        note=rows["tuned"].where(rows["tuned"] == "from scratch").map({"from scratch": "Training diverged"})
+    assert scratch.measure(plain).said == "not measured: no row of DDLR, fine-tuned and of training from scratch"
+    for claim in (ranks, random):
+        found = claim.measure(controlled)
+        assert found.counted == 2 and "against random ranks" in found.said and found.paired_by == ("images",) * 2
+    assert ranks.measure(controlled).said != random.measure(controlled).said
+    found = scratch.measure(controlled)
+    assert found.counted == 1
+    assert list(found.left_out.values()) == ["no row of DDLR, fine-tuned and of training from scratch"]
+    apart = controlled[(controlled["chooser"] != "random") | (controlled["budget"] != 0.05)]
+    assert list(random.measure(apart).left_out.values()) == ["no row of random ranks"]
+    others = [claim for claim in (*ddlr.CLAIMS, *arsvd.CLAIMS) if claim.claim not in claims]
+    for claim in others:
+        assert claim.measure(controlled) == claim.measure(plain), claim.claim
+
+
+def test_only_training_that_diverged_altogether_is_left_out(controlled):
+    scratch = next(claim for claim in ddlr.CLAIMS if "from scratch" in claim.claim)
+    one_rate = controlled.assign(
+        note=controlled["tuned"].map({"fine-tuned": "Diverged at a rate of 0.003."}).astype(object)
     )
-    assert scratch.measure(lost).holds == "-"
+    assert scratch.measure(one_rate) == scratch.measure(controlled)
+    assert ddlr_lesson.about_controls(one_rate) == ddlr_lesson.about_controls(controlled)
+    lost = {
+        "DDLR, fine-tuned": one_rate.assign(rate=None),
+        "training from scratch": controlled.assign(note=controlled["tuned"].map({"from scratch": "Training diverged"})),
+    }
+    for side, rows in lost.items():
+        assert scratch.measure(rows).said == f"not measured: no row of {side}"
 
 
 @pytest.fixture(scope="module")

@@ -247,6 +247,14 @@ def test_what_takes_training_can_be_left_out(rows, one):
     assert "One draw of calibration images only" in page and "nan" not in page
 
 
+def test_the_page_names_what_was_cut_but_not_fine_tuned(rows):
+    assert "but not fine-tuned" not in controls.section(rows)
+    some = rows[~((rows["chooser"] == "BALF") & (rows["tuned"] != "none"))]
+    assert "- lenet300: cut, but not fine-tuned, for each takes minutes: BALF, whitened factors." in controls.section(
+        some
+    )
+
+
 def test_networks_from_scratch_are_held_against_ours_fine_tuned(rows):
     table = controls.beside_ours(rows)
     scratch = table[table["method"].str.endswith("from scratch")]
@@ -308,12 +316,16 @@ def test_random_ranks_stand_beside_ours_for_a_notebook():
     line = next(line for line in told.splitlines() if line.startswith("| random"))
     assert f"{at.mean():.1f} ({at.min():.1f} to {at.max():.1f})" in line and f"{len(at)} draws" in told
     lines = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in told.splitlines()[4:]}
-    after = ["ours, fine-tuned", "random, our factors, fine-tuned", "our plan, from scratch"]
+    after = ["ours", "random, our factors"]
+    after = [f"{name}, first draw, fine-tuned" for name in after] + ["our plan, first draw, from scratch"]
     assert list(lines) == ["ours", "random, our factors", "fixed, our factors", *after]
     scratch = table[(table["tuned"] == "from scratch") & (table["chooser"] == "exact-Fisher")].set_index("budget")
     assert [float(cell) for cell in lines[after[-1]]] == [
         round(100 * scratch["accuracy"][size], 1) for size in (0.2, 0.1, 0.05)
     ]
+    drawn = table[(table["chooser"] == "random") & (table["draw"] == 0)].pivot_table("accuracy", "budget", "tuned")
+    cut, tuned = (f"{100 * drawn.loc[0.05, how]:.1f}" for how in ("none", "fine-tuned"))
+    assert lines[after[1]][2].strip() == f"{cut}, then {tuned}" and "first draw alone" in told
     assert f"the dense network has {100 * dense['accuracy'].item():.1f}." in told
     for other in ({"network": "lenet5"}, {"seed": 5}, {"accuracy": 0.5}):
         assert controls.about_random(dense.assign(**other)) == "The gallery has no controls of this network."

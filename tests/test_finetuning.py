@@ -118,14 +118,18 @@ class Viewing(nn.Sequential):
 
 @pytest.mark.parametrize("kind", [nn.Sequential, Viewing])
 def test_weights_come_back_in_the_usual_order_whatever_a_network_can_take(digits, kind):
-    parts = [nn.Conv2d(1, 4, 3), nn.Linear(4 * 36, 10)]
-    model = kind(*parts) if kind is Viewing else kind(parts[0], nn.Flatten(), parts[1])
-    shapes = []
-    model[0].register_forward_hook(lambda layer, given, answer: shapes.append(layer.weight.stride()))
-    found = fine_tune(model, digits, steps=3, rates=(1e-3,), device="cpu").model
-    assert found[0].weight.is_contiguous() and model[0].weight.is_contiguous()
-    usual = model[0].weight.stride()
-    assert len(set(shapes[1:4])) == 1 and (shapes[1] == usual) == (kind is Viewing)
+    torch.manual_seed(0)
+    convolutions, last = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)), nn.Linear(4 * 16, 10)
+    model = kind(convolutions, last) if kind is Viewing else kind(convolutions, nn.Flatten(), last)
+    usual, seen = convolutions[1].weight.stride(), []
+    convolutions[1].register_forward_hook(
+        lambda layer, given, answer: seen.append((layer.weight.stride(), len(answer)))
+    )
+    found = fine_tune(model, digits, steps=3, rates=(1e-3, 3e-3), device="cpu").model
+    assert found[0][1].weight.stride() == model[0][1].weight.stride() == usual
+    trained = [stride for stride, images in seen if images == finetuning.BATCH]
+    assert len(trained) == 6 and {stride == usual for stride in trained} == {kind is Viewing}
+    assert sum(images == 2 for _, images in seen) == 1  # tried once, not once a rate
 
 
 def test_what_diverges_is_said_and_not_taken(digits, network):

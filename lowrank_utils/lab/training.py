@@ -211,6 +211,23 @@ def augmentation(data: Dataset) -> Callable[[torch.Tensor, torch.Generator], tor
     return partial(crop_flip, border=black)
 
 
+def layout_for(model: nn.Module, images: torch.Tensor) -> torch.memory_format:
+    """Return the order of the weights in memory with which a step of training is fastest and works.
+
+    With the channels last a step of a convolutional network takes a quarter to a third less time; a network that flattens with ``view()`` cannot
+    take it. Found by one step of a copy on `images` (at least two, N x C x H x W). `model` is left as it was.
+    """
+    tried = modules.copied(model).to(images.device, memory_format=torch.channels_last).train()
+    try:
+        with torch.random.fork_rng(devices=[]):  # dropout draws from the global state
+            tried(images).sum().backward()
+    except RuntimeError as error:
+        if not about_layout(error):
+            raise
+        return torch.contiguous_format
+    return torch.channels_last
+
+
 def fit(
     model: nn.Module,
     data: Dataset,

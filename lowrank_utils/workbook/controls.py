@@ -41,7 +41,8 @@ published = partial(rivals.published, NAME)
 
 @dataclass(frozen=True)
 class Case:
-    """A network of the section: its shares kept, the candidates of AIMET's search, its checkpoint, and the low-rank methods."""
+    """A network of the section: its shares kept, the candidates of AIMET's search, its checkpoint, its low-rank methods, and those
+    of them that are fine-tuned (None: all)."""
 
     dataset: str
     network: str
@@ -49,13 +50,14 @@ class Case:
     candidates: int
     checkpoint: str = ""
     pairs: tuple[tuple[str, str], ...] = contest.PAIRS
+    trained: tuple[tuple[str, str], ...] | None = None
 
 
+FEW = (OURS, ("random", "fisher-weighted"), ("fixed", "svd"), ("BALF", "whitened"), ("ZS-SVD", "whitened"))
 CASES = (
     Case("fashion-mnist", "lenet300", (0.2, 0.1, 0.05), 40),
-    Case("fashion-mnist", "vgg_small", (0.5, 0.25), 10),
+    Case("fashion-mnist", "vgg_small", (0.5, 0.25), 10, trained=FEW),  # each network takes three minutes
 )
-FEW = (OURS, ("random", "fisher-weighted"), ("fixed", "svd"), ("BALF", "whitened"), ("ZS-SVD", "whitened"))
 RESNET = Case("cifar10", "resnet20", (0.5, 0.25), 10, "public", FEW)  # for `renew`: hours of fine-tuning on two cores
 
 
@@ -73,7 +75,7 @@ def asked(case: Case, one: Contest, trained: bool = True) -> list[Asked]:
         wanted = contest.asked_dense() + wanted + contest.asked_eight_bits(kept)
         wanted += contest.asked_recalibrated(kept, one.model)
     if one.draw == 0 and trained:
-        wanted += contest.asked_scratch(kept, case.network) + contest.asked_tuned(kept, case.pairs)
+        wanted += contest.asked_scratch(kept, case.network) + contest.asked_tuned(kept, case.trained or case.pairs)
     about = {"dataset": case.dataset, "network": case.network, "seed": one.about["seed"], "draw": one.draw}
     return [about | each for each in wanted]
 
@@ -129,7 +131,7 @@ def is_complete(rows: pd.DataFrame, network: str) -> bool:
     """Return whether the gallery's rows of a network hold all draws and all that is trained; hours may lie between the first row and the last."""
     (case,) = [case for case in CASES if case.network == network]
     mine = rows[rows["network"] == network]
-    trained = (len(case.pairs) + len(contest.SPARSE)) * len(case.kept)
+    trained = (len(case.trained or case.pairs) + len(contest.SPARSE)) * len(case.kept)
     return mine["draw"].nunique() >= DRAWS and int((mine["tuned"] == contest.TRAINED[-1]).sum()) >= trained
 
 
@@ -315,7 +317,7 @@ def about_random(rows: pd.DataFrame) -> str:
     """Return a Markdown table of what the choice of ranks is worth for the dense network in `rows`: ours, random ranks and one share, over draws.
 
     Accuracy in percent, mean (lowest to highest) over the draws of calibration images, Fisher-weighted factors, nothing trained after the cut; then, of
-    the first draw, ours and random ranks fine-tuned, and our plan trained from scratch, where the gallery has them. (No rank of ours is below
+    the first draw, ours and random ranks before and after fine-tuning, and our plan trained from scratch, where the gallery has them. (No rank of ours is below
     `contest.FLOOR` of its break-even rank; random ranks may be.) Where the gallery has no such rows, one sentence says so.
     """
     mine = of_network(rows)
@@ -326,18 +328,33 @@ def about_random(rows: pd.DataFrame) -> str:
         [name for name in ("ours", "random, our factors", "fixed, our factors") if name in found.index]
     )
     lines = [[name, *row] for name, row in zip(found.index, found.to_numpy())]
-    shares = sorted(mine["budget"].dropna().unique(), reverse=True)
-    after = _first(shown(mine))
-    for tuned, chooser in (("fine-tuned", OURS[0]), ("fine-tuned", "random"), ("from scratch", OURS[0])):
-        one = after[(after["tuned"] == tuned) & (after["chooser"] == chooser)]
-        if len(one):
-            (name,) = set(one["method"] + (", fine-tuned" if tuned == "fine-tuned" else ""))
-            by = one.set_index("budget")["accuracy"].reindex(shares)
-            lines.append([name, *(_percent(value) for value in by)])
+    shares = sorted(mine.loc[mine["chooser"] == "random", "budget"].unique(), reverse=True)
+    lines += [[name, *cells] for name, cells in _with_labels(mine, shares).items()]
     count = mine.loc[mine["chooser"] == "random", "draw"].nunique()
     draws = f"{count} draw{'s' * (count > 1)}"
-    head = f"Test accuracy in percent, {draws} of ranks and calibration images; the dense network has {100 * _first(mine).loc[mine['chooser'] == 'dense', 'accuracy'].iloc[0]:.1f}."
-    return f"{head}\n\n{markdown(['method', *(f'{share} of the MACs' for share in found.columns)], lines)}"
+    told = f"Test accuracy in percent, {draws} of ranks and calibration images; the dense network has {100 * _first(mine).loc[mine['chooser'] == 'dense', 'accuracy'].iloc[0]:.1f}."
+    if len(lines) > len(found):
+        steps = " or ".join(str(int(each)) for each in sorted(mine["steps"].dropna().unique()))
+        told += f" The last lines show what labels add, for the first draw alone: the network as it was cut, and after {steps} steps of training. Thin layers from scratch were trained as the dense network was."
+    return f"{told}\n\n{markdown(['method', *(f'{share:.0%} of the MACs' for share in shares)], lines)}"
+
+
+def _with_labels(rows, shares):
+    # {method: accuracy before and after training at each share} of the first draw; {} where nothing was trained
+    first, found = _first(shown(rows)), {}
+    for chooser, words in ((OURS[0], "ours"), ("random", "random, our factors")):
+        mine = first[(first["chooser"] == chooser) & (first["factors"] == OURS[1])].pivot_table(
+            "accuracy", "budget", "tuned"
+        )
+        if "fine-tuned" in mine:
+            cells = mine.reindex(shares)[["none", "fine-tuned"]].to_numpy()
+            found[f"{words}, first draw, fine-tuned"] = [
+                f"{_percent(cut)}, then {_percent(after)}" for cut, after in cells
+            ]
+    scratch = first[(first["chooser"] == OURS[0]) & (first["tuned"] == "from scratch")].set_index("budget")["accuracy"]
+    if len(scratch):
+        found["our plan, first draw, from scratch"] = [_percent(value) for value in scratch.reindex(shares)]
+    return found
 
 
 def _percent(value):
@@ -393,7 +410,7 @@ def section(rows: pd.DataFrame) -> str:
     """Return the part of the gallery's page: figure, tables, what is ahead of ours, stability, and what was left out."""
     parts = [_case_section(name, mine) for name, mine in rows.groupby(["dataset", "network"], sort=False)]
     cut = rows[(rows["tuned"] == "none") & (rows["bits"] == 32) & (rows["chooser"] != "dense")]
-    said = "\n".join(notes(rows)) or "- None."
+    said = "\n".join([*notes(rows), *_only_cut(rows)]) or "- None."
     missing = [case.network for case in CASES if case.network not in set(rows["network"])]
     waiting = f" Not measured yet: {', '.join(missing)}." if missing else ""
     return f"""## Controls and rivals
@@ -415,6 +432,16 @@ def section(rows: pd.DataFrame) -> str:
 
 The rows are `controls.csv`; times, rates and plans stand there, and the most memory that the process had held by then.
 """
+
+
+def _only_cut(rows):
+    # the low-rank methods of a network that were not fine-tuned, where others were
+    for network, mine in shown(rows).groupby("network", sort=False):
+        low = mine[(mine["stored_as"] == "low rank") & (mine["bits"] == 32)]
+        names = {state: low.loc[low["tuned"] == state, "method"].unique() for state in ("none", "fine-tuned")}
+        left = [name for name in names["none"] if name not in names["fine-tuned"]]
+        if left and len(names["fine-tuned"]):
+            yield f"- {network}: cut, but not fine-tuned, for each takes minutes: {'; '.join(left)}."
 
 
 def _words(rows):

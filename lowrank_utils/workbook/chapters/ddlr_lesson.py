@@ -19,7 +19,7 @@ from torch import nn
 from lowrank_utils.factors import ddlr as layer_ddlr
 from lowrank_utils.factors import ddlr_network, replace
 from lowrank_utils.factors.ddlr import Solution
-from lowrank_utils.lab import score
+from lowrank_utils.lab import finetuning, score
 from lowrank_utils.workbook import controls, verdicts
 from lowrank_utils.workbook.chapters.ddlr import (
     as_posed,
@@ -27,6 +27,7 @@ from lowrank_utils.workbook.chapters.ddlr import (
     in_every_seed,
     mean_lost,
     named,
+    of_control,
     size_axis,
 )
 from lowrank_utils.workbook.chapters.ddlr_experiment import Laboratory
@@ -592,47 +593,53 @@ TUNED = {  # whose networks are fine-tuned: what chose what stays -> in words
 def about_controls(rows: pd.DataFrame, shares: Sequence[float] = (0.2, 0.1, 0.05)) -> str:
     """Return a Markdown table of test accuracy at equal size, and sentences: the programs and our fit beside what is simpler, and beside what was trained.
 
-    Means over seeds, with the lowest and the highest. Where `rows` hold no control (`ddlr_experiment.control_rows`), one sentence says so.
+    Means over seeds, with the lowest and the highest; "-" where not every seed has such a network. Where `rows` hold no control
+    (`ddlr_experiment.control_rows`), one sentence says so.
     """
-    kept = rows[(rows["budget_kind"] == "kept") & rows["budget"].isin(shares)]
-    random, scratch = (kept[_is_control(kept, which)] for which in ("random", "from scratch"))
+    random, tuned, scratch = (of_control(rows, which) for which in ("random", "fine-tuned", "from scratch"))
     if not len(random):
-        return "These rows hold no control."
-    cut = named(rows)
-    lines = {(name, "cut"): cut[cut["method"] == name] for name in BESIDE} | {("random ranks", "cut"): random}
-    tuned = kept[kept["tuned"] == "fine-tuned"]
-    lines |= {(words, "fine-tuned"): tuned[tuned["chooser"] == chooser] for chooser, words in TUNED.items()}
-    lines |= {("thin layers", "from scratch"): scratch}
-    cells = [[*name, *(_over_seeds(mine, share) for share in shares)] for name, mine in lines.items()]
-    table = markdown(["method", "after the cut", *(f"{share:.0%} kept" for share in shares)], cells)
-    told = [_times_ahead("Random ranks are", random, "DDLR with cut and refit", lines["DDLR, cut, refit", "cut"])]
-    if len(scratch):
-        ddlr = lines["DDLR, cut, refit", "fine-tuned"]
-        told.append(
-            _times_ahead("A network trained from scratch is", scratch, "DDLR with cut, refit and fine-tuning", ddlr)
-        )
-    beside = controls.beside(rows[rows["seed"] == rows["seed"].min()], ["magnitude"])
-    sizes = [f"{one.accuracy:.1%} at {one.budget:.0%} kept" for one in beside.itertuples() if one.budget in shares]
-    if sizes:
-        told.append(
-            f"The gallery has one control more, for seed {rows['seed'].min()}: the smallest weights set to zero and the rest fine-tuned, indices counted. It gives {', '.join(sizes)}."
-        )
-    return f"{table}\n\n{' '.join(told)}"
+        return "These rows hold no control. A run with `controls` set to `True` writes them."
+    cut, seeds = named(rows), rows["seed"].nunique()
+    lines = {(name, "none"): cut[cut["method"] == name] for name in BESIDE} | {("random ranks", "none"): random}
+    sentences = [
+        _times_ahead("Random ranks in Fisher-weighted factors are", random, name, lines[name, "none"])
+        for name in ("Fisher-weighted", "DDLR, cut, refit")
+    ]
+    if len(tuned):
+        steps = " or ".join(f"{count:.0f} steps" for count in sorted(tuned["steps"].unique()))
+        lines |= {(words, steps): tuned[tuned["chooser"] == chooser] for chooser, words in TUNED.items()}
+        if len(scratch):
+            epochs = f"{scratch['finetuned_epochs'].max():.0f} epochs"
+            lines["fresh weights, ranks of Fisher-weighted", epochs] = scratch
+            than = lines["DDLR, cut, refit", steps]
+            sentences.append(
+                _times_ahead("A network trained from scratch is", scratch, "DDLR with cut, refit and fine-tuning", than)
+            )
+            sentences.append(f"It was trained for longer: {epochs} against {steps} of {finetuning.BATCH} images.")
+        sizes = " and ".join(f"{share:.0%}" for share in sorted(tuned["budget"].unique()))
+        sentences.append(f"Only the networks with {sizes} kept were trained.")
+    cells = [[*name, *(_over_seeds(mine, share, seeds) for share in shares)] for name, mine in lines.items()]
+    table = markdown(["method", "training after the cut", *(f"{share:.0%} kept" for share in shares)], cells)
+    return f"{table}\n\n{' '.join([*sentences, *_magnitude(rows, shares)])}"
 
 
-def _is_control(rows, which):
-    return (rows["tuned"] == which) if which != "random" else (rows["chooser"] == "random") & (rows["tuned"] == "none")
-
-
-def _over_seeds(rows, share):
+def _over_seeds(rows, share, seeds):
     found = rows.loc[rows["budget"] == share, "accuracy"]
-    return _with_range(found.mean(), found.min(), found.max())
+    return _with_range(found.mean(), found.min(), found.max()) if len(found) == seeds else "-"
 
 
 def _times_ahead(words, rows, than, others):
     both = rows.merge(others, on=["seed", "budget"], suffixes=("", "_other"))
     ahead = int((both["accuracy"] > both["accuracy_other"]).sum())
-    return f"{words} ahead of {than} in {ahead} of {len(both)} networks."
+    return f"{words} ahead of {than} in {ahead} of {len(both)} pairs, one for each seed and size."
+
+
+def _magnitude(rows, shares):
+    seed = rows["seed"].min()
+    beside = controls.beside(rows[rows["seed"] == seed], ["magnitude"])
+    sizes = [f"{one.accuracy:.1%} at {one.budget:.0%} kept" for one in beside.itertuples() if one.budget in shares]
+    if sizes:
+        yield f"The gallery has one control more, for seed {seed}: the smallest weights set to zero and the rest fine-tuned, indices counted. It gives {', '.join(sizes)}."
 
 
 def _with_range(mean, low, high):
