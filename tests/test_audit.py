@@ -1,6 +1,7 @@
 """The comparison card: what is published passes, and each rule can be broken."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lowrank_utils.__main__ import app
-from lowrank_utils.workbook import audit, chapters, gallery
+from lowrank_utils.workbook import audit, chapters, controls, gallery
 from lowrank_utils.workbook.chapters import arsvd
 from lowrank_utils.workbook.verdicts import Claim, Verdict
 
@@ -39,6 +40,29 @@ def test_no_reason_stands_for_a_rule_that_is_kept(published):
             assert {(rule, reason) for rule, reason in reasons.items()} <= used
         for claim in getattr(chapter, "CLAIMS", ()):
             assert {(rule, reason) for rule, reason in claim.unmet.items()} <= used
+
+
+def test_reasons_that_point_to_the_controls_have_rows_there():
+    known, shown = controls.published(), 0
+    measured = {
+        "from scratch": known["tuned"] == "from scratch",
+        "andom ranks": known["chooser"] == "random",
+        "ine-tuned networks": known["tuned"] == "fine-tuned",
+        "recalibrated batch norms": known["tuned"] == "recalibrated",
+        "orrupted images": known["accuracy_corrupted"].notna(),
+    }
+    for chapter in chapters.every().values():
+        for text in getattr(chapter, "UNMET", {}).get("*", {}).values():
+            for told in re.findall(r"[^.]*\*Controls and rivals\*[^.]*\.", text):
+                networks = [
+                    name for name, words in (("lenet300", "LeNet-300-100"), ("vgg_small", "vgg_small")) if words in told
+                ]
+                for network in networks or ["lenet300"]:
+                    for words, rows in measured.items():
+                        asked = words in told and not (network == "lenet300" and "recalibrated" in words)
+                        assert not asked or (rows & (known["network"] == network)).any(), (told, network, words)
+                        shown += asked
+    assert shown > 10
 
 
 def test_the_command_fails_where_a_reason_is_taken_away(monkeypatch):

@@ -85,10 +85,7 @@ class Tested(Laboratory):
 
     def fine_tuned(self, net: nn.Module, steps: int, keep_zeros: bool = False, **columns) -> dict:
         """Return the row of `net` after `steps` steps on all labelled training images; the rate is chosen on validation images."""
-        found = finetuning.fine_tune(
-            net, self.images, steps=steps, weight_decay=self.recipe.weight_decay, augment=self.recipe.augment,
-            valid_images=JUDGES, keep_zeros=keep_zeros, seed=self.about["seed"], device=self._device,
-        )  # fmt: skip
+        found = fine_tuned(self, net, steps=steps, keep_zeros=keep_zeros, device=self._device)
         more = {"tuned": "fine-tuned", "steps": steps, "rate": found.rate, "tuned_seconds": found.seconds}
         return self._trained(found.model, found.note, **columns, **more)
 
@@ -108,6 +105,14 @@ class Tested(Laboratory):
     @property
     def _device(self):
         return next(self.model.parameters()).device
+
+
+def fine_tuned(lab: Tested | Contest, net: nn.Module, **options: Any) -> finetuning.Tuned:
+    """Return a network of a laboratory after fine-tuning, the same for every method: by the dense network's recipe, the rate chosen on
+    `JUDGES` validation images. `options`: further ones of `finetuning.fine_tune`, or other values."""
+    same: dict[str, Any] = {"weight_decay": lab.recipe.weight_decay, "augment": lab.recipe.augment}
+    same |= {"valid_images": JUDGES, "seed": lab.about["seed"], "device": "cpu"}
+    return finetuning.fine_tune(net, lab.images, **same | options)
 
 
 def undiverged(rows: pd.DataFrame) -> pd.Series:
@@ -417,11 +422,8 @@ def _from_scratch(one: Contest, chooser: str, kept: float) -> _Entry:
 def _tuned(one: Contest, asked: Asked) -> _Entry:
     before = cut_network(one, asked["chooser"], asked["factors"], asked["budget"])
     teacher = one.model if asked["tuned"] == "distilled" else None
-    options: dict[str, Any] = {"weight_decay": one.recipe.weight_decay, "valid_images": JUDGES, "device": "cpu"}
-    options |= {"augment": one.recipe.augment, "seed": one.about["seed"], **one.fine}
-    keep = asked["stored_as"] == "sparse"
-    found = finetuning.fine_tune(before.net, one.images, teacher=teacher, keep_zeros=keep, **options)
-    more = before.more | {"rate": found.rate, "steps": options.get("steps", finetuning.STEPS), "needs": "labels"}
+    found = fine_tuned(one, before.net, teacher=teacher, keep_zeros=asked["stored_as"] == "sparse", **one.fine)
+    more = before.more | {"rate": found.rate, "steps": one.fine.get("steps", finetuning.STEPS), "needs": "labels"}
     note = " ".join(filter(None, [before.more.get("note", ""), found.note]))
     more |= {"note": note, "tuned_seconds": found.seconds}
     more["untuned_accuracy"] = training.evaluate(before.net, *one.images.tensors("test")).accuracy
