@@ -267,41 +267,48 @@ def test_controls_are_rows_of_their_own_that_no_other_reader_sees(controlled):
 
 def test_controls_stand_beside_the_programs_and_are_counted(controlled):
     def cells(rows):
-        table, told = ddlr_lesson.about_controls(rows).split("\n\n")
+        head, table, told = ddlr_lesson.about_controls(rows).split("\n\n")
         lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
-        return {tuple(line[:2]): line[2:] for line in lines}, told
+        return {tuple(line[:2]): line[2:] for line in lines}, told, head
 
     def accuracy(rows, size):
         return f"{100 * rows.loc[rows['budget'] == size, 'accuracy'].item():.1f}"
 
-    found, told = cells(controlled)
+    found, told, head = cells(controlled)
+    assert f"the dense network has {100 * controlled['accuracy'].iloc[0]:.1f}. For seed 0." in head
     random, tuned, scratch = (ddlr.of_control(controlled, which) for which in ("random", "fine-tuned", "from scratch"))
-    assert found["random ranks", "none"] == ["-", accuracy(random, 0.1), accuracy(random, 0.05)]
-    fresh = ("fresh weights, ranks of Fisher-weighted", "2 epochs")
+    assert found["random ranks", "no"] == ["-", accuracy(random, 0.1), accuracy(random, 0.05)]
+    fresh = ("fresh weights, the ranks of Fisher-weighted", "2 epochs")
     assert found[fresh] == ["-", accuracy(scratch, 0.1), "-"]
     after = tuned.set_index("chooser")["accuracy"]
     for chooser, words in ddlr_lesson.TUNED.items():
         assert found[words, "5 steps"] == ["-", f"{100 * after[chooser]:.1f}", "-"]
     mine = ddlr.named(controlled).set_index(["method", "budget"])["accuracy"]
-    for method in ("Fisher-weighted", "DDLR, cut, refit"):
-        ahead = sum(random.set_index("budget")["accuracy"][size] > mine[method, size] for size in (0.05, 0.1))
-        assert f"are ahead of {method} in {ahead} of 2 pairs" in told
-    assert f"in {int(scratch['accuracy'].item() > after['DDLR'])} of 1 pairs" in told
-    assert "2 epochs against 5 steps of 128 images. Only the networks with 10% kept were trained." in told
+    chance = random.set_index("budget")["accuracy"]
+    gains = {size: 100 * (mine["Fisher-weighted", size] - chance[size]) for size in (0.1, 0.05)}
+    points = [f"{gains[size]:+.1f}".replace("+0.0", "0.0") for size in (0.1, 0.05)]
+    assert "{} at 10% kept, {} at 5% kept".format(*points) in told
+    assert f"Random ranks are ahead in {sum(gain < 0 for gain in gains.values())} of 2 networks" in told
+    before = [mine[name, 0.1] for name in ddlr_lesson.BESIDE] + [chance[0.1]]
+    apart = [100 * (max(values) - min(values)) for values in (before, after)]
+    assert f"lie {apart[0]:.1f} points apart at 10% kept as they are, and {apart[1]:.1f} points after 5 steps" in told
+    value = scratch["accuracy"].item()
+    beaten = [int(value > one) for one in (mine["DDLR, cut, refit", 0.1], after["DDLR"], after["component output"])]
+    assert "{} of 1 networks; of the same network fine-tuned in {} of 1; and of fine-tuned".format(*beaten) in told
+    assert f"of the same ranks in {beaten[2]} of 1." in told
     lucky = controlled.assign(accuracy=controlled["accuracy"].where(controlled["chooser"] != "random", 1.0))
-    assert "ahead of DDLR, cut, refit in 2 of 2 pairs" in cells(lucky)[1]
+    assert "Random ranks are ahead in 2 of 2 networks" in cells(lucky)[1]
     other = controlled.assign(seed=1, accuracy=controlled["accuracy"] - 0.1)
     high, low = random["accuracy"].iloc[0], random["accuracy"].iloc[0] - 0.1
-    both = cells(pd.concat([controlled, other]))[0]
-    assert both["random ranks", "none"][2] == f"{50 * (high + low):.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    both, _, head = cells(pd.concat([controlled, other]))
+    assert both["random ranks", "no"][2] == f"{50 * (high + low):.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    assert "Means over 2 seeds" in head
     one_lacks = cells(pd.concat([controlled, other[other["tuned"] != "from scratch"]]))[0]
     assert one_lacks.pop(fresh) == ["-", "-", "-"] and both.pop(fresh) != ["-", "-", "-"] and one_lacks == both
     none = controlled[controlled["chooser"] != "random"]
     assert ddlr_lesson.about_controls(none).startswith("These rows hold no control.")
-    plain = controlled[controlled["tuned"] == "none"]
-    assert "steps" not in ddlr_lesson.about_controls(plain) and "Only the networks" not in ddlr_lesson.about_controls(
-        plain
-    )
+    plain = ddlr_lesson.about_controls(controlled[controlled["tuned"] == "none"])
+    assert "steps" not in plain and "Fine-tuning" not in plain and "The choice of ranks" in plain
 
 
 def test_the_gallery_names_its_magnitude_pruning_beside_the_rows(controlled):
@@ -311,7 +318,9 @@ def test_the_gallery_names_its_magnitude_pruning_beside_the_rows(controlled):
     known = known.loc[(known["tuned"] == "fine-tuned") & (known["chooser"] == "magnitude"), "accuracy"]
     more = controlled[controlled["chooser"] == "random"].assign(dataset="fashion-mnist")
     told = ddlr_lesson.about_controls(pd.concat([rows[rows["seed"] == 0], more]))
-    assert f"It gives {known[0.05]:.1%} at 5% kept, {known[0.1]:.1%} at 10% kept, {known[0.2]:.1%} at 20% kept." in told
+    assert (
+        f"indices): {known[0.05]:.1%} at 5% kept, {known[0.1]:.1%} at 10% kept, {known[0.2]:.1%} at 20% kept." in told
+    )
 
 
 def test_controls_are_judged_as_claims_and_no_other_claim_reads_them(controlled):

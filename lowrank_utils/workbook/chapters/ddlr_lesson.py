@@ -596,31 +596,29 @@ def about_controls(rows: pd.DataFrame, shares: Sequence[float] = (0.2, 0.1, 0.05
     Means over seeds, with the lowest and the highest; "-" where not every seed has such a network. Where `rows` hold no control
     (`ddlr_experiment.control_rows`), one sentence says so.
     """
-    random, tuned, scratch = (of_control(rows, which) for which in ("random", "fine-tuned", "from scratch"))
+    kept = rows[rows["budget"].isin(shares)]
+    random, tuned, scratch = (of_control(kept, which) for which in ("random", "fine-tuned", "from scratch"))
     if not len(random):
         return "These rows hold no control. A run with `controls` set to `True` writes them."
-    cut, seeds = named(rows), rows["seed"].nunique()
-    lines = {(name, "none"): cut[cut["method"] == name] for name in BESIDE} | {("random ranks", "none"): random}
-    sentences = [
-        _times_ahead("Random ranks in Fisher-weighted factors are", random, name, lines[name, "none"])
-        for name in ("Fisher-weighted", "DDLR, cut, refit")
-    ]
+    cut, seeds = named(kept), sorted(rows["seed"].unique())
+    lines = {(name, "no"): cut[cut["method"] == name] for name in BESIDE} | {("random ranks", "no"): random}
+    told = [_choice_of_ranks(lines["Fisher-weighted", "no"], random)]
     if len(tuned):
         steps = " or ".join(f"{count:.0f} steps" for count in sorted(tuned["steps"].unique()))
-        lines |= {(words, steps): tuned[tuned["chooser"] == chooser] for chooser, words in TUNED.items()}
+        after = {words: tuned[tuned["chooser"] == chooser] for chooser, words in TUNED.items()}
+        told.append(_closer({words: lines[words, "no"] for words in after}, after, steps))
+        lines |= {(words, steps): mine for words, mine in after.items()}
         if len(scratch):
             epochs = f"{scratch['finetuned_epochs'].max():.0f} epochs"
-            lines["fresh weights, ranks of Fisher-weighted", epochs] = scratch
-            than = lines["DDLR, cut, refit", steps]
-            sentences.append(
-                _times_ahead("A network trained from scratch is", scratch, "DDLR with cut, refit and fine-tuning", than)
-            )
-            sentences.append(f"It was trained for longer: {epochs} against {steps} of {finetuning.BATCH} images.")
-        sizes = " and ".join(f"{share:.0%}" for share in sorted(tuned["budget"].unique()))
-        sentences.append(f"Only the networks with {sizes} kept were trained.")
-    cells = [[*name, *(_over_seeds(mine, share, seeds) for share in shares)] for name, mine in lines.items()]
-    table = markdown(["method", "training after the cut", *(f"{share:.0%} kept" for share in shares)], cells)
-    return f"{table}\n\n{' '.join([*sentences, *_magnitude(rows, shares)])}"
+            lines["fresh weights, the ranks of Fisher-weighted", epochs] = scratch
+            told.append(_fresh(scratch, cut[cut["method"] == "DDLR, cut, refit"], after))
+    dense = rows.loc[rows["chooser"] == "dense", "accuracy"]
+    number = f"{len(seeds)} seeds, with the lowest and the highest" if len(seeds) > 1 else f"seed {seeds[0]}"
+    head = f"Test accuracy in percent; the dense network has {100 * dense.mean():.1f}. {'Means over' if len(seeds) > 1 else 'For'} {number}. A dash: not every seed has such a network, or it was not trained at this size."
+    cells = [[*name, *(_over_seeds(mine, share, len(seeds)) for share in shares)] for name, mine in lines.items()]
+    table = markdown(["method", "trained further", *(f"{share:.0%} kept" for share in shares)], cells)
+    bullets = "\n".join(f"- {one}" for one in [*told, *_magnitude(rows, shares)])
+    return f"{head}\n\n{table}\n\n{bullets}"
 
 
 def _over_seeds(rows, share, seeds):
@@ -628,10 +626,39 @@ def _over_seeds(rows, share, seeds):
     return _with_range(found.mean(), found.min(), found.max()) if len(found) == seeds else "-"
 
 
-def _times_ahead(words, rows, than, others):
-    both = rows.merge(others, on=["seed", "budget"], suffixes=("", "_other"))
-    ahead = int((both["accuracy"] > both["accuracy_other"]).sum())
-    return f"{words} ahead of {than} in {ahead} of {len(both)} pairs, one for each seed and size."
+def _together(one, other):
+    return one.merge(other, on=["seed", "budget"], suffixes=("", "_other"))
+
+
+def _ahead_in(one, other):
+    both = _together(one, other)
+    return f"{int((both['accuracy'] > both['accuracy_other']).sum())} of {len(both)}"
+
+
+def _choice_of_ranks(chosen, random):
+    both = _together(chosen, random)
+    gain = (
+        (100 * (both["accuracy"] - both["accuracy_other"])).groupby(both["budget"]).mean().sort_index(ascending=False)
+    )
+    points = ", ".join(f"{_signed(value)} at {share:.0%} kept" for share, value in gain.items())
+    return f"**The choice of ranks.** Fisher-weighted minus random ranks, points, mean over seeds: {points}. Random ranks are ahead in {_ahead_in(random, chosen)} networks of this table. There is one draw a seed and size, so another draw may change this much."
+
+
+def _closer(before, after, steps):
+    size = min(size for mine in after.values() for size in mine["budget"])
+    apart = []
+    for lines in (before, after):
+        means = [mine.loc[mine["budget"] == size, "accuracy"].mean() for mine in lines.values()]
+        apart.append(100 * (np.nanmax(means) - np.nanmin(means)))
+    return f"**Fine-tuning.** The best and the worst of the {len(after)} fine-tuned methods lie {apart[0]:.1f} points apart at {size:.0%} kept as they are, and {apart[1]:.1f} points after {steps} on {finetuning.BATCH} images each."
+
+
+def _fresh(scratch, ddlr, after):
+    return (
+        f"**Fresh weights.** They are ahead of DDLR with cut and refit, not trained further, in {_ahead_in(scratch, ddlr)} networks; of the same network fine-tuned in "
+        f"{_ahead_in(scratch, after['DDLR, cut, refit'])}; and of fine-tuned Fisher-weighted factors of the same ranks in {_ahead_in(scratch, after['Fisher-weighted'])}. "
+        "What is fine-tuned started from weights that had been trained as long already."
+    )
 
 
 def _magnitude(rows, shares):
@@ -639,7 +666,7 @@ def _magnitude(rows, shares):
     beside = controls.beside(rows[rows["seed"] == seed], ["magnitude"])
     sizes = [f"{one.accuracy:.1%} at {one.budget:.0%} kept" for one in beside.itertuples() if one.budget in shares]
     if sizes:
-        yield f"The gallery has one control more, for seed {seed}: the smallest weights set to zero and the rest fine-tuned, indices counted. It gives {', '.join(sizes)}."
+        yield f"**Small weights set to zero**, the rest fine-tuned (in the gallery, for seed {seed} alone; the size includes the indices): {', '.join(sizes)}."
 
 
 def _with_range(mean, low, high):
