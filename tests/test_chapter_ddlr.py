@@ -78,6 +78,15 @@ def test_both_programs_have_a_curve_of_their_own(rows):
     assert (by["non-zeros"] < by["sparse"]).all()  # indices are stored beside the weights
 
 
+def test_net_trim_as_posed_is_counted_with_and_without_its_indices(rows):
+    with_them, alone = (ddlr.as_posed(rows, "Net-Trim", "every layer", indices) for indices in (True, False))
+    assert set(with_them["stored_as"]) == {"sparse"} and set(alone["stored_as"]) == {"non-zeros"}
+    both = with_them.merge(alone, on=["budget", "accuracy"], suffixes=("", "_alone"))
+    assert len(both) == 2 and (both["parameters_kept_alone"] < both["parameters_kept"]).all()
+    posed = [claim for claim in ddlr.CLAIMS if claim.posed and claim.paper == "Net-Trim"]
+    assert len(posed) == 4 and len({claim.setting for claim in posed}) == 4
+
+
 def test_an_epsilon_for_each_layer_takes_no_more_than_one_for_all(rows):
     for scope in ("every layer", "hidden layers"):
         alike = ddlr.as_posed(rows, "DDLR", scope)

@@ -1,6 +1,7 @@
 """Controls and rivals on one network: what each row keeps and says, how a measurement goes on, and what the page makes of it."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pandas as pd
@@ -253,6 +254,46 @@ def test_the_page_names_what_was_cut_but_not_fine_tuned(rows):
     assert "- lenet300: cut, but not fine-tuned, for each takes minutes: BALF, whitened factors." in controls.section(
         some
     )
+
+
+def test_a_network_much_smaller_than_asked_for_is_not_called_behind(rows):
+    budget = rows["budget"].max()
+    mine = rows[(rows["budget"] == budget) & (rows["tuned"] == "none")]
+    low = (mine["stored_as"] == "low rank") & (mine["bits"] == 32)
+    worst = mine.assign(accuracy=mine["accuracy"].where(~low | (mine["chooser"] == "exact-Fisher"), 0.1))
+    worst = worst.assign(right_alone=0, wrong_alone=300, macs_kept=worst["macs_kept"].where(~low, budget))
+    small = worst.assign(macs_kept=worst["macs_kept"].where(worst["chooser"] != "AIMET greedy", budget - 0.02))
+
+    def counted(table):
+        (line,) = [one for one in controls.verdicts(table) if one.endswith(".") and ", cut:" in one]
+        return line, int(re.search(r"Clearly behind: \d+ of (\d+)", line)[1])
+
+    (plain, all_of_them), (line, some) = counted(worst), counted(small)
+    assert "but smaller" not in plain and some == all_of_them - 1
+    assert line.endswith(
+        f"Behind, but smaller: AIMET greedy, plain factors ({100 * (budget - 0.02):.1f} % of the MACs)."
+    )
+    better = small.assign(accuracy=small["accuracy"].where(small["chooser"] != "AIMET greedy", 1.0))
+    assert "ahead of ours: AIMET greedy" in counted(better)[0] and "but smaller" not in counted(better)[0]
+
+
+def test_sizes_of_sparse_networks_and_odd_first_draws_are_told():
+    table = controls.published()
+    vgg, lenet = (table[table["network"] == name] for name in ("vgg_small", "lenet300"))
+    (told,) = controls.about_sizes(vgg)
+    first = vgg[(vgg["draw"] == 0) & (vgg["tuned"] == "none") & (vgg["bits"] == 32) & (vgg["budget"] == 0.25)]
+    ours, sparse = (
+        first.loc[first["chooser"] == name, "parameters_kept"].iloc[0] for name in ("exact-Fisher", "magnitude")
+    )
+    assert told.endswith(f"{100 * sparse:.0f} % against {100 * ours:.0f} %.") and controls.about_sizes(lenet) == []
+    odd = [line for line in controls.section(table).splitlines() if "the first draw, the only one" in line]
+    assert len(odd) == 1 and "ZS-SVD" in odd[0]
+    usual = table.assign(accuracy=table["accuracy"].where(table["chooser"] != "ZS-SVD", 0.8))
+    assert "the first draw, the only one" not in controls.section(usual)
+    dense = lenet[(lenet["chooser"] == "dense") & (lenet["bits"] == 32)].head(1)
+    chance = lenet[(lenet["chooser"] == "random") & (lenet["tuned"] == "none") & (lenet["budget"] == 0.1)]
+    by = chance.set_index("draw")["accuracy"]
+    assert f"{(by.drop(0) < by[0]).sum()} of 4 others at 10%" in controls.about_random(dense)
 
 
 def test_networks_from_scratch_are_held_against_ours_fine_tuned(rows):

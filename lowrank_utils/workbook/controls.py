@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -53,6 +54,7 @@ class Case:
     trained: tuple[tuple[str, str], ...] | None = None
 
 
+SHORT = 0.01  # of the MACs: a network that is so much smaller than asked for is not called behind
 FEW = (OURS, ("random", "fisher-weighted"), ("fixed", "svd"), ("BALF", "whitened"), ("ZS-SVD", "whitened"))
 CASES = (
     Case("fashion-mnist", "lenet300", (0.2, 0.1, 0.05), 40),
@@ -258,7 +260,7 @@ def accuracies(rows: pd.DataFrame) -> pd.DataFrame:
 def beside_ours(rows: pd.DataFrame) -> pd.DataFrame:
     """Return every control and rival of one network beside ours at the same budget and state of training, on the same test images.
 
-    Columns: budget, state, method, accuracy, ours, gain (points), clear (whether McNemar's exact test sees a difference at 5 %,
+    Columns: budget, state, method, accuracy, macs_kept (where it is `SHORT` of the budget, else NaN), ours, gain (points), clear (whether McNemar's exact test sees a difference at 5 %,
     Holm's correction over all of these comparisons). Networks trained from scratch are compared with ours fine-tuned: both take
     the labels of all training images; ours refined without labels is left out.
     """
@@ -271,9 +273,11 @@ def beside_ours(rows: pd.DataFrame) -> pd.DataFrame:
         if ours is None or state not in STATES:
             continue
         told = {"budget": each["budget"], "state": state, "method": each["method"], "accuracy": each["accuracy"]}
+        low = each["stored_as"] == "low rank"
+        told["macs_kept"] = each["macs_kept"] if low and each["budget"] - each["macs_kept"] > SHORT else np.nan
         p = mcnemar_of_counts(each["right_alone"], each["wrong_alone"])
         found.append(told | {"ours": ours, "gain": 100 * (each["accuracy"] - ours), "p": p})
-    table = pd.DataFrame(found, columns=["budget", "state", "method", "accuracy", "ours", "gain", "p"])
+    table = pd.DataFrame(found, columns=["budget", "state", "method", "accuracy", "macs_kept", "ours", "gain", "p"])
     return table.assign(clear=holm(table["p"]) < LEVEL).drop(columns="p")
 
 
@@ -291,10 +295,15 @@ def verdicts(rows: pd.DataFrame) -> list[str]:
                 for m, a, c in zip(part["method"], part["accuracy"], part["clear"])
             ]
             said = f"**ahead of ours: {'; '.join(told)}**" if told else "no control or rival is ahead of ours"
-            behind = int(((there["gain"] < 0) & there["clear"]).sum())
+            smaller = there[there["macs_kept"].notna() & (there["gain"] < 0)]
+            equal = there.drop(smaller.index)
+            behind = int(((equal["gain"] < 0) & equal["clear"]).sum())
+            left = "; ".join(
+                f"{m} ({100 * kept:.1f} % of the MACs)" for m, kept in zip(smaller["method"], smaller["macs_kept"])
+            )
             lines.append(
                 f"- {100 * share:g} % kept, {words}: ours {100 * there['ours'].iloc[0]:.1f} %; {said}. "
-                f"Clearly behind: {behind} of {len(there)}."
+                f"Clearly behind: {behind} of {len(equal)}." + f" Behind, but smaller: {left}." * bool(left)
             )
     return lines
 
@@ -335,8 +344,19 @@ def about_random(rows: pd.DataFrame) -> str:
     told = f"Test accuracy in percent, {draws} of ranks and calibration images; the dense network has {100 * _first(mine).loc[mine['chooser'] == 'dense', 'accuracy'].iloc[0]:.1f}."
     if len(lines) > len(found):
         steps = " or ".join(str(int(each)) for each in sorted(mine["steps"].dropna().unique()))
-        told += f" The last lines show what labels add, for the first draw alone: the network as it was cut, and after {steps} steps of training. Thin layers from scratch were trained as the dense network was."
+        told += f" The last lines show what labels add, for the first draw alone: the network as it was cut, and after {steps} steps of training. Thin layers from scratch were trained as the dense network was.{_place(mine, shares)}"
     return f"{told}\n\n{markdown(['method', *(f'{share:.0%} of the MACs' for share in shares)], lines)}"
+
+
+def _place(rows, shares):
+    # of the random draws, how many the first one is ahead of
+    random = shown(rows)
+    random = random[(random["chooser"] == "random") & (random["tuned"] == "none")]
+    told = []
+    for share in shares:
+        by = random[random["budget"] == share].set_index("draw")["accuracy"]
+        told.append(f"{int((by.drop(0) < by[0]).sum())} of {len(by) - 1} others at {share:.0%}")
+    return f" The first draw of random ranks is better than {' and '.join(told)}."
 
 
 def _with_labels(rows, shares):
@@ -410,7 +430,7 @@ def section(rows: pd.DataFrame) -> str:
     """Return the part of the gallery's page: figure, tables, what is ahead of ours, stability, and what was left out."""
     parts = [_case_section(name, mine) for name, mine in rows.groupby(["dataset", "network"], sort=False)]
     cut = rows[(rows["tuned"] == "none") & (rows["bits"] == 32) & (rows["chooser"] != "dense")]
-    said = "\n".join([*notes(rows), *_only_cut(rows)]) or "- None."
+    said = "\n".join([*notes(rows), *_odd_first_draws(rows), *_only_cut(rows)]) or "- None."
     missing = [case.network for case in CASES if case.network not in set(rows["network"])]
     waiting = f" Not measured yet: {', '.join(missing)}." if missing else ""
     return f"""## Controls and rivals
@@ -434,6 +454,33 @@ The rows are `controls.csv`; times, rates and plans stand there, and the most me
 """
 
 
+def about_sizes(rows: pd.DataFrame) -> list[str]:
+    """Return a Markdown list item where sparse networks of a network keep another share of the parameters than ours; else nothing."""
+    mine = _first(shown(rows))
+    mine = mine[mine["tuned"] == "none"]
+    sizes = {name: part.set_index("budget")["parameters_kept"] for name, part in mine.groupby("method")}
+    if not {"ours", "magnitude"} <= set(sizes) or (sizes["ours"] - sizes["magnitude"]).abs().max() < SHORT:
+        return []
+    told = [
+        f"{100 * sizes['magnitude'][b]:.0f} % against {100 * sizes['ours'][b]:.0f} %"
+        for b in sorted(sizes["ours"].index, reverse=True)
+    ]
+    return [
+        f"- Shares count the MACs of low-rank networks and the parameters of sparse ones. Of the parameters magnitude keeps more than ours: {', '.join(told)}."
+    ]
+
+
+def _odd_first_draws(rows):
+    # methods that were trained from a first draw far from all others
+    for network, mine in shown(rows).groupby("network", sort=False):
+        trained = set(mine.loc[mine["tuned"] == "fine-tuned", "method"])
+        cut = mine[(mine["tuned"] == "none") & (mine["bits"] == 32) & mine["method"].isin(trained)]
+        for (method, budget), part in cut.groupby(["method", "budget"], sort=False):
+            first, others = (100 * part.loc[(part["draw"] == 0) == here, "accuracy"] for here in (True, False))
+            if len(first) and len(others) > 1 and max(first.min() - others.max(), others.min() - first.min()) > 5:
+                yield f"- {network}, {method}, {100 * budget:g} %: the first draw, the only one that is trained and corrupted, has {first.min():.1f} % when cut, the others {others.min():.1f} to {others.max():.1f} %."
+
+
 def _only_cut(rows):
     # the low-rank methods of a network that were not fine-tuned, where others were
     for network, mine in shown(rows).groupby("network", sort=False):
@@ -454,13 +501,14 @@ def _words(rows):
     counts = ", ".join(map(str, rows["calibration_images"].dropna().astype(int).unique()))
     return f"""*Ours* is `compress` without refinement. All low-rank methods leave the same layers dense and have the same {counts} calibration images,
 drawn at random from the training images: {_draws(rows)} for networks that are only cut, the first one for all else. *Random* ranks, and one share of
-the rank (*fixed*), in our factors show what the choice of ranks is worth. BALF and ZS-SVD are written from their papers, AIMET's greedy search from
+the rank (*fixed*), in our factors show what the choice of ranks is worth; of a convolution ours also chooses how the kernel is unfolded, and they
+unfold every kernel in space. BALF and ZS-SVD are written from their papers, AIMET's greedy search from
 its published code; ZS-SVD is without its optional gradient step, and AIMET's search looks at {contest.JUDGES} validation images. Sparse networks
 are counted with 16 bits an index; SparseGPT takes one density for all layers, as published, or the densities that magnitude chooses.
 
 *Fine-tuned*: {steps} steps on all training images with labels, the peak rate chosen among {rates} on {contest.JUDGES} validation images, the same
 for all (the lowest was best for {ends[0]} of {len(tuned)} networks, the highest for {ends[1]}{narrow}). *Distilled*: the mean of that loss and of the divergence from the dense network at temperature {finetuning.TEMPERATURE:g}, times its square. *From
-scratch*: the shapes of our plan with fresh weights, trained by the recipe of the dense network. Nothing is chosen on test images.
+scratch*: the shapes of our plan, or of one share of the rank, with fresh weights, trained by the recipe of the dense network. Nothing is chosen on test images.
 *Clearly* is a difference that McNemar's exact test sees on the same test images at 5 %, after Holm's correction for all comparisons
 of a network. One seed of the dense network."""
 
@@ -516,12 +564,12 @@ def _case_section(name, rows):
     table, spread = accuracies(rows).dropna(axis=1, how="all"), spread_over_draws(rows)
     lines = [[method, *map(_cell, table.loc[method])] for method in table.index]
     why = contest.why_not_scratch(network)
-    others = [*_beside(_first(shown(rows))), *([f"- {why}"] if why else []), *same_plans(rows)]
+    others = [*about_sizes(rows), *_beside(_first(shown(rows))), *([f"- {why}"] if why else []), *same_plans(rows)]
     shares = sorted(rows["budget"].dropna().unique(), reverse=True)
     middle = shares[len(shares) // 2]
     return f"""### {network} on {dataset}
 
-Accuracy in percent; the dense network has {100 * dense:.1f}. *-*: not measured yet.
+Accuracy in percent; the dense network has {100 * dense:.1f}. *-*: not measured; *What went otherwise* names what was left out.
 
 {markdown(["method", *table.columns], lines)}
 

@@ -246,14 +246,16 @@ def _page(tables, predicted):
     shown = "\n\n".join(filter(None, (shown, predicted.rstrip())))
     return f"""# The gallery: what every published number rests on
 
-All rows stand in `results.parquet`, each with its parameters, versions, data fingerprint and commit (`pandas.read_parquet` reads
+All rows of notebooks stand in `results.parquet`, each with its parameters, versions, data fingerprint and commit (`pandas.read_parquet` reads
 them; the site has them as CSV). This page is written from them by `python -m lowrank_utils report --gallery`; a run is made with
 `python -m lowrank_utils run --preset PRESET --seeds 0,1,2`.
 
 Numbers are means over seeds ± standard deviation, in percent of the test images where nothing else is said. *Factored* says which layers a rule may cut: every layer, as ARSVD is
 published, or the hidden layers, with the classifier left dense. *Kept* counts all parameters of the network; of networks with convolutions the share of MACs is held.
 Nothing was trained after the cut where a column, a table or the section *Controls and rivals* does not say so. What the names of methods mean stands in the [glossary](../../docs/glossary.md).
-Each row names the commit of the code that made it; where this history does not have it, it was folded into a later one.
+Each row names the commit of the code that made it; where this history does not have it, it was folded into a later one. *+changes* says that some files differed from that commit. The sections
+from *Predicted before cutting* on have files of their own; what they rest on is recorded in `jobs`, where `make gallery` measured them. Dense networks of seeds 1 and 2 are trained anew
+where a run does not find them, so that they may differ by a tenth of a point between notebooks.
 
 {shown}
 """

@@ -641,7 +641,9 @@ def _choice_of_ranks(chosen, random):
         (100 * (both["accuracy"] - both["accuracy_other"])).groupby(both["budget"]).mean().sort_index(ascending=False)
     )
     points = ", ".join(f"{_signed(value)} at {share:.0%} kept" for share, value in gain.items())
-    return f"**The choice of ranks.** Fisher-weighted minus random ranks, points, mean over seeds: {points}. Random ranks are ahead in {_ahead_in(random, chosen)} networks of this table. There is one draw a seed and size, so another draw may change this much."
+    same = int(((both["loss"] == both["loss_other"]) & (both["parameters"] == both["parameters_other"])).sum())
+    alike = f", and chance drew the very same network in {same}" if same else ""
+    return f"**The choice of ranks.** Fisher-weighted minus random ranks, points, mean over seeds: {points}. Random ranks are ahead in {_ahead_in(random, chosen)} networks of this table{alike}. There is one draw a seed and size, so another draw may change this much."
 
 
 def _closer(before, after, steps):
