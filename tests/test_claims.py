@@ -107,7 +107,7 @@ def test_a_run_and_a_size_that_do_not_count_are_named(tmp_path):
     (found,) = judged(tmp_path, rows, "ARSVD", BEAT, "every layer cut")
     assert (
         found[2]
-        == "1 of 3; left out: digits, lenet300, budget 0.2 (not a data set of the paper); mnist, lenet300, budget 0.1 (no row of one fixed share)"
+        == "1 of 3; left out: digits, lenet300, budget 0.2 (not a data set of the paper); mnist, lenet300, budget 0.1 (no row of one fixed share in plain factors)"
     )
 
 
@@ -206,8 +206,14 @@ def test_a_program_as_posed_is_judged_on_its_own_curve(tmp_path):
 def test_net_trim_has_the_same_rule_with_its_indices(tmp_path):
     rows = posed([(0.05, 0.6, 0.98), (0.1, 0.4, 0.975)], "Net-Trim", stored_as="sparse")
     rows += posed([(0.05, 0.3, 0.98), (0.1, 0.2, 0.975)], "Net-Trim", stored_as="non-zeros")[1:]
-    ours, holds, _ = judged(tmp_path, rows, "Net-Trim", "", ITS_OWN)[0]
+    alone, with_them = (
+        judged(tmp_path, rows, "Net-Trim", "", f"{ITS_OWN}, every layer under it; {counted}")
+        for counted in ("non-zeros counted alone", "indices counted")
+    )
+    ((ours, holds, _),) = with_them
     assert ours.startswith("1 point: 40 % of the parameters") and holds == "yes"
+    ((ours, holds, _),) = alone
+    assert ours.startswith("1 point: 20 % of the parameters") and holds == "yes"
 
 
 def test_one_epsilon_is_no_curve_and_a_short_curve_settles_nothing(tmp_path):
@@ -372,7 +378,7 @@ def test_every_claim_says_its_rule_and_counts_every_run():
         if claim.claim.startswith("one epsilon a layer"):
             assert verdict.settings >= 4 and verdict.settings % 4 == 0  # four networks, at each epsilon
         elif claim.paper in ("DDLR", "Net-Trim"):
-            assert verdict.settings == (10 if claim.rule == "size" else 28)
+            assert verdict.settings == (10 if claim.rule == "size" else 4 * (2 if "from scratch" in claim.claim else 7))
         if claim.paper == "ENC" and claim.rule in ("ahead", "no loss") and "sequential" not in claim.setting:
             assert verdict.settings == 12
         if claim.paper == "ARSVD" and claim.rule == "size":

@@ -193,14 +193,14 @@ def drawn_figures(table: pd.DataFrame) -> dict[str, Figure]:
 def settings(table: pd.DataFrame) -> pd.Series:
     """Return a Series: for each row, in words, the parameters in which runs of one notebook, data set and network differ.
 
-    Read from the column run_parameters; seed, draw and device do not count. "" where they do not differ.
+    Read from the column run_parameters; seed, draw and device do not count, nor do `controls`, which only add rows. "" where they do not differ.
     """
     import pandas as pd
 
     given = table["run_parameters"] if "run_parameters" in table else pd.Series("{}", table.index)
     given = given.fillna("{}").map(json.loads)
     words = pd.Series("", table.index)
-    apart = {"seed", "draw", "device", "dataset", "network", "networks", "output_folder"}
+    apart = {"seed", "draw", "device", "dataset", "network", "networks", "output_folder", "controls"}
     for _, rows in table.groupby(["notebook", "dataset", "network"], dropna=False).groups.items():
         values = {}
         for parameters in given[rows]:
