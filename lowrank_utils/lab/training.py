@@ -217,7 +217,7 @@ def layout_for(model: nn.Module, images: torch.Tensor) -> torch.memory_format:
     With the channels last a step of a convolutional network takes a quarter to a third less time; a network that flattens with ``view()`` cannot
     take it. Found by one step of a copy on `images` (at least two, N x C x H x W). `model` is left as it was.
     """
-    tried = modules.copied(model).to(images.device, memory_format=torch.channels_last).train()
+    tried = modules.copied(model).to(images.device).to(memory_format=torch.channels_last).train()
     try:
         with torch.random.fork_rng(devices=[]):  # dropout draws from the global state
             tried(images).sum().backward()

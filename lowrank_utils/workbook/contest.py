@@ -83,7 +83,7 @@ class Tested(Laboratory):
         """How the dense network was trained."""
         return training.recipe_for(self.about["network"], self.about["dataset"])
 
-    def fine_tuned(self, net: nn.Module, steps: int, keep_zeros: bool = False, **columns) -> dict:
+    def fine_tuned(self, net: nn.Module, steps: int, keep_zeros: bool = False, **columns: Any) -> dict:
         """Return the row of `net` after `steps` steps on all labelled training images; the rate is chosen on validation images."""
         found = fine_tuned(self, net, steps=steps, keep_zeros=keep_zeros, device=self._device)
         more = {"tuned": "fine-tuned", "steps": steps, "rate": found.rate, "tuned_seconds": found.seconds}
@@ -399,7 +399,7 @@ def trained_anew(
     def fresh():
         whole = profile(models.build(network, shape, classes, seed + FRESH), input_shape=shape, spectra=False)
         thin = replace.apply_plan(whole, plan, factors="svd", resource=None)
-        return thin.to(device, memory_format=training.layout_for(thin, images.tensors("train", 2)[0]))
+        return thin.to(device).to(memory_format=training.layout_for(thin, images.tensors("train", 2)[0]))
 
     net, note = fresh(), ""
     try:

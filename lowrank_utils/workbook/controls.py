@@ -478,7 +478,7 @@ def _odd_first_draws(rows):
         for (method, budget), part in cut.groupby(["method", "budget"], sort=False):
             first, others = (100 * part.loc[(part["draw"] == 0) == here, "accuracy"] for here in (True, False))
             if len(first) and len(others) > 1 and max(first.min() - others.max(), others.min() - first.min()) > 5:
-                yield f"- {network}, {method}, {100 * budget:g} %: the first draw, the only one that is trained and corrupted, has {first.min():.1f} % when cut, the others {others.min():.1f} to {others.max():.1f} %."
+                yield f"- {network}, {method}, {100 * float(str(budget)):g} %: the first draw, the only one that is trained and corrupted, has {first.min():.1f} % when cut, the others {others.min():.1f} to {others.max():.1f} %."
 
 
 def _only_cut(rows):

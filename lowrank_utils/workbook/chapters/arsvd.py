@@ -96,7 +96,7 @@ def at_all_sizes(lab: Laboratory, scope: str, shares: tuple = SHARES) -> pd.Data
     Parameters: `scope`, "every layer" or "hidden layers"; every plan is written with plain and with data-aware factors.
     """
     own = rank_rules.threshold_plan(lab.scopes[scope], rule="evbmf", resource="parameters")
-    plans = [("evbmf", {"budget_kind": "own"}, own)]
+    plans: list[tuple[str, dict, dict]] = [("evbmf", {"budget_kind": "own"}, own)]
     for rule in (*rank_rules.RULES, "random"):
         for share in reachable(lab, scope, shares):
             plans.append((rule, {"budget_kind": "kept", "budget": share}, plan_of(lab, scope, rule, share)))
@@ -162,10 +162,10 @@ def trained_on(lab: Laboratory, shares: Sequence[float] = TRAINED, steps: int = 
     """
     scope, rows = "hidden layers", []
     for share in reachable(lab, scope, shares):
-        about = {"scope": scope, "budget_kind": "kept", "budget": share, "stored_as": "low rank"}
+        about: dict = {"scope": scope, "budget_kind": "kept", "budget": share, "stored_as": "low rank"}
         for rule in CHOSEN:
             plan = plan_of(lab, scope, rule, share)
-            about_plan = {"chooser": rule, "factors": "svd", "plan": json.dumps(plan)}
+            about_plan: dict = {"chooser": rule, "factors": "svd", "plan": json.dumps(plan)}
             rows.append(lab.fine_tuned(lab.small(plan, "svd"), steps, **about, **about_plan))
         rows.append(lab.from_scratch(plan_of(lab, scope, "energy", share), chooser="energy", **about))
     return columns.table(rows)

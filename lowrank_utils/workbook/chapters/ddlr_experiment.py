@@ -322,7 +322,7 @@ def control_rows(
     read, rows = others.whole, []
     least = rules.least_kept(read, "parameters")
     for kept in [share for share in shares if share >= least]:
-        about = {"scope": "hidden layers", "budget_kind": "kept", "budget": kept, "stored_as": "low rank"}
+        about: dict = {"scope": "hidden layers", "budget_kind": "kept", "budget": kept, "stored_as": "low rank"}
         plans = {
             "component output": _by_output(read, kept, others.bases),
             "random": lab.random_plan(read, kept, "hidden layers"),
@@ -331,7 +331,9 @@ def control_rows(
             chooser: replace.apply_plan(read, plan, factors="fisher-weighted", resource="parameters")
             for chooser, plan in plans.items()
         }
-        ours = {chooser: about | {"chooser": chooser, "factors": "fisher-weighted"} for chooser in nets}
+        ours: dict[str, dict] = {
+            chooser: about | {"chooser": chooser, "factors": "fisher-weighted"} for chooser in nets
+        }
         rows.append(lab.row(nets["random"], **ours["random"]))
         if kept not in TRAINED:
             continue
