@@ -78,11 +78,6 @@ class Tested(Laboratory):
         words = f"{self.about['dataset']} {self.about['network']} {self.about['seed']} {scope} {kept:g}"
         return rivals.random_plan(read, kept, seed=zlib.crc32(words.encode()), resource="parameters")
 
-    @property
-    def recipe(self) -> training.Recipe:
-        """How the dense network was trained."""
-        return training.recipe_for(self.about["network"], self.about["dataset"])
-
     def fine_tuned(self, net: nn.Module, steps: int, keep_zeros: bool = False, **columns: Any) -> dict:
         """Return the row of `net` after `steps` steps on all labelled training images; the rate is chosen on validation images."""
         found = fine_tuned(self, net, steps=steps, keep_zeros=keep_zeros, device=self._device)
@@ -154,11 +149,6 @@ class Contest(Laboratory):
     @property
     def name(self) -> str:
         return self.about["network"]
-
-    @property
-    def recipe(self) -> training.Recipe:
-        """How the dense network was trained."""
-        return training.recipe_for(self.name, self.about["dataset"])
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """Return what `make` returned when `key` was first asked for."""

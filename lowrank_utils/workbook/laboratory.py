@@ -34,6 +34,11 @@ class Laboratory:
         return self.profile.model
 
     @property
+    def recipe(self) -> training.Recipe:
+        """How the dense network was trained."""
+        return training.recipe_for(self.about["network"], self.about["dataset"])
+
+    @property
     def size(self) -> int:
         """Parameters of the dense network."""
         return score.parameters(self.model)
