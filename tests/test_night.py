@@ -100,6 +100,7 @@ def test_a_night_runs_every_job_once_and_the_next_has_nothing_to_do(toy):
     assert (held / "README.md").is_file() and len(pd.read_csv(held / "results.csv.gz")) == 3
     record = json.loads((held / "jobs" / "02_second-seed1.record.json").read_text())
     assert {"parameters", "data_fingerprint", "versions", "commit", "code", "seconds", "finished"} <= record.keys()
+    assert 0 < record["processor_seconds"] < 600 and record["processor_seconds"] != record["seconds"]
     table = pd.read_parquet(held / "results.parquet")
     assert table["code"].str.len().min() > 20 and table["run_parameters"].str.contains("threshold").all()
     again = night_of(toy)
@@ -325,6 +326,11 @@ def test_a_clone_goes_on_from_rows_that_were_not_published_yet(toy):
     finished()
     work = next(each for each in night.planned() if each.name == "01_first-seed0")
     assert (work.state, work.minutes) == (night.OLDER, 1.5)
+    record = night.read_record(work.name)
+    runs.write_json(
+        night._record_path(work.name), record | {"processor_seconds": 60.0}
+    )  # a busy machine stretches the other
+    assert next(each for each in night.planned() if each.name == work.name).minutes == 1.0
     written = night.publish()
     assert paths.GALLERY / "results.parquet" in written and not list(night.folder().glob("*.parquet"))
     assert len(gallery._published(paths.GALLERY)) == 1

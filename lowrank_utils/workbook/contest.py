@@ -216,12 +216,14 @@ def asked_sparse(kept: Sequence[float]) -> list[Asked]:
     return [_sparse(chooser, share) for share in kept for chooser in SPARSE]
 
 
-def asked_tuned(kept: Sequence[float], pairs: Sequence[tuple[str, str]] = PAIRS) -> list[Asked]:
-    """Return every method fine-tuned, with and without distillation; ours also refined without labels."""
+def asked_tuned(
+    kept: Sequence[float], pairs: Sequence[tuple[str, str]] = PAIRS, zeros: Sequence[str] = SPARSE
+) -> list[Asked]:
+    """Return every method fine-tuned, with and without distillation; ours also refined without labels. `zeros`: the sparse ones."""
     found = [_low(OURS, share, REFINED) for share in kept]
     for share in kept:
         found += [_low(pair, share, tuned) for pair in pairs for tuned in TRAINED]
-        found += [_sparse(chooser, share, tuned) for chooser in SPARSE for tuned in TRAINED]
+        found += [_sparse(chooser, share, tuned) for chooser in zeros for tuned in TRAINED]
     return found
 
 
@@ -467,7 +469,8 @@ def row(one: Contest, asked: Asked) -> dict[str, Any]:
         if asked["bits"] == 8:
             told |= {"runtime": "onnxruntime", "counted": net}
             net, told["bytes"] = _eight_bits(one, net, asked["activations"], Path(folder))
-        result = one.row(net, **told)
+        pairing = one.paired and not dense and asked["bits"] == 32
+        result = one.row(net, **told, keep_correct=pairing)
         result["rise"] = result["loss"] - one.once("dense loss", lambda: _dense_loss(one))
         result["valid_accuracy"] = one.valid(net)
         expected = _expected(one, asked, found.plan)
@@ -479,8 +482,8 @@ def row(one: Contest, asked: Asked) -> dict[str, Any]:
                 ("time", *form), lambda: processor_times(net, one.model, one.images.input_shape, one.threads)
             )
             result |= times | {"threads": one.threads}
-        if one.paired and not dense and asked["bits"] == 32:
-            result |= _beside_ours(one, asked, net)
+        if pairing:
+            result |= _beside_ours(one, asked, score.unpacked(result.pop("correct")))
     return result | {"peak_memory": score.peak_memory()}
 
 
@@ -501,16 +504,9 @@ def processor_times(net: nn.Module, dense: nn.Module, shape: Sequence[int], thre
     return found
 
 
-def right_answers(net: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return which images a network gets right (N, bool)."""
-    with evaluating(net):
-        return torch.cat([net(batch).argmax(1) for batch in images.split(50)]) == labels
-
-
-def _beside_ours(one, asked, net):
-    # how many test images this network alone gets right, and ours alone, at the same budget and state of training
+def _beside_ours(one, asked, mine):
+    # of the test images that a network gets right: how many it alone does, and how many ours alone does, at the same budget and state of training
     state = {"from scratch": "fine-tuned", "recalibrated": "none", REFINED: "none"}.get(asked["tuned"], asked["tuned"])
-    mine = right_answers(net, *one.images.tensors("test"))
     key = ("right", asked["budget"], asked["tuned"])
     if (asked["chooser"], asked.get("factors"), state) == (*OURS, asked["tuned"]):
         one.held[key] = mine
@@ -520,7 +516,8 @@ def _beside_ours(one, asked, net):
 
 
 def _right_of_ours(one, kept, state):
-    return right_answers(_entry(one, _low(OURS, kept, state)).net, *one.images.tensors("test"))
+    images, labels = one.images.tensors("test")
+    return (training.outputs(_entry(one, _low(OURS, kept, state)).net, images).argmax(1) == labels).numpy()
 
 
 def _needs(asked):

@@ -42,8 +42,8 @@ published = partial(rivals.published, NAME)
 
 @dataclass(frozen=True)
 class Case:
-    """A network of the section: its shares kept, the candidates of AIMET's search, its checkpoint, its low-rank methods, and those
-    of them that are fine-tuned (None: all)."""
+    """A network of the section: its shares kept, the candidates of AIMET's search, its checkpoint, its low-rank methods, those
+    of them that are fine-tuned (None: all), the sparse ones that are, and for how many steps."""
 
     dataset: str
     network: str
@@ -52,15 +52,18 @@ class Case:
     checkpoint: str = ""
     pairs: tuple[tuple[str, str], ...] = contest.PAIRS
     trained: tuple[tuple[str, str], ...] | None = None
+    zeros: tuple[str, ...] = contest.SPARSE
+    steps: int = finetuning.STEPS
 
 
 SHORT = 0.01  # of the MACs: a network that is so much smaller than asked for is not called behind
 FEW = (OURS, ("random", "fisher-weighted"), ("fixed", "svd"), ("BALF", "whitened"), ("ZS-SVD", "whitened"))
+RESNET_STEPS = 100  # of fine-tuning a public network, which nobody trains from scratch on two cores
 CASES = (
     Case("fashion-mnist", "lenet300", (0.2, 0.1, 0.05), 40),
     Case("fashion-mnist", "vgg_small", (0.5, 0.25), 10, trained=FEW),  # each network takes three minutes
+    Case("cifar10", "resnet20", (0.5, 0.25), 10, "public", FEW, FEW[:2], ("magnitude",), RESNET_STEPS),  # five minutes
 )
-RESNET = Case("cifar10", "resnet20", (0.5, 0.25), 10, "public", FEW)  # for `renew`: hours of fine-tuning on two cores
 
 
 # Measuring -------------------------------------------------------------------------------------------------------------
@@ -77,7 +80,9 @@ def asked(case: Case, one: Contest, trained: bool = True) -> list[Asked]:
         wanted = contest.asked_dense() + wanted + contest.asked_eight_bits(kept)
         wanted += contest.asked_recalibrated(kept, one.model)
     if one.draw == 0 and trained:
-        wanted += contest.asked_scratch(kept, case.network) + contest.asked_tuned(kept, case.trained or case.pairs)
+        wanted += contest.asked_scratch(kept, case.network) + contest.asked_tuned(
+            kept, case.trained or case.pairs, case.zeros
+        )
     about = {"dataset": case.dataset, "network": case.network, "seed": one.about["seed"], "draw": one.draw}
     return [about | each for each in wanted]
 
@@ -122,7 +127,8 @@ def renew(
         for draw in range(draws):
             about = {"dataset": case.dataset, "network": case.network, "seed": seed, "candidates": case.candidates}
             quick: dict[str, Any] = {} if draw == 0 else {"severity": None, "timed": False, "paired": False}
-            how = {"calibration_images": calibration_images, "shared": first, **options, **quick}
+            fine = {"steps": case.steps, **options.get("fine", {})}
+            how = {"calibration_images": calibration_images, "shared": first, **options, **quick, "fine": fine}
             one = contest.contest(images, model, draw=draw, **about, **how)
             first = first or one
             measure(case, images, one, path, trained)
@@ -133,7 +139,7 @@ def is_complete(rows: pd.DataFrame, network: str) -> bool:
     """Return whether the gallery's rows of a network hold all draws and all that is trained; hours may lie between the first row and the last."""
     (case,) = [case for case in CASES if case.network == network]
     mine = rows[rows["network"] == network]
-    trained = (len(case.trained or case.pairs) + len(contest.SPARSE)) * len(case.kept)
+    trained = (len(case.trained or case.pairs) + len(case.zeros)) * len(case.kept)
     return mine["draw"].nunique() >= DRAWS and int((mine["tuned"] == contest.TRAINED[-1]).sum()) >= trained
 
 
@@ -493,7 +499,6 @@ def _only_cut(rows):
 
 def _words(rows):
     rows = rows.reindex(columns=list(dict.fromkeys([*rows.columns, "steps", "rate"])))
-    steps = ", ".join(map(str, rows["steps"].dropna().astype(int).unique()))
     rates = ", ".join(f"{rate:g}" for rate in finetuning.RATES)
     tuned = rows[rows["rate"].notna()]
     ends = [int((tuned["rate"] == end).sum()) for end in (min(finetuning.RATES), max(finetuning.RATES))]
@@ -506,11 +511,27 @@ unfold every kernel in space. BALF and ZS-SVD are written from their papers, AIM
 its published code; ZS-SVD is without its optional gradient step, and AIMET's search looks at {contest.JUDGES} validation images. Sparse networks
 are counted with 16 bits an index; SparseGPT takes one density for all layers, as published, or the densities that magnitude chooses.
 
-*Fine-tuned*: {steps} steps on all training images with labels, the peak rate chosen among {rates} on {contest.JUDGES} validation images, the same
+*Fine-tuned*: {_steps(rows)} steps on all training images with labels, the peak rate chosen among {rates} on {contest.JUDGES} validation images, the same
 for all (the lowest was best for {ends[0]} of {len(tuned)} networks, the highest for {ends[1]}{narrow}). *Distilled*: the mean of that loss and of the divergence from the dense network at temperature {finetuning.TEMPERATURE:g}, times its square. *From
 scratch*: the shapes of our plan, or of one share of the rank, with fresh weights, trained by the recipe of the dense network. Nothing is chosen on test images.
 *Clearly* is a difference that McNemar's exact test sees on the same test images at 5 %, after Holm's correction for all comparisons
-of a network. One seed of the dense network."""
+of a network. One seed of the dense network.{_seen(rows)}"""
+
+
+def _steps(rows):
+    # of fine-tuning, with the networks where several numbers stand in the table
+    by = rows[rows["steps"].notna()].groupby("steps", sort=False)["network"].unique()
+    one = len(by) == 1
+    return " or ".join(
+        f"{int(float(str(count)))}" + ("" if one else f" ({', '.join(names)})") for count, names in by.items()
+    )
+
+
+def _seen(rows):
+    public = [case.network for case in CASES if case.checkpoint and case.network in set(rows["network"])]
+    if not public:
+        return ""
+    return f" The public {', '.join(public)} saw all training images when it was trained, the validation images too; so its rates, and AIMET's ranks of it, are chosen on images that the dense network knows, for all methods alike."
 
 
 def _draws(rows):

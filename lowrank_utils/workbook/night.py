@@ -107,6 +107,7 @@ SECTIONS = {
     "shortcuts": Section("shortcuts", "shortcuts.csv", ("cifar10",)),
     "controls-lenet300": Section("controls", "controls.csv", ("fashion-mnist",), "lenet300"),
     "controls-vgg_small": Section("controls", "controls.csv", ("fashion-mnist",), "vgg_small"),
+    "controls-resnet20": Section("controls", "controls.csv", ("cifar10",), "resnet20"),
     "batch-norm": Section("batch_norm", "batch-norm.csv", ("cifar10",)),
     "imagenet": Section("imagenet", "imagenet.csv", ("imagenet-sample",)),
     "language": Section("language", "language.csv", ("wikitext-2",)),
@@ -217,7 +218,8 @@ def _work(name, minutes, record, there, part, code, **kind):
         state = PART
     elif there:
         state = UNKNOWN if not record else DONE if record["code"] == code else OLDER
-    return Work(name, record.get("seconds", 60 * minutes) / 60, state, code, error=record.get("error", ""), **kind)
+    seconds = record.get("processor_seconds", record.get("seconds", 60 * minutes))  # older records have the latter only
+    return Work(name, seconds / 60, state, code, error=record.get("error", ""), **kind)
 
 
 def _has_rows(section):
@@ -389,7 +391,7 @@ def _measure(name: str, root: str, threads: int) -> str:
 
     cluster.settle(threads)
     torch.set_num_threads(threads)
-    began, section = time.time(), SECTIONS[name]
+    began, busy, section = time.time(), runs.processor_seconds(), SECTIONS[name]
     locks = _made(Path(root) / "locks")
     with FileLock(locks / name):  # a worker of a run that was killed may still be at it
         part, table = _part(name), paths.GALLERY / section.table
@@ -398,7 +400,8 @@ def _measure(name: str, root: str, threads: int) -> str:
             _copy_rows(section, table, part)
         try:
             section.renew(part)
-            told = {"seconds": round(time.time() - began, 1), "parameters": section.parameters()}
+            told: dict[str, Any] = {"seconds": round(time.time() - began, 1), "parameters": section.parameters()}
+            told["processor_seconds"] = round(runs.processor_seconds() - busy, 1)
             told["data_fingerprint"] = section.fingerprints()
         except Exception as error:
             if getattr(error, "errno", None) in runs.FULL:
@@ -440,6 +443,7 @@ def _keep(work: Work, error: str) -> None:
             "parameters": work.job.parameters,
             "data_fingerprint": work.job.fingerprint,
             "seconds": done["seconds"],
+            "processor_seconds": done.get("processor_seconds", done["seconds"]),
         }
     else:
         record |= json.loads((place / f"{work.name}.json").read_text())
