@@ -489,6 +489,7 @@ DATA = {  # section -> what its rows were measured on
     "prediction": ("fashion-mnist", "mnist", "digits", "cifar10", "wikitext-2", "python-topics"),
     "controls-lenet300": ("fashion-mnist",),
     "controls-vgg_small": ("fashion-mnist",),
+    "controls-resnet20": ("cifar10",),
     "imagenet": ("imagenet-sample",),
     "language": ("wikitext-2",),
     "language-more": ("wikitext-2",),

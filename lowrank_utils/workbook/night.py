@@ -193,13 +193,14 @@ def _code(*modules):
     return digests.of_code(*modules)
 
 
+def _is_module(name):
+    return (digests.PACKAGE / "workbook" / f"{name}.py").is_file()
+
+
 def _of_notebook(job, minutes, there):
-    own = [
-        f"chapters/{name}"
-        for name in (job.notebook.partition("_")[2],)
-        if (digests.PACKAGE / "workbook" / f"chapters/{name}.py").is_file()
-    ]
-    code = f"{_code('benchmark', 'contest', 'laboratory', *own)}-{job.source[:12]}"
+    name = job.notebook.partition("_")[2]
+    own = f"chapters/{name}_experiment" if _is_module(f"chapters/{name}_experiment") else f"chapters/{name}"
+    code = f"{_code('benchmark', 'contest', 'laboratory', own)}-{job.source[:12]}"
     record, rows = read_record(job.label), (folder() / f"{job.label}.parquet").is_file()
     return _work(job.label, minutes, record, rows or job.label in there, rows, code, job=job)
 
