@@ -72,9 +72,9 @@ def _code(text):
     # the lines of a module without blank ones, comments, docstrings and `WORDS`
     tree, left_out = ast.parse(text), set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if ast.get_docstring(node, clean=False) is not None:
-                left_out |= _lines(node.body[0])
+        told = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if told and ast.get_docstring(node, clean=False) is not None:
+            left_out |= _lines(node.body[0])
     for node in tree.body:
         if isinstance(node, ast.Assign) and any(getattr(name, "id", "") in WORDS for name in node.targets):
             left_out |= _lines(node)

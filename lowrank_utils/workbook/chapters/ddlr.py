@@ -247,21 +247,8 @@ def ddlr_ahead(ours: str, theirs: str) -> Callable[[pd.DataFrame], Verdict | Non
     """Return the function of result rows that judges whether method `ours` is ahead of `theirs` at equal size, in all settings."""
 
     def measure(table: pd.DataFrame) -> Verdict | None:
-        keys = ["dataset", "network", "budget"]
-        runs, sides = _runs(table), {method: _at_given_sizes(table, method) for method in (ours, theirs)}
-        if not runs or not all(map(len, sides.values())):
-            return None
-        have = {method: set(rows[keys].itertuples(index=False, name=None)) for method, rows in sides.items()}
-        sizes = sorted({size for rows in sides.values() for size in rows["budget"]})
-        settings = [(*run, size) for run in dict.fromkeys(run[:2] for run in runs) for size in sizes]
-        absent = {
-            setting: "no answer is cut to that size: "
-            + "; ".join(method for method in have if setting not in have[method])
-            for setting in settings
-        }
-        return verdicts.ahead_verdict(
-            *sides.values(), settings=settings, absent=absent, consistently=True, than=theirs
-        )  # fmt: skip
+        sides = {method: _at_given_sizes(table, method) for method in (ours, theirs)}
+        return _ahead(table, sides, _sizes(sides), "no answer is cut to that size:", consistently=True)
 
     return measure
 
@@ -283,7 +270,7 @@ def ahead_of_random(method: str) -> Callable[[pd.DataFrame], Verdict | None]:
 
     def measure(table: pd.DataFrame) -> Verdict | None:
         sides = {method: _at_given_sizes(table, method), "random ranks": of_control(table, "random")}
-        return _ahead(table, sides, sorted({size for rows in sides.values() for size in rows["budget"]}))
+        return _ahead(table, sides, _sizes(sides))
 
     return measure
 
@@ -297,22 +284,23 @@ def ahead_of_scratch(table: pd.DataFrame) -> Verdict | None:
     return _ahead(table, sides, TRAINED)
 
 
-def _ahead(table, sides, sizes):
-    # the first of two sides against the second; a setting that one of them lacks is left out, and the reason names it
+def _sizes(sides):
+    return sorted({size for rows in sides.values() for size in rows["budget"]})
+
+
+def _ahead(table, sides, sizes, without="no row of", **how):
+    # the first of two sides against the second; a setting that one of them lacks is left out, and the reason names it after the words `without`
     runs, keys = _runs(table), ["dataset", "network", "budget"]
     if not runs:
         return None
     have = {name: set(rows[keys].itertuples(index=False, name=None)) for name, rows in sides.items()}
+    if not all(have.values()):
+        return verdicts.not_measured(f"{without} {'; '.join(name for name in have if not have[name])}", ["every run"])
     settings = [(*run, size) for run in dict.fromkeys(run[:2] for run in runs) for size in sizes]
     absent = {
-        setting: "no row of " + " and of ".join(name for name in have if setting not in have[name])
-        for setting in settings
+        setting: f"{without} {'; '.join(name for name in have if setting not in have[name])}" for setting in settings
     }
-    if not all(have.values()):
-        return verdicts.not_measured(
-            f"no row of {' and of '.join(name for name in have if not have[name])}", ["every run"]
-        )
-    return verdicts.ahead_verdict(*sides.values(), settings=settings, absent=absent, than=list(sides)[1])
+    return verdicts.ahead_verdict(*sides.values(), settings=settings, absent=absent, than=list(sides)[1], **how)
 
 
 def tables(table: pd.DataFrame) -> dict[str, str]:
