@@ -460,6 +460,10 @@ def test_a_section_is_renewed_into_a_file_of_its_own_and_takes_its_place_in_the_
     assert {"seconds", "versions", "commit", "finished"} <= record.keys() and record["code"] == "abc"
     assert record["parameters"]["IMAGES"] == batch_norm.IMAGES and record["parameters"]["BUDGET"] == batch_norm.BUDGET
     assert record["data_fingerprint"] == {"cifar10": data.dataset_fingerprint("cifar10")}
+    night._part("batch-norm").write_text("accuracy\n0.5\n")  # of a run that was killed: how long that one took, nobody knows
+    assert night._measure("batch-norm", str(paths.RUNS / night.SCRATCH), 1) == ""
+    night._keep(night.Work("batch-norm", 1.0, night.MISSING, "abc", section=night.SECTIONS["batch-norm"]), "")
+    assert not {"seconds", "processor_seconds"} & night.read_record("batch-norm").keys()
 
 
 def test_a_table_that_was_begun_is_not_taken_for_a_whole_one(toy):

@@ -399,10 +399,13 @@ def _measure(name: str, root: str, threads: int) -> str:
         again = read_record(name).get("status") == PART  # nothing of the published rows is kept
         if not part.is_file() and not again and table.is_file():
             _copy_rows(section, table, part)
+        whole = not part.is_file()
         try:
             section.renew(part)
-            told: dict[str, Any] = {"seconds": round(time.time() - began, 1), "parameters": section.parameters()}
-            told["processor_seconds"] = round(runs.processor_seconds() - busy, 1)
+            told: dict[str, Any] = {"parameters": section.parameters()}
+            if whole:  # of a measurement that went on from earlier rows, they would say too little
+                told["seconds"] = round(time.time() - began, 1)
+                told["processor_seconds"] = round(runs.processor_seconds() - busy, 1)
             told["data_fingerprint"] = section.fingerprints()
         except Exception as error:
             if getattr(error, "errno", None) in runs.FULL:
