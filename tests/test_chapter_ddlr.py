@@ -339,14 +339,14 @@ def test_controls_are_judged_as_claims_and_no_other_claim_reads_them(controlled)
         assert claim.measure(controlled[:0]) is None
     plain = controlled[(controlled["tuned"] == "none") & (controlled["chooser"] != "random")]
     assert random.measure(plain).said == "not measured: no row of random ranks"
-    assert scratch.measure(plain).said == "not measured: no row of DDLR, fine-tuned; training from scratch"
+    assert scratch.measure(plain).said == "not measured: no row of DDLR, fine-tuned and of training from scratch"
     for claim in (ranks, random):
         found = claim.measure(controlled)
         assert found.counted == 2 and "against random ranks" in found.said and found.paired_by == ("images",) * 2
     assert ranks.measure(controlled).said != random.measure(controlled).said
     found = scratch.measure(controlled)
     assert found.counted == 1
-    assert list(found.left_out.values()) == ["no row of DDLR, fine-tuned; training from scratch"]
+    assert list(found.left_out.values()) == ["no row of DDLR, fine-tuned and of training from scratch"]
     apart = controlled[(controlled["chooser"] != "random") | (controlled["budget"] != 0.05)]
     assert list(random.measure(apart).left_out.values()) == ["no row of random ranks"]
     others = [claim for claim in (*ddlr.CLAIMS, *arsvd.CLAIMS) if claim.claim not in claims]

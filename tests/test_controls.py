@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from lowrank_utils import paths
 from lowrank_utils.lab import columns, data, score, training
 from lowrank_utils.workbook import contest, controls, stability
 from lowrank_utils.workbook.contest import OURS, PAIRS, SPARSE
@@ -297,6 +298,43 @@ def test_sizes_of_sparse_networks_and_odd_first_draws_are_told():
     assert f"{(by.drop(0) < by[0]).sum()} of 4 others at 10%" in controls.about_random(dense)
 
 
+def test_a_network_of_one_draw_without_training_from_scratch_is_told_so(monkeypatch):
+    table = pd.read_csv(paths.GALLERY / "controls.csv")
+    lenet = table[table["network"] == "lenet300"]
+    alone = lenet[(lenet["draw"] == 0) & (lenet["tuned"] != "from scratch")]
+    dense = lenet[(lenet["chooser"] == "dense") & (lenet["bits"] == 32)].head(1)
+    public = alone.assign(network="resnet20", dataset="cifar10", steps=alone["steps"].where(alone["steps"].isna(), 100))
+    monkeypatch.setattr(controls, "published", lambda: public)
+    told = controls.about_random(dense.assign(network="resnet20", dataset="cifar10"))
+    assert "1 draw of ranks" in told and "after 100 steps" in told
+    assert not any(words in told for words in ("others at", "from scratch", " to ", "nan"))
+    page = controls.section(pd.concat([lenet, public]))
+    assert "500 (lenet300) or 100 (resnet20) steps" in page and "5 draws (lenet300) or 1 draw (resnet20) for" in page
+    assert page.count("Kendall's tau between") == 1 and "One draw of calibration images only" in page
+    seen = "The public resnet20 saw all training images"
+    assert seen in page and seen not in controls.section(lenet)
+    some = public[~((public["chooser"] == "SparseGPT") & (public["tuned"] != "none"))]
+    assert "- resnet20: cut, but not fine-tuned, for each takes minutes: SparseGPT." in controls.section(some)
+
+
+def test_each_network_gets_its_own_steps_and_draws(digits, model, monkeypatch, tmp_path):
+    seen = []
+
+    def contested(images, model, *, draw, fine, **about):
+        seen.append((about["network"], draw, fine["steps"]))
+
+    def measured(case, images, one, path, trained):
+        pd.DataFrame({"network": [case.network]}).to_csv(path, index=False)
+
+    monkeypatch.setattr(contest, "contest", contested)
+    monkeypatch.setattr(controls, "measure", measured)
+    cases = (dataclasses.replace(CASE, draws=2), dataclasses.replace(CASE, steps=7))
+    controls.renew(tmp_path / "rows.csv", cases, draws=3)
+    assert seen == [("lenet300", 0, 500), ("lenet300", 1, 500), *(("lenet300", draw, 7) for draw in range(3))]
+    controls.renew(tmp_path / "rows.csv", cases[1:], draws=1, fine={"steps": 3})
+    assert seen[-1] == ("lenet300", 0, 3)
+
+
 def test_networks_from_scratch_are_held_against_ours_fine_tuned(rows):
     table = controls.beside_ours(rows)
     scratch = table[table["method"].str.endswith("from scratch")]
@@ -313,7 +351,7 @@ def test_figure_and_page_show_every_method(rows):
     labels = [text.get_text() for text in drawn.axes[-1].get_legend().get_texts()]
     assert labels[0] == "ours" and set(labels[1:]) >= {"magnitude", "random, our factors", "from scratch", "dense"}
     page = controls.section(both)
-    assert page.startswith("## Controls and rivals\n\n![") and "Not measured yet: vgg_small." in page
+    assert page.startswith("## Controls and rivals\n\n![") and "Not measured yet: vgg_small, resnet20." in page
     accuracy = 100 * only(rows, chooser="BALF", tuned="none")["accuracy"]
     assert f"| BALF, whitened factors | {accuracy:.1f} |" in page
     assert "Kendall's tau" in page and "1.00 (least 1.00) at 30 % over 2 draws of 11 methods" in page

@@ -6,8 +6,15 @@ from lowrank_utils.workbook import digests
 
 CODE = '''"""A module."""
 
-UNMET = {"*": {1: "not yet"}}
-STEPS = 100
+UNMET = {
+    "*": {1: "not yet"},
+}
+WORDS = {"none": "cut"}
+WORDS |= {"svd": "plain"}
+STEPS = 100  # of training
+PAGE = """A text.
+# Heading
+"""
 
 
 def made(count):
@@ -27,7 +34,11 @@ def digest_of(folder, text):
     [
         ("# one more", "# and one", False),
         ('"""Return more."""', '"""Return one more,\n\n    and say so.\n    """', False),
-        ('"not yet"', '"never, for these two reasons"', False),
+        ("# of training", "# at most", False),
+        ("    # one more\n", "\n\n", False),
+        ('"not yet"', '"never,"\n    "for these two reasons"', False),
+        ('"plain"', '"truncated"', False),
+        ("# Heading", "# Another", True),  # of a text, not a comment
         ("STEPS = 100", "STEPS = 101", True),
         ("count + 1", "count + 2", True),
     ],
@@ -41,8 +52,17 @@ def test_what_a_module_imports_counts_with_it_but_for_pages():
     controls = {path.stem for path in digests.reached("controls")}
     assert {"controls", "contest", "laboratory", "rivals"} <= controls
     assert not controls & (set(digests.PAGES) - {"controls"})
-    assert "controls" not in {path.stem for path in digests.reached("chapters/arsvd")}
-    assert digests.reached("no_such_module") == []
+    chapter = digests.reached("chapters/side_by_side")
+    assert "import controls" in (digests.PACKAGE / "workbook" / "chapters" / "side_by_side.py").read_text().replace(
+        "contest, controls", "controls"
+    )
+    assert "controls" not in {path.stem for path in chapter}
+    assert "answers" in {path.stem for path in digests.reached("batch_norm")}  # it rebuilds what is measured
+
+
+def test_a_module_that_is_not_there_is_named():
+    with pytest.raises(FileNotFoundError, match="no_such_module"):
+        digests.of_code("no_such_module")
 
 
 def test_every_page_is_a_module():

@@ -118,8 +118,8 @@ def renew(
 ) -> pd.DataFrame:
     """Return the rows of the gallery; those that its file lacks are measured now, on one thread.
 
-    The first network takes about half an hour on a busy core, the second several hours, nearly all of it training: ``trained=False`` leaves
-    that out. `options`: those of `contest.contest`, such as ``fine={"steps": 100}``. Delete the file to measure all rows anew. Raises OSError where
+    The first network takes about half an hour on a busy core, the second several hours, the third two, most of it training: ``trained=False``
+    leaves that out. `options`: those of `contest.contest`, such as ``fine={"steps": 100}``. Delete the file to measure all rows anew. Raises OSError where
     the data cannot be had.
     """
     path = Path(path or paths.GALLERY / f"{NAME}.csv")
@@ -318,17 +318,17 @@ def verdicts(rows: pd.DataFrame) -> list[str]:
 
 
 def spread_over_draws(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return accuracy over draws in percent: a row a method, and for each share its mean, lowest and highest in words."""
+    """Return accuracy over draws in percent: a row a method, and for each share its mean, lowest and highest in words (of one draw the number)."""
     mine = shown(rows)
     mine = mine[(mine["tuned"] == "none") & (mine["bits"] == 32) & (mine["chooser"] != "dense")]
     found = {}
     for share in sorted(mine["budget"].unique(), reverse=True):
         accuracy = 100 * mine[mine["budget"] == share].set_index("method")["accuracy"]
-        each = accuracy.groupby(level=0, sort=False).agg(["mean", "min", "max"])
+        each = accuracy.groupby(level=0, sort=False).agg(["mean", "min", "max", "count"])
         found[f"{100 * share:g} %"] = each.apply(
-            lambda r: f"{r['mean']:.1f} ({r['min']:.1f} to {r['max']:.1f})", axis=1
+            lambda r: f"{r['mean']:.1f}" + f" ({r['min']:.1f} to {r['max']:.1f})" * bool(r["count"] > 1), axis=1
         )
-    return pd.DataFrame(found).reindex(mine["method"].unique())
+    return pd.DataFrame(found).reindex(mine["method"].unique()).fillna("-")
 
 
 def about_random(rows: pd.DataFrame) -> str:
@@ -353,19 +353,23 @@ def about_random(rows: pd.DataFrame) -> str:
     told = f"Test accuracy in percent, {draws} of ranks and calibration images; the dense network has {100 * _first(mine).loc[mine['chooser'] == 'dense', 'accuracy'].iloc[0]:.1f}."
     if len(lines) > len(found):
         steps = " or ".join(str(int(each)) for each in sorted(mine["steps"].dropna().unique()))
-        told += f" The last lines show what labels add, for the first draw alone: the network as it was cut, and after {steps} steps of training. Thin layers from scratch were trained as the dense network was.{_place(mine, shares)}"
+        told += f" The last lines show what labels add, for the first draw alone: the network as it was cut, and after {steps} steps of training."
+        if (mine["tuned"] == "from scratch").any():
+            told += " Thin layers from scratch were trained as the dense network was."
+        told += _place(mine, shares)
     return f"{told}\n\n{markdown(['method', *(f'{share:.0%} of the MACs' for share in shares)], lines)}"
 
 
 def _place(rows, shares):
-    # of the random draws, how many the first one is ahead of
+    # of the random draws, how many the first one is ahead of; nothing where there is one
     random = shown(rows)
     random = random[(random["chooser"] == "random") & (random["tuned"] == "none")]
     told = []
     for share in shares:
         by = random[random["budget"] == share].set_index("draw")["accuracy"]
-        told.append(f"{int((by.drop(0) < by[0]).sum())} of {len(by) - 1} others at {share:.0%}")
-    return f" The first draw of random ranks is better than {' and '.join(told)}."
+        if len(by) > 1:
+            told.append(f"{int((by.drop(0) < by[0]).sum())} of {len(by) - 1} others at {share:.0%}")
+    return f" The first draw of random ranks is better than {' and '.join(told)}." if told else ""
 
 
 def _with_labels(rows, shares):
@@ -491,10 +495,10 @@ def _odd_first_draws(rows):
 
 
 def _only_cut(rows):
-    # the low-rank methods of a network that were not fine-tuned, where others were
+    # the methods of a network that were not fine-tuned, where others were
     for network, mine in shown(rows).groupby("network", sort=False):
-        low = mine[(mine["stored_as"] == "low rank") & (mine["bits"] == 32)]
-        names = {state: low.loc[low["tuned"] == state, "method"].unique() for state in ("none", "fine-tuned")}
+        cut = mine[(mine["stored_as"] != "dense") & (mine["bits"] == 32)]
+        names = {state: cut.loc[cut["tuned"] == state, "method"].unique() for state in ("none", "fine-tuned")}
         left = [name for name in names["none"] if name not in names["fine-tuned"]]
         if left and len(names["fine-tuned"]):
             yield f"- {network}: cut, but not fine-tuned, for each takes minutes: {'; '.join(left)}."
@@ -523,23 +527,25 @@ of a network. One seed of the dense network.{_seen(rows)}"""
 
 def _steps(rows):
     # of fine-tuning, with the networks where several numbers stand in the table
-    by = rows[rows["steps"].notna()].groupby("steps", sort=False)["network"].unique()
-    one = len(by) == 1
-    return " or ".join(
-        f"{int(float(str(count)))}" + ("" if one else f" ({', '.join(names)})") for count, names in by.items()
-    )
+    tuned = rows[rows["steps"].notna()].astype({"steps": int})
+    by = tuned.groupby("steps", sort=False)["network"].unique()
+    return " or ".join(str(count) if len(by) == 1 else f"{count} ({', '.join(names)})" for count, names in by.items())
 
 
 def _seen(rows):
     public = [case.network for case in CASES if case.checkpoint and case.network in set(rows["network"])]
     if not public:
         return ""
-    return f" The public {', '.join(public)} saw all training images when it was trained, the validation images too; so its rates, and AIMET's ranks of it, are chosen on images that the dense network knows, for all methods alike."
+    return f" The public {', '.join(public)} saw all training images when it was trained, the validation images too; so its rates are chosen on images that the dense network knows, for all methods alike."
 
 
 def _draws(rows):
-    count = rows["draw"].nunique()
-    return f"{count} draw{'s' * (count > 1)}"
+    # of calibration images, with the networks where several numbers stand in the table
+    by = rows.groupby("network", sort=False)["draw"].nunique()
+    words = {count: f"{count} draw{'s' * (count > 1)}" for count in dict.fromkeys(by)}
+    if len(words) == 1:
+        return words[by.iloc[0]]
+    return " or ".join(f"{words[count]} ({', '.join(by.index[by == count])})" for count in words)
 
 
 def _beside(mine):
@@ -585,7 +591,7 @@ def same_plans(rows: pd.DataFrame) -> list[str]:
 def _case_section(name, rows):
     dataset, network = name
     dense = contest.number(rows, chooser="dense", bits=32)
-    table, spread = accuracies(rows).dropna(axis=1, how="all"), spread_over_draws(rows)
+    table = accuracies(rows).dropna(axis=1, how="all")
     lines = [[method, *map(_cell, table.loc[method])] for method in table.index]
     why = contest.why_not_scratch(network)
     others = [*about_sizes(rows), *_beside(_first(shown(rows))), *([f"- {why}"] if why else []), *same_plans(rows)]
@@ -603,11 +609,7 @@ What is ahead of ours at the same budget and state of training:
 
 {chr(10).join(verdicts(rows))}
 
-Cut networks over the draws of calibration images, mean (lowest to highest); random ranks have another seed in each:
-
-{markdown(["method", *spread.columns], [[m, *map(str, spread.loc[m])] for m in spread.index])}
-
-{_order(rows)}
+{_over_draws(rows)}
 
 Five seeded corruptions of the first {contest.CORRUPTED} test images (severity {corruptions.SEVERITY} of 5), at {100 * middle:g} % kept; *clean* is of all test images:
 
@@ -619,16 +621,21 @@ In 8 bits, by onnxruntime on one thread, beside the dense network in torch; *sta
 """
 
 
-def _order(rows):
+def _over_draws(rows):
     cut = rows[(rows["tuned"] == "none") & (rows["bits"] == 32) & ~rows["chooser"].isin(["dense", "random"])]
     taus = stability.kendall_tau(cut)
     if (taus["draws"] < 2).all():
         return "One draw of calibration images only, so nothing can be said of how stable the order is."
+    spread = spread_over_draws(rows)
     each = "; ".join(
         f"{r['tau_mean']:.2f} (least {r['tau_least']:.2f}) at {100 * r['budget']:g} % over {r['draws']} draws of {r['methods']} methods, random ranks left out"
         for r in taus.to_dict("records")
     )
-    return f"Kendall's tau between the orders of the methods in two draws, mean over all pairs: {each}. What rests on the weights alone has the same accuracy in every draw."
+    return f"""Cut networks over the draws of calibration images, mean (lowest to highest); random ranks have another seed in each:
+
+{markdown(["method", *spread.columns], [[m, *map(str, spread.loc[m])] for m in spread.index])}
+
+Kendall's tau between the orders of the methods in two draws, mean over all pairs: {each}. What rests on the weights alone has the same accuracy in every draw."""
 
 
 def _cell(value):

@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import io
+import tokenize
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
 FLOORS = ("network", "factors", "ranks", "lab")
-PAGES = (
-    "answers",
-    "audit",
-    "bench_figures",
-    "controls",
-    "front",
-    "gallery",
-    "plots",
-    "search_claims",
-    "stability",
-    "tables",
-)
+PAGES = ("audit", "bench_figures", "controls", "front", "gallery", "plots", "search_claims", "stability", "tables")
 PAGES += ("ten_minutes", "verdicts")  # modules of the workbook that draw, write or judge what others measured
-PAGES += ("cluster", "jobs", "results", "runs")  # and that start the measuring, and keep its rows
-WORDS = ("UNMET", "CAPTION", "CAPTIONS", "FIGURE_CAPTION", "WORDS", "QUESTIONS")  # constants that only pages show
+PAGES += ("cluster", "digests", "jobs", "results", "runs")  # and that start the measuring, and keep its rows
+WORDS = ("CAPTION", "CAPTIONS", "FIGURE_CAPTION", "QUESTIONS", "UNMET", "WORDS")  # constants that only pages show
 
 
 def of_files(files: Iterable[Path]) -> str:
-    """Return twelve hexadecimal digits of the code in `files`; their order, folders, comments and docstrings do not matter.
+    """Return twelve hexadecimal digits of the code in `files`; their order, folders, comments, docstrings and `WORDS` do not matter.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
     >>> _ = (folder / "a.py").write_text("a = 1"), (folder / "b.py").write_text("b = 2")
     >>> first = of_files([folder / "a.py", folder / "b.py"])
-    >>> _ = (folder / "a.py").write_text("a = 1\\n\\n# said better")
+    >>> _ = (folder / "a.py").write_text("a = 1  # the first\\n\\n# said better")
     >>> of_files([folder / "b.py", folder / "a.py"]) == first
     True
     """
@@ -45,6 +37,8 @@ def of_code(*modules: str) -> str:
     """Return the digest of what numbers are computed with: all floors below the workbook, the named `modules` of it, such as
     "chapters/arsvd", and those that they import, but for `PAGES`: these count only where they are named.
 
+    Raises FileNotFoundError for a module that is not there.
+
     >>> len(of_code("prediction"))
     12
     """
@@ -53,12 +47,16 @@ def of_code(*modules: str) -> str:
 
 
 def reached(*modules: str) -> list[Path]:
-    """Return the files of modules of the workbook and of those that they import, directly or not, but for `PAGES`."""
-    room, found, waiting = PACKAGE / "workbook", set(), list(modules)
+    """Return the files of modules of the workbook and of those that they import, directly or not, but for `PAGES`.
+
+    Raises FileNotFoundError for one of `modules` that is not there.
+    """
+    room, waiting = PACKAGE / "workbook", list(modules)
+    found: set[Path] = set()
     while waiting:
-        name = waiting.pop()
-        path = room / f"{name}.py"
-        if path in found or not path.is_file() or (path.stem in PAGES and name not in modules):
+        module = waiting.pop()
+        path = room / f"{module}.py"
+        if path in found or (module not in modules and (path.stem in PAGES or not path.is_file())):
             continue
         found.add(path)
         for node in ast.walk(ast.parse(path.read_text())):
@@ -68,19 +66,27 @@ def reached(*modules: str) -> list[Path]:
     return sorted(found)
 
 
+@cache
 def _code(text):
-    # the lines of a module without blank ones, comments, docstrings and `WORDS`
-    tree, left_out = ast.parse(text), set()
+    # a module without blank lines, comments, docstrings and `WORDS`
+    lines, left_out = dict(enumerate(text.splitlines(), 1)), set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        row, column = token.start
+        if token.type == tokenize.COMMENT:
+            lines[row] = lines[row][:column].rstrip()
+        elif token.type == tokenize.NL and not lines[row].strip():
+            left_out.add(row)
+    tree = ast.parse(text)
     for node in ast.walk(tree):
         told = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         if told and ast.get_docstring(node, clean=False) is not None:
-            left_out |= _lines(node.body[0])
+            left_out |= _rows(node.body[0])
     for node in tree.body:
-        if isinstance(node, ast.Assign) and any(getattr(name, "id", "") in WORDS for name in node.targets):
-            left_out |= _lines(node)
-    lines = enumerate(text.splitlines(), 1)
-    return "\n".join(line for i, line in lines if i not in left_out and line.strip() and line.lstrip()[0] != "#")
+        names = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(getattr(name, "id", "") in WORDS for name in names):
+            left_out |= _rows(node)
+    return "\n".join(line for row, line in lines.items() if row not in left_out)
 
 
-def _lines(node):
+def _rows(node):
     return set(range(node.lineno, node.end_lineno + 1))

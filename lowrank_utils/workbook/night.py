@@ -83,7 +83,7 @@ class Section:
         return {name: known.get(name) or jobs._fingerprint(name) for name in self.data}
 
 
-WORDS = ("NAME", "CAPTION", "COLUMNS", "SHOWN", "PANELS", "QUESTIONS")  # what a page says decides on no number
+WORDS = (*digests.WORDS, "NAME", "COLUMNS", "SHOWN", "PANELS")  # what a page says decides on no number
 
 
 def _constants(module):
@@ -198,9 +198,9 @@ def _is_module(name):
 
 
 def _of_notebook(job, minutes, there):
-    name = job.notebook.partition("_")[2]
-    own = f"chapters/{name}_experiment" if _is_module(f"chapters/{name}_experiment") else f"chapters/{name}"
-    code = f"{_code('benchmark', 'contest', 'laboratory', own)}-{job.source[:12]}"
+    chapter = f"chapters/{job.notebook.partition('_')[2]}"
+    own = [name for name in (f"{chapter}_experiment", chapter) if _is_module(name)][:1]
+    code = f"{_code('benchmark', 'contest', 'laboratory', *own)}-{job.source[:12]}"
     record, rows = read_record(job.label), (folder() / f"{job.label}.parquet").is_file()
     return _work(job.label, minutes, record, rows or job.label in there, rows, code, job=job)
 
@@ -399,10 +399,14 @@ def _measure(name: str, root: str, threads: int) -> str:
         again = read_record(name).get("status") == PART  # nothing of the published rows is kept
         if not part.is_file() and not again and table.is_file():
             _copy_rows(section, table, part)
-        whole = not part.is_file()
+        code, begun, whole = _code(section.module), Path(root) / f"{name}.begun", not part.is_file()
+        if whole:
+            begun.write_text(code)
         try:
             section.renew(part)
             told: dict[str, Any] = {"parameters": section.parameters()}
+            if not begun.is_file() or begun.read_text() != code:
+                told["code"] = ""  # its first rows are of other code, or of code that nobody knows
             if whole:  # of a measurement that went on from earlier rows, they would say too little
                 told["seconds"] = round(time.time() - began, 1)
                 told["processor_seconds"] = round(runs.processor_seconds() - busy, 1)
@@ -447,8 +451,9 @@ def _keep(work: Work, error: str) -> None:
             "parameters": work.job.parameters,
             "data_fingerprint": work.job.fingerprint,
             "seconds": done["seconds"],
-            "processor_seconds": done.get("processor_seconds", done["seconds"]),
         }
+        if "processor_seconds" in done:
+            record["processor_seconds"] = done["processor_seconds"]
     else:
         record |= json.loads((place / f"{work.name}.json").read_text())
     runs.write_json(_record_path(work.name), record)

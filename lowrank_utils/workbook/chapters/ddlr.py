@@ -248,7 +248,7 @@ def ddlr_ahead(ours: str, theirs: str) -> Callable[[pd.DataFrame], Verdict | Non
 
     def measure(table: pd.DataFrame) -> Verdict | None:
         sides = {method: _at_given_sizes(table, method) for method in (ours, theirs)}
-        return _ahead(table, sides, _sizes(sides), "no answer is cut to that size:", consistently=True)
+        return _ahead(table, sides, _sizes(sides), _not_cut, consistently=True)
 
     return measure
 
@@ -288,19 +288,27 @@ def _sizes(sides):
     return sorted({size for rows in sides.values() for size in rows["budget"]})
 
 
-def _ahead(table, sides, sizes, without="no row of", **how):
-    # the first of two sides against the second; a setting that one of them lacks is left out, and the reason names it after the words `without`
+def _no_row(names):
+    return "no row of " + " and of ".join(names)
+
+
+def _not_cut(names):
+    return "no answer is cut to that size: " + "; ".join(names)
+
+
+def _ahead(table, sides, sizes, why=_no_row, consistently=False):
+    # the first of two sides against the second; a setting that one of them lacks is left out, for the reason that `why` makes of their names
     runs, keys = _runs(table), ["dataset", "network", "budget"]
     if not runs:
         return None
     have = {name: set(rows[keys].itertuples(index=False, name=None)) for name, rows in sides.items()}
-    if not all(have.values()):
-        return verdicts.not_measured(f"{without} {'; '.join(name for name in have if not have[name])}", ["every run"])
+    if absent := [name for name in have if not have[name]]:
+        return verdicts.not_measured(_no_row(absent), ["every run"])
     settings = [(*run, size) for run in dict.fromkeys(run[:2] for run in runs) for size in sizes]
-    absent = {
-        setting: f"{without} {'; '.join(name for name in have if setting not in have[name])}" for setting in settings
-    }
-    return verdicts.ahead_verdict(*sides.values(), settings=settings, absent=absent, than=list(sides)[1], **how)
+    left_out = {setting: why([name for name in have if setting not in have[name]]) for setting in settings}
+    return verdicts.ahead_verdict(
+        *sides.values(), settings=settings, absent=left_out, than=list(sides)[1], consistently=consistently
+    )
 
 
 def tables(table: pd.DataFrame) -> dict[str, str]:
