@@ -507,9 +507,6 @@ def _only_cut(rows):
 def _words(rows):
     rows = rows.reindex(columns=list(dict.fromkeys([*rows.columns, "steps", "rate"])))
     rates = ", ".join(f"{rate:g}" for rate in finetuning.RATES)
-    tuned = rows[rows["rate"].notna()]
-    ends = [int((tuned["rate"] == end).sum()) for end in (min(finetuning.RATES), max(finetuning.RATES))]
-    narrow = "; a wider range may gain more" if ends[1] > len(tuned) / 2 else ""
     counts = ", ".join(map(str, rows["calibration_images"].dropna().astype(int).unique()))
     return f"""*Ours* is `compress` without refinement. All low-rank methods leave the same layers dense and have the same {counts} calibration images,
 drawn at random from the training images: {_draws(rows)} for networks that are only cut, the first one for all else. *Random* ranks, and one share of
@@ -519,7 +516,7 @@ its published code; ZS-SVD is without its optional gradient step, and AIMET's se
 are counted with 16 bits an index; SparseGPT takes one density for all layers, as published, or the densities that magnitude chooses.
 
 *Fine-tuned*: {_steps(rows)} steps on all training images with labels, the peak rate chosen among {rates} on {contest.JUDGES} validation images, the same
-for all (the lowest was best for {ends[0]} of {len(tuned)} networks, the highest for {ends[1]}{narrow}). *Distilled*: the mean of that loss and of the divergence from the dense network at temperature {finetuning.TEMPERATURE:g}, times its square. *From
+for all ({_ends(rows)}). *Distilled*: the mean of that loss and of the divergence from the dense network at temperature {finetuning.TEMPERATURE:g}, times its square. *From
 scratch*: the shapes of our plan, or of one share of the rank, with fresh weights, trained by the recipe of the dense network. Nothing is chosen on test images.
 *Clearly* is a difference that McNemar's exact test sees on the same test images at 5 %, after Holm's correction for all comparisons
 of a network. One seed of the dense network.{_seen(rows)}"""
@@ -530,6 +527,17 @@ def _steps(rows):
     tuned = rows[rows["steps"].notna()].astype({"steps": int})
     by = tuned.groupby("steps", sort=False)["network"].unique()
     return " or ".join(str(count) if len(by) == 1 else f"{count} ({', '.join(names)})" for count, names in by.items())
+
+
+def _ends(rows):
+    # how often the lowest and the highest rate were best; what lies at an end may lie beyond it
+    told, tuned = [], rows[rows["rate"].notna()]
+    for network, mine in tuned.groupby("network", sort=False):
+        low, high = (int((mine["rate"] == end(finetuning.RATES)).sum()) for end in (min, max))
+        told.append(f"of {len(mine)} networks of {network}, the lowest was best for {low}, the highest for {high}")
+        if max(low, high) > len(mine) / 2:
+            told[-1] += ", so that a wider range may gain more"
+    return "; ".join(told)
 
 
 def _seen(rows):
