@@ -311,7 +311,9 @@ def test_a_network_of_one_draw_without_training_from_scratch_is_told_so(monkeypa
     page = controls.section(pd.concat([lenet, public]))
     assert "500 (lenet300) or 100 (resnet20) steps" in page and "5 draws (lenet300) or 1 draw (resnet20) for" in page
     low, high = ((alone["rate"] == end).sum() for end in (3e-4, 3e-3))
-    told = f"of {alone['rate'].notna().sum()} networks of resnet20, the lowest was best for {low}, the highest for {high}"
+    told = (
+        f"of {alone['rate'].notna().sum()} networks of resnet20, the lowest was best for {low}, the highest for {high}"
+    )
     assert f"{told}, so that a wider range" in page and high > alone["rate"].notna().sum() / 2
     assert page.count("Kendall's tau between") == 1 and "One draw of calibration images only" in page
     seen = "The public resnet20 saw all training images"
