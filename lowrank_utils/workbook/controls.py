@@ -75,7 +75,7 @@ CASES = (
         zeros=("magnitude",),
         steps=RESNET_STEPS,
         draws=1,
-    ),  # fmt: skip
+    ),
 )
 
 
