@@ -342,7 +342,12 @@ def test_a_choice_on_one_half_is_judged_on_the_other():
 
 def test_controls_that_win_are_named():
     said = side_by_side.about_controls(controls.published())
-    assert "ahead of ours" in said and "- 8 bits, dense and ours:" in said and "batch norms recalibrated" in said
+    assert (
+        "ahead of ours" in said
+        and "- 8 bits, dynamic, points against 32 bits: dense" in said
+        and "- 8 bits, static" in said
+        and "batch norms recalibrated" in said
+    )
     mine = controls.published()
     mine = controls.shown(mine[(mine["network"] == "vgg_small") & (mine["draw"] == 0) & (mine["bits"] == 32)])
     by = mine.set_index(["tuned", "method", "budget"])["accuracy"]

@@ -322,6 +322,17 @@ def test_a_network_of_one_draw_without_training_from_scratch_is_told_so(monkeypa
     assert "- resnet20: cut, but not fine-tuned, for each takes minutes: SparseGPT." in controls.section(some)
 
 
+def test_networks_that_training_left_worse_are_named(rows):
+    tuned = rows["tuned"] == "fine-tuned"
+    one = tuned & (rows["chooser"] == "BALF")
+    known = rows.assign(untuned_accuracy=rows["accuracy"].where(tuned))
+    assert not list(controls._harmed(known))
+    worse = known.assign(untuned_accuracy=known["untuned_accuracy"].where(~one, 0.987), rate=0.001)
+    (line,) = controls._harmed(worse)
+    assert line.startswith("- lenet300, BALF, whitened factors, 30 %, fine-tuned: 98.7 % before, ")
+    assert line in controls.section(worse)
+
+
 def test_each_network_gets_its_own_steps_and_draws(digits, model, monkeypatch, tmp_path):
     seen = []
 

@@ -63,7 +63,7 @@ RESNET_STEPS = 100  # of fine-tuning a public network, which nobody trains from 
 CASES = (
     Case("fashion-mnist", "lenet300", (0.2, 0.1, 0.05), 40),
     Case("fashion-mnist", "vgg_small", (0.5, 0.25), 10, trained=FEW),  # each network takes three minutes
-    # a quarter alone, and not from scratch: on one core a network takes five minutes, and hours from scratch
+    # a quarter alone, and not from scratch: on one core a network takes four to twelve minutes, and hours from scratch
     Case(
         "cifar10",
         "resnet20",
@@ -453,7 +453,7 @@ def section(rows: pd.DataFrame) -> str:
     """Return the part of the gallery's page: figure, tables, what is ahead of ours, stability, and what was left out."""
     parts = [_case_section(name, mine) for name, mine in rows.groupby(["dataset", "network"], sort=False)]
     cut = rows[(rows["tuned"] == "none") & (rows["bits"] == 32) & (rows["chooser"] != "dense")]
-    said = "\n".join([*notes(rows), *_odd_first_draws(rows), *_only_cut(rows)]) or "- None."
+    said = "\n".join([*notes(rows), *_harmed(rows), *_odd_first_draws(rows), *_only_cut(rows)]) or "- None."
     missing = [case.network for case in CASES if case.network not in set(rows["network"])]
     waiting = f" Not measured yet: {', '.join(missing)}." if missing else ""
     return f"""## Controls and rivals
@@ -502,6 +502,14 @@ def _odd_first_draws(rows):
             first, others = (100 * part.loc[(part["draw"] == 0) == here, "accuracy"] for here in (True, False))
             if len(first) and len(others) > 1 and max(first.min() - others.max(), others.min() - first.min()) > 5:
                 yield f"- {network}, {method}, {100 * float(str(budget)):g} %: the first draw, the only one that is trained and corrupted, has {first.min():.1f} % when cut, the others {others.min():.1f} to {others.max():.1f} %."
+
+
+def _harmed(rows):
+    # networks that fine-tuning left worse than it found them; validation images choose the rate, but not whether to train at all
+    for r in shown(rows).to_dict("records"):
+        before = r.get("untuned_accuracy", np.nan)
+        if r["tuned"] in contest.TRAINED and before - r["accuracy"] > 0.001:
+            yield f"- {r['network']}, {r['method']}, {100 * r['budget']:g} %, {r['tuned']}: {_percent(before)} % before, {_percent(r['accuracy'])} % after; the best rate was {r['rate']:g}."
 
 
 def _only_cut(rows):

@@ -52,7 +52,7 @@ UNMET = {  # rules of fair comparison that tables do not keep, and why; see `aud
         2: "At one size for all. As posed, ARSVD is judged in notebook 02, DDLR and Net-Trim in notebook 04.",
         3: "Fine-tuning is there. Networks trained from scratch and random ranks stand under *Controls and rivals*, for one seed of LeNet-300-100 and of vgg_small, recalibrated batch norms for vgg_small, and all but training from scratch for ResNet-20 at a quarter of the MACs.",
         4: "The published rows do not record test images, and the public ResNet is one training. The tables show means and spread, and no claim is judged by them.",
-        5: "Time is there. Corrupted images and memory stand under *Controls and rivals*, for one seed of LeNet-300-100 and of vgg_small, and for ResNet-20.",
+        5: "Time is there. Corrupted images and memory stand under *Controls and rivals*, for one seed of LeNet-300-100 and of vgg_small, and for one draw of ResNet-20 at a quarter of the MACs.",
         6: "One draw a seed; each seed has a split of its own.",
         7: "The first table shows the sizes of its heading; the second has every row.",
     },
@@ -343,6 +343,11 @@ def about_seeds(rows: pd.DataFrame, share: float, factors: Sequence[str]) -> str
     )
 
 
+def _span(change):
+    low, high = f"{change.min():+.1f}", f"{change.max():+.1f}"
+    return low if low == high else f"{low} to {high}"
+
+
 def about_controls(rows: pd.DataFrame) -> str:
     """Return in Markdown where a control or a rival is ahead of ours, and what recalibration and 8 bits do, for each network."""
     parts = []
@@ -351,11 +356,14 @@ def about_controls(rows: pd.DataFrame) -> str:
         first = control.shown(mine[(mine["draw"] == 0) & (mine["chooser"].isin(["dense", "exact-Fisher"]))])
         wide, narrow = (first[(first["bits"] == bits) & (first["tuned"] == "none")] for bits in (32, 8))
         both = narrow.merge(wide, on=["method", "budget"], suffixes=("_8", ""))
-        if len(both):
-            change = 100 * (both["accuracy_8"] - both["accuracy"])
-            lines.append(
-                f"- 8 bits, dense and ours: {change.min():+.1f} to {change.max():+.1f} points against 32 bits."
-            )
+        both = both.assign(change=100 * (both["accuracy_8"] - both["accuracy"]))
+        for how, part in both.groupby("activations_8", sort=False):
+            told = [
+                f"{words} {_span(one['change'])}"
+                for words, one in (("dense", part[part["method"] == "dense"]), ("ours", part[part["method"] == "ours"]))
+                if len(one)
+            ]
+            lines.append(f"- 8 bits, {how}, points against 32 bits: {', '.join(told)}.")
         every = control.shown(mine[(mine["draw"] == 0) & (mine["bits"] == 32)])
         before, again = (every[every["tuned"] == state] for state in ("none", "recalibrated"))
         both = again.merge(before, on=["method", "budget"], suffixes=("_again", ""))
