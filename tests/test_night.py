@@ -331,6 +331,8 @@ def test_a_clone_goes_on_from_rows_that_were_not_published_yet(toy):
         night._record_path(work.name), record | {"processor_seconds": 60.0}
     )  # a busy machine stretches the other
     assert next(each for each in night.planned() if each.name == work.name).minutes == 1.0
+    runs.write_json(night._record_path(work.name), record | {"code": ""})
+    assert next(each for each in night.planned() if each.name == work.name).state == night.UNKNOWN
     written = night.publish()
     assert paths.GALLERY / "results.parquet" in written and not list(night.folder().glob("*.parquet"))
     assert len(gallery._published(paths.GALLERY)) == 1

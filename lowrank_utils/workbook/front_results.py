@@ -271,7 +271,7 @@ def _which_runtime(other: Grid) -> list[str]:
     )
     return [
         f"**Before any rank, change the runtime and use eight bits.** The dense network in onnxruntime is {between(quick, ' times')} faster for 64 inputs. With eight bits its file has "
-        f"{files.min():.0f} to {files.max():.0f} % of the bytes, and the accuracy changes by {_span(change)} points. Where layers are convolutions, eight bits are slower than dense."
+        f"{files.min():.0f} to {files.max():.0f} % of the bytes, and the accuracy changes by {_span(change)} points. Where layers are convolutions, eight bits that scale the activations as they come are slower than dense."
     ]
 
 

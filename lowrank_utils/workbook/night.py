@@ -35,7 +35,7 @@ WAITING = (MISSING, PART, FAILED)
 STATES = {
     DONE: "its rows are there",
     OLDER: "its rows are there, measured with other code than today's; --renew measures them again",
-    UNKNOWN: "its rows are there, published before the code was put on record",
+    UNKNOWN: "its rows are there, but not on record with which code they were measured",
     MISSING: "it has no rows yet",
     PART: "it was begun, or is to be measured again",
     FAILED: "it failed; the next run tries it again",
@@ -218,7 +218,7 @@ def _work(name, minutes, record, there, part, code, **kind):
     elif (part and record.get("status") != "done") or record.get("status") == PART:
         state = PART
     elif there:
-        state = UNKNOWN if not record else DONE if record["code"] == code else OLDER
+        state = UNKNOWN if not record.get("code") else DONE if record["code"] == code else OLDER
     seconds = record.get("processor_seconds", record.get("seconds", 60 * minutes))  # older records have the latter only
     return Work(name, seconds / 60, state, code, error=record.get("error", ""), **kind)
 

@@ -23,7 +23,7 @@ from lowrank_utils.workbook.verdicts import Claim, Verdict
 
 NOTEBOOK = OWNER
 CAPTIONS = {  # of its tables
-    "DDLR and Net-Trim: accuracy with 5 / 10 / 20 % kept": 'Percent of the test images. DDLR and Net-Trim are cut to each size, epsilon chosen on validation images, "-" where no epsilon of the preset reaches it in every seed. The classifier is dense for all methods. *Images*: how many training images the convex programs saw; *others* are the refits and the other methods that need images, where these saw more. ARSVD needs none. The refit of Net-Trim has a fixed ridge of 1e-6; that of the others is chosen by cross-validation.',
+    "DDLR and Net-Trim: accuracy with 5 / 10 / 20 % kept": 'Percent of the test images. DDLR and Net-Trim are cut to each size, epsilon chosen on validation images, "-" where a method does not reach it in every seed (a program: at no epsilon of the preset). The classifier is dense for all methods. *Images*: how many training images each method saw; ARSVD needs none. The refit of Net-Trim has a fixed ridge of 1e-6; that of the others is chosen by cross-validation.',
     "DDLR and Net-Trim: accuracy, with spread": "Every method, mean ± standard deviation over seeds.",
 }
 UNMET = {  # rules of fair comparison that tables and claims do not keep, and why; see `audit`
