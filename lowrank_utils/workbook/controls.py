@@ -358,12 +358,9 @@ def about_random(rows: pd.DataFrame) -> str:
     lines = [[name, *row] for name, row in zip(found.index, found.to_numpy())]
     shares = sorted(mine.loc[mine["chooser"] == "random", "budget"].unique(), reverse=True)
     lines += [[name, *cells] for name, cells in _with_labels(mine, shares).items()]
-    count = mine.loc[mine["chooser"] == "random", "draw"].nunique()
-    draws = f"{count} draw{'s' * (count > 1)}"
-    told = f"Test accuracy in percent, {draws} of ranks and calibration images; the dense network has {100 * _first(mine).loc[mine['chooser'] == 'dense', 'accuracy'].iloc[0]:.1f}."
+    told = f"Test accuracy in percent, {_draws(mine[mine['chooser'] == 'random'])} of ranks and calibration images; the dense network has {100 * _first(mine).loc[mine['chooser'] == 'dense', 'accuracy'].iloc[0]:.1f}."
     if len(lines) > len(found):
-        steps = " or ".join(str(int(each)) for each in sorted(mine["steps"].dropna().unique()))
-        told += f" The last lines show what labels add, for the first draw alone: the network as it was cut, and after {steps} steps of training."
+        told += f" The last lines show what labels add, for the first draw alone: the network as it was cut, and after {_steps(mine)} steps of training."
         if (mine["tuned"] == "from scratch").any():
             told += " Thin layers from scratch were trained as the dense network was."
         told += _place(mine, shares)
@@ -540,11 +537,16 @@ scratch*: the shapes of our plan, or of one share of the rank, with fresh weight
 of a network. One seed of the dense network.{_seen(rows)}"""
 
 
+def _each(words):
+    # words by network: once where they are the same for all, else with the networks that they are about
+    alike = words.groupby(words, sort=False).groups
+    return " or ".join(each if len(alike) == 1 else f"{each} ({', '.join(names)})" for each, names in alike.items())
+
+
 def _steps(rows):
-    # of fine-tuning, with the networks where several numbers stand in the table
+    # of fine-tuning
     tuned = rows[rows["steps"].notna()].astype({"steps": int})
-    by = tuned.groupby("steps", sort=False)["network"].unique()
-    return " or ".join(str(count) if len(by) == 1 else f"{count} ({', '.join(names)})" for count, names in by.items())
+    return _each(tuned.drop_duplicates(["network", "steps"]).set_index("network")["steps"].astype(str))
 
 
 def _ends(rows):
@@ -566,12 +568,8 @@ def _seen(rows):
 
 
 def _draws(rows):
-    # of calibration images, with the networks where several numbers stand in the table
-    by = rows.groupby("network", sort=False)["draw"].nunique()
-    words = {count: f"{count} draw{'s' * (count > 1)}" for count in dict.fromkeys(by)}
-    if len(words) == 1:
-        return words[by.iloc[0]]
-    return " or ".join(f"{words[count]} ({', '.join(by.index[by == count])})" for count in words)
+    # of calibration images
+    return _each(rows.groupby("network", sort=False)["draw"].nunique().map(lambda n: f"{n} draw{'s' * (n > 1)}"))
 
 
 def _beside(mine):

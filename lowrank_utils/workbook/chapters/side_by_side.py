@@ -37,7 +37,7 @@ from lowrank_utils.workbook.benchmark import (
 )
 from lowrank_utils.workbook.chapters.ten_minutes import NAMES
 from lowrank_utils.workbook.search_lab import check_asked, values_where_known
-from lowrank_utils.workbook.tables import at_share, markdown, mean_and_spread
+from lowrank_utils.workbook.tables import at_share, markdown, mean_and_spread, span
 from lowrank_utils.workbook.verdicts import LEVEL, holm, mcnemar
 
 NOTEBOOK = "06_side_by_side"
@@ -344,8 +344,8 @@ def about_seeds(rows: pd.DataFrame, share: float, factors: Sequence[str]) -> str
 
 
 def _span(change):
-    low, high = f"{change.min():+.1f}", f"{change.max():+.1f}"
-    return low if low == high else f"{low} to {high}"
+    low, to, high = span(change).partition(" to ")
+    return low if low == high else low + to + high
 
 
 def about_controls(rows: pd.DataFrame) -> str:
