@@ -11,6 +11,7 @@ from lowrank_utils.workbook.gallery import published_rows
 @pytest.fixture
 def rows():
     table = published_rows(dataset="digits", notebook="02_arsvd", network="lenet300")
+    table = table[table["bits"].eq(32) & table["tuned"].eq("none")].drop(columns="correct", errors="ignore")
     sized = table["budget_kind"].eq("kept") & table["budget"].isin([0.2, 0.3]) & table["chooser"].eq("energy")
     return table[table["seed"].eq(0) & (sized | table["chooser"].eq("dense"))].reset_index(drop=True)
 

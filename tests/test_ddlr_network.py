@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import conftest
-from lowrank_utils.factors import ddlr, ddlr_network, program, replace
+from lowrank_utils.factors import ddlr, ddlr_network, program, replace, sequential
 from lowrank_utils.lab import score
 from lowrank_utils.network import profile
 from lowrank_utils.network.modules import replaced
@@ -344,6 +344,43 @@ def test_a_refit_of_the_whole_support_is_that_of_sweep(x):
     with torch.no_grad():
         assert torch.allclose(net(x), model(x), atol=1e-3)  # nothing was lost, and the refit loses nothing
     assert torch.equal(ddlr_network.sparse(Profile(model, x), {}, refit=True)[4].weight, model[4].weight)
+
+
+def test_with_few_images_the_ridge_of_a_refit_is_cross_validated():
+    model, generator = mlp((60, 20, 16, 3)), torch.Generator().manual_seed(2)
+    some, fresh = (torch.randn(n, 60, generator=generator) for n in (60, 2000))  # as many images as inputs
+    found = ddlr_network.solve_network(Profile(model, some), {"0": 0.3, "2": 0.3}, penalty="l1")
+
+    def away(**how):
+        net = ddlr_network.sparse(Profile(model, some), found, cut=0.02, **how)
+        with torch.no_grad():
+            return float((net(fresh) - model(fresh)).norm() / model(fresh).norm())
+
+    plain, chosen = away(refit=True, ridge=1e-6), away(refit=True)
+    assert chosen < 0.95 * plain and chosen < away()
+    assert away(refit=True, ridge=1e-6) == plain  # a ridge that is given is taken
+
+
+def test_the_ridge_of_a_sparse_layer_is_the_one_with_the_least_score_on_its_supports():
+    generator = torch.Generator().manual_seed(3)
+    x, e = (torch.randn(50, n, generator=generator).double() for n in (30, 4))
+    x, e = x - x.mean(0), 2 * (e - e.mean(0))
+    e += x[:, :4]
+    support = torch.rand(4, 30, generator=generator) < 0.2
+    support[3] = False  # a unit without weights
+
+    def score(ridge):
+        total = 0.0
+        for unit, on in enumerate(support):
+            kept = x[:, on]
+            damping = 50 * ridge * float(x.square().mean()) * torch.eye(kept.shape[1]).double()
+            hat = kept @ torch.linalg.solve(kept.T @ kept + damping, kept.T)
+            total += float((e[:, unit] - hat @ e[:, unit]).square().sum() / (1 - (1 + hat.trace()) / 50) ** 2)
+        return total
+
+    found = sequential.cross_validated_ridge(x.T @ x / 50, e.T @ x / 50, e.square().mean(0), 50, support)
+    assert found == min(sequential.GRID, key=score)
+    assert found != sequential.cross_validated_ridge(x.T @ x / 50, e.T @ x / 50, e.square().sum() / 50, 50)
 
 
 def test_indices_cost_their_bits(x):

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import math
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -518,6 +519,22 @@ def test_static_eight_bits_rest_on_calibration_inputs(tmp_path, caplog):
     for wrong in (x[:0], [x]):
         with pytest.raises(ValueError, match="calibration must be a tensor of at least one input"):
             export.to_int8(path, static, wrong)
+
+
+def test_eight_bits_are_right_on_processors_that_clip_signed_products(tmp_path):
+    # onnxruntime multiplies unsigned activations by signed weights in 16 bits that saturate where there is no VNNI
+    import onnx
+
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).eval()
+    x = torch.randn(50, 1, 8, 8)
+    export.to_onnx(network, tmp_path / "net.onnx", x[:4])
+    for given in (None, x):
+        export.to_int8(tmp_path / "net.onnx", tmp_path / "net8.onnx", given)
+        held = onnx.load(tmp_path / "net8.onnx").graph.initializer
+        small = [part for part in held if part.data_type in (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)]
+        assert sum(math.prod(part.dims) for part in small) > 8 * 9 + 8 * 36 * 10
+        assert {part.data_type for part in small} == {onnx.TensorProto.UINT8}
 
 
 def test_eight_bits_of_what_is_no_network(tmp_path):

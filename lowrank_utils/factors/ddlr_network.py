@@ -20,7 +20,7 @@ from torch import nn
 
 from lowrank_utils.checks import check_count, check_number
 from lowrank_utils.factors import ddlr, program, svd
-from lowrank_utils.factors.sequential import sweep
+from lowrank_utils.factors.sequential import FEW, RIDGE, cross_validated_ridge, sweep
 from lowrank_utils.network.graph import before_relu
 from lowrank_utils.network.hooks import hooked
 from lowrank_utils.network.modules import evaluating, linear, replaced
@@ -29,6 +29,7 @@ from lowrank_utils.network.unfold import call_input
 
 Epsilon: TypeAlias = float | dict[str, float]  # one for all layers, or {layer: number}
 Solutions: TypeAlias = Mapping[str, ddlr.Solution]
+_UNITS = 32  # units of a sparse layer that its ridge is chosen on
 
 
 def _linear_layers(model):
@@ -461,7 +462,7 @@ def sparse(
     *,
     cut: float = program.RANK_TOLERANCE,
     refit: bool = False,
-    ridge: float = 1e-6,
+    ridge: float | None = None,
 ) -> nn.Module:
     """Return a new model with the layers of Net-Trim answers, weights below `cut` of the largest zero; stored densely.
 
@@ -469,7 +470,9 @@ def sparse(
     ridge)^-1 (B_S + ridge w0_S) for each unit with support S, C the covariance of the inputs x, B that with the target
     and w0 the original weights; the bias is free. Layer after layer: inputs as the sparse network so far gives them,
     targets the original network's outputs. Linear layers without an answer keep their original weights, refitted
-    (all of them) once a layer before them has changed, as in `low_rank`. `ridge`: share of the mean variance.
+    (all of them) once a layer before them has changed, as in `low_rank`. `ridge`: share of the mean variance; by default
+    as in `sequential.sweep`: 1e-6, but where there are fewer than 20 images for an input the one, for the whole layer,
+    that `sequential.cross_validated_ridge` finds on the supports of 32 units.
     Raises ValueError as `ranks`, and for images that do not fit.
     """
     model, cut, new = profile.model, _share(cut), {}
@@ -494,25 +497,39 @@ def _least_squares(small, model, name, images, support, ridge):
     """Return the layer with weights on `support` (d_out x d_in) that come nearest to the original outputs."""
     layer = _layer(model, name)
     start = layer.weight.detach().double()
+    support = support.to(start.device)
     count = 0
-    sums: list[Any] = [0.0] * 4
+    sums: list[Any] = [0.0] * 5
     for x, t in _batches(small, name, images, outputs_of=model):
         count += len(x)
-        sums = [old + new for old, new in zip(sums, (x.T @ x, t.T @ x, x.sum(0), t.sum(0)))]
-    xx, tx, x_mean, t_mean = (part / count for part in sums)
+        sums = [old + new for old, new in zip(sums, (x.T @ x, t.T @ x, t.square().sum(0), x.sum(0), t.sum(0)))]
+    xx, tx, tt, x_mean, t_mean = (part / count for part in sums)
     if layer.bias is not None:
-        xx, tx = xx - torch.outer(x_mean, x_mean), tx - torch.outer(t_mean, x_mean)
+        xx, tx, tt = xx - torch.outer(x_mean, x_mean), tx - torch.outer(t_mean, x_mean), tt - t_mean.square()
     if not (torch.isfinite(xx).all() and torch.isfinite(tx).all()):
         raise ValueError(f"layer {name!r}: the calibration images make NaN or infinite activations")
+    if ridge is None:
+        ridge = _ridge(xx, tx, tt, start * support, support, count)
     scale = float(xx.diagonal().mean())
     damping = ridge * scale if scale > 0 else 1.0  # inputs that never move: the original weights
     damped = xx + damping * torch.eye(len(xx)).to(xx)
     wanted = tx + damping * start
     weight = torch.zeros_like(start)
-    for row, on in enumerate(support.to(start.device)):
+    for row, on in enumerate(support):
         if on.any():
             weight[row, on] = torch.linalg.solve(damped[on][:, on], wanted[row, on])
     return linear(weight, None if layer.bias is None else t_mean - weight @ x_mean, layer)
+
+
+def _ridge(xx, tx, tt, start, support, count):
+    # the errors are those of the original weights on the support, which an infinite ridge leaves as they are
+    if count >= FEW * len(xx):
+        return RIDGE
+    some = torch.linspace(0, len(start) - 1, min(len(start), _UNITS)).long().to(start.device)
+    start, tx, support = start[some], tx[some], support[some]
+    reached = start @ xx
+    energy = (tt[some] - 2 * (start * tx).sum(1) + (start * reached).sum(1)).clamp(min=0)
+    return cross_validated_ridge(xx, tx - reached, energy, count, support)
 
 
 def stored(model: nn.Module, index_bits: int = 16) -> dict[str, int]:

@@ -48,10 +48,15 @@ def _order(model, names, plan, image):
 
 RIDGE = 1e-6  # share of the mean variance, so that a singular covariance is normal input
 FEW = 20  # samples for an input, under which the ridge is cross-validated
+GRID = torch.logspace(-6, 1, 29, dtype=torch.float64).tolist()  # ridges that cross-validation tries
 
 
 def cross_validated_ridge(
-    covariance: torch.Tensor, cross: torch.Tensor, energy: torch.Tensor | float, count: int
+    covariance: torch.Tensor,
+    cross: torch.Tensor,
+    energy: torch.Tensor | float,
+    count: int,
+    support: torch.Tensor | None = None,
 ) -> float:
     """Return the ridge, as a share of the mean variance, that predicts unseen samples best (generalised cross-validation).
 
@@ -62,27 +67,37 @@ def cross_validated_ridge(
     the original weights instead. Where even the largest leaves as many degrees of freedom as samples, it is the
     largest. Source: Golub, Heath & Wahba 1979.
 
+    `support` (o x d, boolean): the inputs that each error may use, as in a sparse layer; `energy` then holds one number
+    for each error (o), and the ridge is the one with the least sum of the scores of all errors.
+
     >>> x, e = torch.randn(50, 40, dtype=torch.float64), torch.randn(50, 3, dtype=torch.float64)  # nothing to be learnt
     >>> cross_validated_ridge(x.T @ x / 50, e.T @ x / 50, e.square().sum() / 50, 50) > 0.1
     True
     """
     scale = covariance.diagonal().mean()
-    if not scale or not energy:
+    if not scale or not torch.as_tensor(energy).any():
         return RIDGE
+    if support is None:
+        scores = _unseen_error(covariance, cross, energy, count, scale)
+    else:
+        scores = torch.zeros(len(GRID), dtype=torch.float64)
+        for row, on, lost in zip(cross, support, torch.as_tensor(energy)):
+            scores += _unseen_error(covariance[on][:, on], row[None, on], lost, count, scale)
+    return GRID[int(scores.argmin())] if torch.isfinite(scores).any() else GRID[-1]
+
+
+def _unseen_error(covariance, cross, energy, count, scale):
+    # RSS / (1 - dof / count)^2 for each ridge of the grid; infinite with as many degrees of freedom as samples
     values, vectors = torch.linalg.eigh(covariance)
     values, share = values.clamp(min=0), (cross @ vectors).square().sum(0)
-    grid = torch.logspace(-6, 1, 29, dtype=torch.float64).tolist()
-    best, found = torch.inf, grid[-1]
-    for ridge in grid:
+    scores = torch.full((len(GRID),), torch.inf, dtype=torch.float64)
+    for k, ridge in enumerate(GRID):
         damped = values + ridge * scale
         left = 1 - (1 + (values / damped).sum()) / count
-        if left <= 0.02:
-            continue  # as many degrees of freedom as samples
-        unexplained = energy - (share * (values + 2 * ridge * scale) / damped.square()).sum()
-        score = float(unexplained.clamp(min=0) / left.square())
-        if score < best:
-            best, found = score, ridge
-    return found
+        if left > 0.02:
+            unexplained = energy - (share * (values + 2 * ridge * scale) / damped.square()).sum()
+            scores[k] = unexplained.clamp(min=0) / left.square()
+    return scores
 
 
 def sweep(

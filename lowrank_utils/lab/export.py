@@ -150,6 +150,8 @@ def to_int8(
     as they come, so no data are needed. Linear layers run faster so, convolutions of many small images often slower: measure.
     With `calibration`, inputs of the network (N first), it is static: the range of each activation is the smallest and largest
     value on these inputs, weights have one scale an output channel, and all of it runs in integers (`quantize_static`).
+    Weights and activations are unsigned. With signed weights, x86 processors without VNNI clip sums of two products at 16 bits,
+    and the answers go wrong (onnxruntime, "Quantize ONNX models": U8S8 against U8U8).
     Raises FileNotFoundError for a missing file, ValueError for one that cannot be read or quantized, and for no inputs.
 
     >>> import tempfile
@@ -171,7 +173,7 @@ def to_int8(
     except Exception as error:  # protobuf's own kinds
         raise ValueError(f"{path} is damaged or no ONNX file: {_said(error)}") from error
     del network.graph.value_info[:]  # shapes of before, which quantization changes and then stumbles over
-    rounded = quantization.QuantType.QInt8
+    rounded = quantization.QuantType.QUInt8
     with paths.atomic_write(target) as temporary:
         try:
             with _quietly():
