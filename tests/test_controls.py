@@ -11,9 +11,9 @@ from torch import nn
 
 from lowrank_utils import paths
 from lowrank_utils.lab import columns, data, score, training
-from lowrank_utils.workbook import contest, controls, stability
+from lowrank_utils.workbook import contest, control_rows, controls, stability
 from lowrank_utils.workbook.contest import OURS, PAIRS, SPARSE
-from lowrank_utils.workbook.controls import Case
+from lowrank_utils.workbook.control_rows import Case
 
 pytestmark = pytest.mark.slow  # the rows take half a minute
 CASE = Case("digits", "lenet300", (0.3,), 10)
@@ -47,7 +47,7 @@ def two_epochs():
 @pytest.fixture(scope="module")
 def rows(digits, one, tmp_path_factory):
     path = tmp_path_factory.mktemp("rows") / "controls.csv"
-    return controls.measure(CASE, digits, one, path)
+    return control_rows.measure(CASE, digits, one, path)
 
 
 def only(rows, **what):
@@ -158,21 +158,21 @@ def test_draws_differ_in_calibration_images_alone(digits, model, one):
     assert second.held["AIMET"] is one.held["AIMET"]  # of the weights alone
     again = contest.contest(digits, model, draw=0, **quick, **about)
     assert torch.equal(again.profile.calibration, one.profile.calibration)
-    assert len(controls.asked(CASE, second)) == 12
+    assert len(control_rows.asked(CASE, second)) == 12
 
 
 def test_a_measurement_goes_on_where_it_was_cut_off(digits, one, rows, tmp_path, monkeypatch):
     path, made = tmp_path / "controls.csv", []
     rows.iloc[:20].to_csv(path, index=False)
     monkeypatch.setattr(contest, "row", lambda one, asked: (made.append(asked), {**one.about, "accuracy": 0.5})[1])
-    again = controls.measure(CASE, digits, one, path)
+    again = control_rows.measure(CASE, digits, one, path)
     assert len(made) == len(rows) - 20 and len(again) == len(rows)
     assert again["accuracy"].iloc[:20].tolist() == rows["accuracy"].iloc[:20].tolist()
 
 
 def test_a_budget_out_of_reach_is_a_row_without_an_accuracy(digits, one, tmp_path):
     case = dataclasses.replace(CASE, kept=(0.01,))
-    reached = controls.measure(case, digits, dataclasses.replace(one, draw=1), tmp_path / "controls.csv")
+    reached = control_rows.measure(case, digits, dataclasses.replace(one, draw=1), tmp_path / "controls.csv")
     assert reached["accuracy"].isna().sum() >= 9
     assert reached["note"].dropna().str.match("Out of reach: kept=0.01 of macs cannot be reached").all()
     other = ValueError("something else")
@@ -239,11 +239,11 @@ def test_the_page_says_what_is_ahead_of_ours(rows):
 
 
 def test_what_takes_training_can_be_left_out(rows, one):
-    short = controls.asked(CASE, one, trained=False)
+    short = control_rows.asked(CASE, one, trained=False)
     assert {each["tuned"] for each in short} == {"none"} and len(short) == 1 + 12 + 4
-    few = dataclasses.replace(controls.CASES[-1], kept=(0.3,))
-    assert few.network == "resnet20"
-    assert {each["chooser"] for each in controls.asked(few, one) if each["tuned"] == "from scratch"} == set()
+    few = dataclasses.replace(control_rows.CASES[-1], kept=(0.3,))
+    assert few.network == "resnet56"
+    assert {each["chooser"] for each in control_rows.asked(few, one) if each["tuned"] == "from scratch"} == set()
     untrained = rows[(rows["tuned"] == "none") & (rows["network"] == "lenet300")]
     page = controls.section(untrained)
     assert "Nothing was fine-tuned or trained from scratch yet." in page and "fine-tuned |" not in page
@@ -343,11 +343,11 @@ def test_each_network_gets_its_own_steps_and_draws(digits, model, monkeypatch, t
         pd.DataFrame({"network": [case.network]}).to_csv(path, index=False)
 
     monkeypatch.setattr(contest, "contest", contested)
-    monkeypatch.setattr(controls, "measure", measured)
+    monkeypatch.setattr(control_rows, "measure", measured)
     cases = (dataclasses.replace(CASE, draws=2), dataclasses.replace(CASE, steps=7))
-    controls.renew(tmp_path / "rows.csv", cases, draws=3)
+    control_rows.renew(tmp_path / "rows.csv", cases, draws=3)
     assert seen == [("lenet300", 0, 500), ("lenet300", 1, 500), *(("lenet300", draw, 7) for draw in range(3))]
-    controls.renew(tmp_path / "rows.csv", cases[1:], draws=1, fine={"steps": 3})
+    control_rows.renew(tmp_path / "rows.csv", cases[1:], draws=1, fine={"steps": 3})
     assert seen[-1] == ("lenet300", 0, 3)
 
 
@@ -367,7 +367,7 @@ def test_figure_and_page_show_every_method(rows):
     labels = [text.get_text() for text in drawn.axes[-1].get_legend().get_texts()]
     assert labels[0] == "ours" and set(labels[1:]) >= {"magnitude", "random, our factors", "from scratch", "dense"}
     page = controls.section(both)
-    assert page.startswith("## Controls and rivals\n\n![") and "Not measured yet: vgg_small, resnet20." in page
+    assert page.startswith("## Controls and rivals\n\n![") and "Not measured yet: vgg_small, resnet20, resnet56." in page
     accuracy = 100 * only(rows, chooser="BALF", tuned="none")["accuracy"]
     assert f"| BALF, whitened factors | {accuracy:.1f} |" in page
     assert "Kendall's tau" in page and "1.00 (least 1.00) at 30 % over 2 draws of 11 methods" in page

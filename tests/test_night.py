@@ -511,6 +511,7 @@ DATA = {  # section -> what its rows were measured on
     "controls-lenet300": ("fashion-mnist",),
     "controls-vgg_small": ("fashion-mnist",),
     "controls-resnet20": ("cifar10",),
+    "controls-resnet56": ("cifar10",),
     "imagenet": ("imagenet-sample",),
     "language": ("wikitext-2",),
     "language-more": ("wikitext-2",),

@@ -105,9 +105,10 @@ SECTIONS = {
         "prediction", "prediction.csv", ("fashion-mnist", "mnist", "digits", "cifar10", "wikitext-2", "python-topics")
     ),
     "shortcuts": Section("shortcuts", "shortcuts.csv", ("cifar10",)),
-    "controls-lenet300": Section("controls", "controls.csv", ("fashion-mnist",), "lenet300"),
-    "controls-vgg_small": Section("controls", "controls.csv", ("fashion-mnist",), "vgg_small"),
-    "controls-resnet20": Section("controls", "controls.csv", ("cifar10",), "resnet20"),
+    "controls-lenet300": Section("control_rows", "controls.csv", ("fashion-mnist",), "lenet300"),
+    "controls-vgg_small": Section("control_rows", "controls.csv", ("fashion-mnist",), "vgg_small"),
+    "controls-resnet20": Section("control_rows", "controls.csv", ("cifar10",), "resnet20"),
+    "controls-resnet56": Section("control_rows", "controls.csv", ("cifar10",), "resnet56"),
     "batch-norm": Section("batch_norm", "batch-norm.csv", ("cifar10",)),
     "imagenet": Section("imagenet", "imagenet.csv", ("imagenet-sample",)),
     "language": Section("language", "language.csv", ("wikitext-2",)),
@@ -241,9 +242,9 @@ def _has_rows(section):
         )
     if not section.network:
         return True
-    from lowrank_utils.workbook import controls
+    from lowrank_utils.workbook import control_rows
 
-    return controls.is_complete(pd.read_csv(path), section.network)
+    return control_rows.is_complete(pd.read_csv(path), section.network)
 
 
 def _part(name):
