@@ -27,8 +27,11 @@ def test_no_published_table_or_claim_breaks_a_rule_without_a_reason(published):
     subjects = {one.subject for one in published}
     assert set(gallery.published_tables()) - {gallery.CLAIMS} <= subjects
     assert len([one for one in published if one.rule == 1]) > len(gallery.every_claim())
-    pages = [name for name in audit.PAGES if (gallery.paths.GALLERY / f"{name}.csv").is_file()]
-    assert {f"page: {name}" for name in pages} <= subjects and len(pages) > 2
+    pages = [name for name in audit.PAGES if (gallery.paths.GALLERY / f"{name.replace('_', '-')}.csv").is_file()]
+    assert len(pages) == len(audit.PAGES)
+    assert {f"page: {name}" for name in pages} <= subjects
+    networks = controls.published().groupby(["network", "dataset"]).groups
+    assert {f"controls: {network} on {dataset}" for network, dataset in networks} <= subjects
     assert all([one.rule for one in published if one.subject == subject] == list(audit.RULES) for subject in subjects)
 
 

@@ -36,7 +36,10 @@ PAGES = {  # tables that are not made of result rows, and why the rules say noth
     "prediction": "It compares what is predicted with what is measured for the same networks, not methods with each other.",
     "shortcuts": "It compares settings of one method, by the divergence from the dense answers and by processor time.",
     "imagenet": "One network on a small sample of images; its page says what it is compared with.",
+    "batch_norm": "It compares cut networks with themselves, before and after their batch norms are recalibrated.",
     "language": "Perplexity of one language model; its page says what each row may see, and its draws.",
+    "language_more": "Perplexity of the same model under more text and tuned rivals; its page says what each row may see.",
+    "spectra": "It describes the spectra of dense networks and compares no methods.",
     "encoder": "One sentence encoder; its page says what it is compared with.",
 }
 
@@ -256,7 +259,24 @@ def findings(folder: str | Path | None = None) -> list[Finding]:
         for claim, verdict in verdicts:
             if id(claim) in mine:
                 found += judge_claim(chapter, claim, verdict, problems)
-    return found + list(_pages(folder))
+    return found + list(_controls(folder)) + list(_pages(folder))
+
+
+def _controls(folder: str | Path | None) -> Iterator[Finding]:
+    from lowrank_utils.workbook import controls as page
+
+    table = page.published(folder or gallery.paths.GALLERY)
+    if table is None:
+        return
+    for (dataset, network), mine in page.shown(table).groupby(["dataset", "network"], sort=False):
+        # ours is what the others are paired with
+        first = mine["right_alone"].where(mine["method"] != "ours", 0).where(mine["draw"] == 0)
+        problems = by_rows(mine.assign(cut="none", budget_kind="macs", correct=first))
+        text = " ".join(page.accuracies(mine).columns)
+        problems[7] = shown(mine.assign(budget_kind="macs"), text)
+        for rule, problem in problems.items():
+            reason = page.UNMET.get(network, {}).get(rule) or page.UNMET["*"].get(rule, "")
+            yield Finding(f"controls: {network} on {dataset}", rule, problem, reason)
 
 
 def _pages(folder: str | Path | None) -> Iterator[Finding]:

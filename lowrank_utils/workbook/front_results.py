@@ -157,7 +157,7 @@ def convex(tables: Tables) -> str:
     return (
         f"As posed, with every layer under the program, DDLR cuts the classifier too. So the next numbers leave the classifier dense, cut both programs to the same size, and refit both by least squares on the same images. "
         f"They are the accuracy with 5, 10 and 20 % of the parameters of LeNet-300-100. {' '.join(parts)} On the CIFAR-10 MLP, one seed, it is {mlp['DDLR, cut, refit']} % for DDLR, "
-        f"{mlp['Net-Trim, cut, refit, with indices']} % for Net-Trim with its indices counted ({mlp['Net-Trim, with indices']} % before its refit, whose ridge is fixed; that of the other refits is chosen by cross-validation), and {mlp['data-aware']} % for data-aware factors. "
+        f"{mlp['Net-Trim, cut, refit, with indices']} % for Net-Trim with its indices counted ({mlp['Net-Trim, with indices']} % before its refit), and {mlp['data-aware']} % for data-aware factors. "
         f"{_unequal(table)}\n\n"
         "A fit at a given rank needs no epsilon. What only the convex programs have is a proof: a certified gap for every answer as posed. Cutting and refitting give it up."
     )
