@@ -43,6 +43,8 @@ def test_no_reason_stands_for_a_rule_that_is_kept(published):
             assert {(rule, reason) for rule, reason in reasons.items()} <= used
         for claim in getattr(chapter, "CLAIMS", ()):
             assert {(rule, reason) for rule, reason in claim.unmet.items()} <= used
+    for reasons in controls.UNMET.values():
+        assert set(reasons.items()) <= used
 
 
 def test_reasons_that_point_to_the_controls_have_rows_there():
