@@ -107,7 +107,7 @@ def rows(*choosers, **about):
         "tuned_accuracy": 0.9,
         "cut": "none",
         "correct": "8:x",
-        "peak_memory": 1.0,
+        "memory_64": 1.0,
         "latency_ms_1": 1.0,
     }
     base |= {"accuracy_corrupted": 0.5, "calibration_images": 100, "run_parameters": "{}"} | about
@@ -148,7 +148,7 @@ def changed(**some):
         (4, rows().query("seed == 0 and draw == 0"), "one run alone: lenet300 on mnist"),
         (5, rows().drop(columns="accuracy_corrupted"), "not measured in every row: corrupted test images"),
         (5, changed(accuracy_corrupted=None), "not measured in every row: corrupted test images"),
-        (5, changed(peak_memory=None), "not measured in every row: memory"),
+        (5, changed(memory_64=None), "not measured in every row: memory"),
         (5, changed(latency_ms_1=None), "not measured in every row: time"),
         (6, rows().query("draw < 4"), "4 draws of calibration images, not 5"),
         (6, rows().assign(draw=None), "1 draw of calibration images, not 5"),

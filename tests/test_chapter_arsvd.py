@@ -85,7 +85,7 @@ def test_controls_are_rows_of_their_own_that_no_comparison_of_the_rules_reads(co
     )
     cut = controlled[controlled["chooser"] != "dense"]
     assert (
-        cut[["accuracy_corrupted", "accuracy_noise", "peak_memory", "latency_ms_1", "faster_64"]].notna().all(axis=None)
+        cut[["accuracy_corrupted", "accuracy_noise", "memory_64", "latency_ms_1", "faster_64"]].notna().all(axis=None)
     )
     kept = {
         (rule, share): set(part["plan"])

@@ -250,7 +250,7 @@ def controlled(images):
 def test_controls_are_rows_of_their_own_that_no_other_reader_sees(controlled):
     columns.check(controlled)
     cut = controlled[controlled["chooser"] != "dense"]
-    assert cut[["accuracy_corrupted", "peak_memory", "latency_ms_1", "correct"]].notna().all(axis=None)
+    assert cut[["accuracy_corrupted", "memory_64", "latency_ms_1", "correct"]].notna().all(axis=None)
     random = ddlr.of_control(controlled, "random")
     assert (
         random["budget"].tolist() == [0.05, 0.1] and (random["factors"] == "fisher-weighted").all()

@@ -367,7 +367,9 @@ def test_figure_and_page_show_every_method(rows):
     labels = [text.get_text() for text in drawn.axes[-1].get_legend().get_texts()]
     assert labels[0] == "ours" and set(labels[1:]) >= {"magnitude", "random, our factors", "from scratch", "dense"}
     page = controls.section(both)
-    assert page.startswith("## Controls and rivals\n\n![") and "Not measured yet: vgg_small, resnet20, resnet56." in page
+    assert (
+        page.startswith("## Controls and rivals\n\n![") and "Not measured yet: vgg_small, resnet20, resnet56." in page
+    )
     accuracy = 100 * only(rows, chooser="BALF", tuned="none")["accuracy"]
     assert f"| BALF, whitened factors | {accuracy:.1f} |" in page
     assert "Kendall's tau" in page and "1.00 (least 1.00) at 30 % over 2 draws of 11 methods" in page

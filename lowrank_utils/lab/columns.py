@@ -77,6 +77,7 @@ COLUMNS = {
     "faster_1": Column("float64", "how many times faster than the dense network in torch, one input"),
     "faster_64": Column("float64", "the same for a batch of 64"),
     "tokens_per_second": Column("float64", "tokens that a language model reads in a second"),
+    "memory_64": Column("float64", "MiB that answering 64 inputs takes: the weights, and the tensors that are held at once"),
     "peak_memory": Column("float64", "GiB, the most memory that the process had held when the row was made"),
     "threads": Column("Int64", "CPU threads of the timing"),
     # quality, on test images or test text where nothing else is said; every row has an accuracy or a perplexity
@@ -117,7 +118,7 @@ COLUMNS = {
     "rise": Column("float64", "loss less that of the dense network, nats an image, or a token (07)"),
     "predicted_rise": Column("float64", "rise of the loss that the search on predicted losses expects of the plan (nats an image)"),
     "steps": Column("Int64", "training steps of a network that was fine-tuned, at each rate that was tried"),
-    "rate": Column("float64", "peak learning rate that was best on validation images; NaN where every rate diverged"),
+    "rate": Column("float64", "peak learning rate that was best on validation images; 0 where no step was better than any, NaN where every rate diverged"),
     "note": Column("string", "what went otherwise than planned, such as training that diverged"),
     "predicted": Column("float64", "log A_p + log A_m of the plan, from the curves (05)"),
     "value": Column("float64", "what the search maximised, for the plan it chose (05)"),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 STEPS = 500
 BATCH = 128
-RATES = (3e-4, 1e-3, 3e-3)  # peaks of the one-cycle schedule, all tried
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # peaks of the one-cycle schedule, all tried
 TEMPERATURE = 4.0
 
 
@@ -31,8 +31,9 @@ TEMPERATURE = 4.0
 class Tuned:
     """What `fine_tune` made: the ``model`` (in eval mode), the ``rate`` that was best on validation images, and how it went.
 
-    ``table``: one row a rate, with rate, valid_accuracy (NaN where it diverged) and note. Where every rate diverged, the model
-    is the one that was given, ``rate`` is NaN and the ``note`` says so. ``seconds`` of all rates together.
+    ``table``: one row a rate, with rate, valid_accuracy (NaN where it diverged) and note; the first row, at rate 0, is the network
+    as it was given. Where no rate is better on validation images, the model is that one and ``rate`` is 0. Where every rate diverged,
+    ``rate`` is NaN and the ``note`` says so. ``seconds`` of all rates together.
     """
 
     model: nn.Module = field(repr=False)
@@ -61,7 +62,7 @@ def fine_tune(
     """Return `model` after `steps` steps on the training images, as `Tuned`; it is left as it was.
 
     AdamW under a one-cycle learning rate, as in `training.fit`, from the given weights once for each of `rates`; the rate of the
-    highest accuracy on validation images is taken (the lowest of several). The loss is the cross-entropy of the labels. With a
+    highest accuracy on validation images is taken (the lowest of several), and none where no rate is better than no step. The loss is the cross-entropy of the labels. With a
     `teacher`, the dense network, it is the mean of that and of T^2 KL(p_T || q_T), where p_T and q_T are the teacher's and the
     network's answers at temperature T.
 
@@ -88,18 +89,21 @@ def fine_tune(
     run = _Run(data, steps, batch_size, weight_decay, augment, temperature, seed, device)
     run.layout = training.layout_for(model, run.images[:2])
     valid = data.tensors("valid", valid_images)
-    rows, best, chosen = [], model, np.nan
+    given = modules.copied(model).to(device).eval()
+    best, chosen = given, 0.0
+    rows: list[dict[str, Any]] = [
+        {"rate": 0.0, "valid_accuracy": training.evaluate(given, *valid).accuracy, "note": ""}
+    ]
     for rate in sorted(rates):
         new, note = run.tuned(model, teacher, rate, keep_zeros)
         accuracy = np.nan if note else training.evaluate(new, *valid).accuracy
         if not note and not any(accuracy <= row["valid_accuracy"] for row in rows):
             best, chosen = new, rate
         rows.append({"rate": rate, "valid_accuracy": accuracy, "note": note})
-    if best is model:
-        best = modules.copied(model).eval()
     diverged = [f"{row['rate']:g}" for row in rows if row["note"]]
     note = f"Diverged at a rate of {', '.join(diverged)}." if diverged else ""
-    if len(diverged) == len(rows):
+    if len(diverged) == len(rates):
+        chosen = np.nan
         note = f"{note} No rate was left: this is the network before fine-tuning."
     return Tuned(best, float(chosen), pd.DataFrame(rows), time.perf_counter() - began, note)
 

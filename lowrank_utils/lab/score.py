@@ -6,8 +6,10 @@ import base64
 import contextlib
 import json
 import math
+import os
 import statistics
 import sys
+import tempfile
 import time
 import zlib
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -311,6 +313,42 @@ def sizes(
 def made_with(threads: float) -> dict[str, Any]:
     """Return the columns of a row that say what it was measured with; `threads` is NaN where nothing was timed."""
     return {"torch": torch.__version__, "lowrank_utils": __version__, "threads": threads}
+
+
+def answer_memory(model: nn.Module, input_shape: Sequence[int], batch: int = 64) -> float:
+    """Return how many MiB it takes to answer `batch` inputs: weights and buffers, and the tensors held at once on the way.
+
+    The inputs are not counted, nor what a library holds inside of one operation without asking torch for it. NaN for a network
+    without parameters, such as an `export.Session`, and on another device than the CPU. The measure is torch's own
+    (``torch.profiler``, ``profile_memory``), and the same in every run.
+
+    >>> layer = torch.nn.Linear(1000, 500, bias=False)
+    >>> round(answer_memory(layer, (1000,), batch=64) * 2**20 / 4) == 1000 * 500 + 64 * 500
+    True
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    check_count(batch=batch)
+    held = [*model.parameters(), *model.buffers()]
+    if next(model.parameters(), None) is None or any(value.device.type != "cpu" for value in held):
+        return float("nan")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes lines of its own to stderr
+    given = random_batch(model, input_shape, batch)
+    with evaluating(model):
+        model(given)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            answer = model(given)  # held to the end, as the caller of a network holds it
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "trace.json")
+        seen.export_chrome_trace(path)
+        with open(path) as file:
+            events = [event for event in json.load(file)["traceEvents"] if event.get("name") == "[memory]"]
+    del answer
+    events.sort(key=lambda event: event["ts"])
+    at = [event["args"]["Total Allocated"] for event in events]
+    before = at[0] - events[0]["args"]["Bytes"] if at else 0
+    weights = sum(value.numel() * value.element_size() for value in held)
+    return (weights + max([level - before for level in at], default=0)) / 2**20
 
 
 def peak_memory() -> float:

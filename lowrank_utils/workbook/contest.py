@@ -55,7 +55,7 @@ class Tested(Laboratory):
     """A `Laboratory` whose rows say which test images are right, and more than that where it has corrupted ones.
 
     ``sets``: corrupted test images by name (`corrupted`). Where there are some, every row is also measured on them, timed in processor
-    time beside the dense network, and says how much memory the process has held.
+    time beside the dense network, and says how much memory its answers take.
     """
 
     sets: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False, kw_only=True)
@@ -65,7 +65,8 @@ class Tested(Laboratory):
         found = super().row(net, **{"keep_correct": True} | columns | ({"timed": False} if self.sets else {}))
         if not self.sets:
             return found
-        found |= corruptions.accuracy_under(net, self.sets) | {"peak_memory": score.peak_memory()}
+        found |= corruptions.accuracy_under(net, self.sets)
+        found["memory_64"] = score.answer_memory(net, self.images.input_shape)
         if next(net.parameters()).device.type == "cpu":  # processor time says nothing of another device
             found |= processor_times(net, self.model, self.images.input_shape) | {"threads": 1}
         return found
@@ -453,7 +454,7 @@ def row(one: Contest, asked: Asked) -> dict[str, Any]:
     """Return the result row of one thing asked for.
 
     Beside what `score.row` measures: validation accuracy, rise of the loss, accuracy on corrupted images, time beside the dense
-    network, peak memory, what was trained and at what rate. Training that diverged is a row with a note, and the accuracy
+    network, the memory that its answers take, what was trained and at what rate. Training that diverged is a row with a note, and the accuracy
     of the network before it. Raises ValueError for a budget that a method cannot reach.
     """
     found, dense = _entry(one, asked), asked["chooser"] == "dense"
@@ -482,9 +483,10 @@ def row(one: Contest, asked: Asked) -> dict[str, Any]:
                 ("time", *form), lambda: processor_times(net, one.model, one.images.input_shape, one.threads)
             )
             result |= times | {"threads": one.threads}
+            result["memory_64"] = one.once(("memory", *form), lambda: score.answer_memory(net, one.images.input_shape))
         if pairing:
             result |= _beside_ours(one, asked, score.unpacked(result.pop("correct")))
-    return result | {"peak_memory": score.peak_memory()}
+    return result
 
 
 def processor_times(net: nn.Module, dense: nn.Module, shape: Sequence[int], threads: int = 1) -> dict[str, float]:
