@@ -1,5 +1,6 @@
 """Chapter 03: the ways to prune, their rows, what figures, tables and sentences read from them, and the lesson's cells."""
 
+import dataclasses
 import re
 
 import nbformat
@@ -18,6 +19,7 @@ from lowrank_utils.ranks import components, units
 from lowrank_utils.workbook import controls
 from lowrank_utils.workbook.chapters import entropy_lesson as lesson
 from lowrank_utils.workbook.chapters import entropy_pruning as chapter
+from lowrank_utils.workbook.chapters import entropy_pruning_experiment
 
 NOTEBOOK = paths.NOTEBOOKS / f"{chapter.NOTEBOOK}.ipynb"
 SOLUTIONS = paths.SOLUTIONS / NOTEBOOK.name
@@ -126,12 +128,12 @@ def test_an_experiment_is_all_of_it(taught):
     sizes = taught["budget_kind"].value_counts().to_dict()
     assert sizes == {"kept": 6 * 3 + 2, "drop": 6, "dense": 2}
     assert taught.loc[taught["tuned"] == "fine-tuned", "steps"].tolist() == [3] * 3
-    assert set(taught.loc[taught["tuned"] == "fine-tuned", "rate"]) <= set(chapter.RATES)
+    assert set(taught.loc[taught["tuned"] == "fine-tuned", "rate"]) <= {0, *chapter.RATES}
 
 
 def test_an_experiment_on_all_rankings_has_their_rows_too(lab, monkeypatch):
     few = [chapter.ways()[0], chapter.ways()[-1]]
-    monkeypatch.setattr(chapter, "ways", lambda: few)
+    monkeypatch.setattr(entropy_pruning_experiment, "ways", lambda: few)
     found = chapter.experiment(lab, rankings="all", shares=(0.5,), finetune_steps=1, device="cpu")
     assert len(found) == 1 + 2 + 2 + 1 and {"component entropy", "both output"} <= set(found["chooser"])
 
@@ -229,7 +231,7 @@ def test_the_plan_is_told_as_it_is(lab):
 def test_a_share_above_the_peak_is_told_as_one(lab):
     (card,) = [card for card in lab.profile if card.name == "3"]
     assert "below 1/e" in lesson.about_ranking([card], {}, {})
-    steep = chapter.dataclasses.replace(card, singular_values=np.array([10.0] + [1.0] * 15))
+    steep = dataclasses.replace(card, singular_values=np.array([10.0] + [1.0] * 15))
     assert "above 1/e" in lesson.about_ranking([steep], {}, {})
     marks = lesson.entropy_terms([0.9, 0.1], {"a": 0.2, "b": 0.5}).axes[0].texts
     assert {"a, its largest", "b, its largest"} <= {text.get_text() for text in marks}

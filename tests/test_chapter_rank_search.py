@@ -52,7 +52,7 @@ def rows(images, model):
 def test_each_row_is_one_network_in_columns(rows):
     columns.check(rows)
     assert not rows.duplicated([*columns.RUN, *columns.KEY]).any()
-    assert (rows["chooser"] == "dense").sum() == 1 and (rows["budget_kind"] == "lossless").sum() == 1
+    assert (rows["chooser"] == "dense").sum() == 1 and (rows["budget_kind"] == "lossless").sum() == 4
     searched = rows[rows["budget_kind"] == "macs"]
     names = {"fixed", "ENC-Map", "ENC-Model", "ENC-Inf", "exact", "exact-Fisher"}
     assert set(searched["chooser"]) == names and len(searched) == 6 * 2 * 2 * 2

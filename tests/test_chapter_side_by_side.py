@@ -15,7 +15,7 @@ from lowrank_utils.lab import columns, data, export, score, training
 from lowrank_utils.network.profile import plan_cost
 from lowrank_utils.workbook import bench_figures as draw
 from lowrank_utils.workbook import benchmark, controls
-from lowrank_utils.workbook.chapters import side_by_side
+from lowrank_utils.workbook.chapters import side_by_side, side_by_side_experiment
 
 ABOUT = {"dataset": "digits", "seed": 0}
 FEW = {"calibration_images": 100, "measure_images": 60}
@@ -121,9 +121,11 @@ def test_a_plan_is_timed_once(one, images, monkeypatch):
 def test_refinement_is_asked_for_at_every_share_or_not_at_all(images, model, monkeypatch):
     asked = []
     for name in ("searched", "low_rank_rows", "other_rows", "onnx_rows", "fine_tune", "subject"):
-        monkeypatch.setattr(side_by_side, name, lambda *_, **__: None)
+        monkeypatch.setattr(side_by_side_experiment, name, lambda *_, **__: None)
     monkeypatch.setattr(benchmark.Bench, "table", lambda self: None)
-    monkeypatch.setattr(side_by_side, "refined_rows", lambda bench, one, share, steps: asked.append((share, steps)))
+    monkeypatch.setattr(
+        side_by_side_experiment, "refined_rows", lambda bench, one, share, steps: asked.append((share, steps))
+    )
     for steps in (0, 7):
         side_by_side.experiment(images, {"mlp": model}, shares=(0.4, 0.2), refine_steps=steps, **ABOUT)
     assert asked == [(0.4, 7), (0.2, 7)]

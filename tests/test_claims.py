@@ -325,13 +325,28 @@ def test_lossless_is_asked_of_each_search_itself(tmp_path):
         searched(0.7, 0.9, 0.895, 0.75) + searched(0.7, 0.895, 0.85, 0.5)[:4]
     )  # two standard errors of 90 % are 0.6 points
     found = judged(tmp_path, rows, "ENC", "lossless")
-    assert found[0][0] == "smallest share of the MACs without loss: vgg_small 50 %; 0.0 to 0.5 points lost"
-    assert found[2][0] == "smallest share of the MACs without loss: vgg_small 75 %; 0.5 to 5.0 points lost"
-    assert [holds for _, holds, _ in found] == ["yes", "yes", "in part"]
+    assert found[0][0] == "smallest share of the MACs without loss, 75 to 50 % tried: vgg_small 50 %"
+    assert found[2][0] == "smallest share of the MACs without loss, 75 to 50 % tried: vgg_small 75 %"
+    assert [holds for _, holds, _ in found] == ["yes", "yes", "yes"]
+    two = [row | {"network": "resnet20"} for row in searched(0.7, 0.89, 0.89)]
+    found = judged(tmp_path, rows + two, "ENC", "lossless")
+    assert found[0] == (found[0][0], "in part", "2 of 2") and "resnet20 none, vgg_small 50 %" in found[0][0]
     assert judged(tmp_path, searched(0.7, 0.89, 0.89), "ENC", "lossless")[0][:2] == (
-        "smallest share of the MACs without loss: vgg_small none; 1.0 to 1.0 points lost",
+        "smallest share of the MACs without loss, 50 % tried: vgg_small none",
         "no",
     )
+
+
+@pytest.mark.parametrize("chooser", ["ENC-Map", "ENC-Model", "ENC-Inf"])
+def test_a_search_without_loss_is_judged_like_ours_where_it_was_run(tmp_path, chooser):
+    about = {"network": "vgg_small", "scope": "inner layers", "budget_kind": "lossless", "factors": "svd"}
+    rows = searched(0.7, 0.5, 0.5)
+    for accuracy, verdict in ((0.9, "yes"), (0.89, "no")):
+        row = network("05_rank_search", accuracy, macs_kept=0.8, draw=0, chooser=chooser, **about)
+        found = {said: holds for said, holds, _ in judged(tmp_path, [*rows, row], "ENC", "lossless")}
+        lost = max(100 * (0.9 - accuracy), 0)
+        assert found.pop(f"MACs kept: vgg_small 80 %; at most {lost:.1f} points lost on test") == verdict
+        assert set(found.values()) == {"no"}  # the other searches still have their four sizes alone
 
 
 def test_our_own_lossless_network_has_a_row_of_its_own(tmp_path):
@@ -349,10 +364,18 @@ def test_our_own_lossless_network_has_a_row_of_its_own(tmp_path):
         assert found[1] == verdict and found[0].startswith("MACs kept: vgg_small 60 %; at most")
 
 
-def test_the_size_of_a_search_is_read_off_the_test_curve(tmp_path):
+def test_the_size_of_a_search_is_chosen_on_validation_images_where_they_are_honest(tmp_path):
     rows = searched(0.7, 0.9, 0.88, 0.75) + searched(0.7, 0.885, 0.5, 0.35)[:4]
     found = judged(tmp_path, rows, "ENC", "compression at little loss")
-    assert found[0][0] == "1 point: 74 % of the MACs, holds in 0 of 1; 2 points: 34 % of the MACs, holds in 1 of 1"
+    assert found[0][0] == (
+        "1 point: 74 % of the MACs, 0.0 points lost on test, holds in 0 of 1; "
+        "2 points: 34 % of the MACs, 1.5 points lost on test, holds in 1 of 1"
+    )
+    assert [holds for _, holds, _ in found] == ["no / yes", "no / yes", "no"]
+    silent = [row | {"valid_accuracy": None} for row in rows]
+    assert judged(tmp_path, silent, "ENC", "compression at little loss")[0][1] == "-"
+    public = [row | {"network": "resnet20"} for row in silent]  # trained on its validation images: the test curve
+    found = judged(tmp_path, public, "ENC", "compression at little loss")
     assert [holds for _, holds, _ in found] == ["no / yes", "no / yes", "no"]
 
 

@@ -28,8 +28,9 @@ def test_the_rate_of_the_best_validation_accuracy_is_taken(digits, network):
     before = {name: value.clone() for name, value in network.state_dict().items()}
     found = fine_tune(network, digits, steps=30, rates=(3e-3, 1e-6), device="cpu")
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
-    assert found.table["rate"].tolist() == [1e-6, 3e-3] and found.rate == 3e-3 and not found.note
-    low, high = found.table["valid_accuracy"]
+    assert found.table["rate"].tolist() == [0, 1e-6, 3e-3] and found.rate == 3e-3 and not found.note
+    none, low, high = found.table["valid_accuracy"]
+    assert none == training.evaluate(network, *digits.tensors("valid")).accuracy
     assert high > 0.7 > low and not found.model.training
     assert training.evaluate(found.model, *digits.tensors("valid")).accuracy == high
     again = fine_tune(network, digits, steps=30, rates=(3e-3,), device="cpu")
@@ -37,9 +38,18 @@ def test_the_rate_of_the_best_validation_accuracy_is_taken(digits, network):
     assert not same(found.model, fine_tune(network, digits, steps=30, rates=(3e-3,), seed=1, device="cpu").model)
 
 
-def test_a_tie_takes_the_lowest_rate(digits, network):
+def test_a_tie_takes_the_lowest_rate(digits, network, monkeypatch):
+    accuracies = iter([0.5, 0.6, 0.6])
+    monkeypatch.setattr(training, "evaluate", lambda *given: training.Scores(next(accuracies), 0.5, 1.0))
     found = fine_tune(network, digits, steps=1, rates=(2e-9, 1e-9), device="cpu")
-    assert found.table["valid_accuracy"].nunique() == 1 and found.rate == 1e-9
+    assert found.table["valid_accuracy"].tolist() == [0.5, 0.6, 0.6] and found.rate == 1e-9
+
+
+def test_a_network_that_no_rate_makes_better_stays_as_it_was(digits, network):
+    good = fine_tune(network, digits, steps=60, rates=(3e-3,), device="cpu").model
+    found = fine_tune(good, digits, steps=3, rates=(0.3, 1.0), device="cpu")
+    assert found.rate == 0 and not found.note and same(found.model, good) and not found.model.training
+    assert found.table["valid_accuracy"].idxmax() == 0 and len(found.table) == 3
 
 
 def test_the_number_of_steps_is_what_was_asked_for(digits, network, monkeypatch):
@@ -135,7 +145,7 @@ def test_weights_come_back_in_the_usual_order_whatever_a_network_can_take(digits
 def test_what_diverges_is_said_and_not_taken(digits, network):
     found = fine_tune(network, digits, steps=20, rates=(1e-3, 1e30), device="cpu")
     assert found.rate == 1e-3 and found.note == "Diverged at a rate of 1e+30."
-    assert np.isnan(found.table["valid_accuracy"][1]) and "NaN or infinite" in found.table["note"][1]
+    assert np.isnan(found.table["valid_accuracy"][2]) and "NaN or infinite" in found.table["note"][2]
     lost = fine_tune(network, digits, steps=20, rates=(1e30,), device="cpu")
     assert np.isnan(lost.rate) and same(lost.model, network)
     assert lost.note == "Diverged at a rate of 1e+30. No rate was left: this is the network before fine-tuning."

@@ -393,7 +393,7 @@ def _harmed(rows):
     for r in shown(rows).to_dict("records"):
         before = r.get("untuned_accuracy", np.nan)
         if r["tuned"] in contest.TRAINED and before - r["accuracy"] > 0.001:
-            yield f"- {r['network']}, {r['method']}, {100 * r['budget']:g} %, {r['tuned']}: {_percent(before)} % before, {_percent(r['accuracy'])} % after; the best rate was {r['rate']:g}."
+            yield f"- {r['network']}, {r['method']}, {100 * r['budget']:g} %, {r['tuned']}: {_percent(before)} % before, {_percent(r['accuracy'])} % after; the rate was {r['rate']:g}."
 
 
 def _only_cut(rows):
@@ -417,7 +417,7 @@ unfold every kernel in space. BALF and ZS-SVD are written from their papers, AIM
 its published code; ZS-SVD is without its optional gradient step, and AIMET's search looks at {contest.JUDGES} validation images. Sparse networks
 are counted with 16 bits an index; SparseGPT takes one density for all layers, as published, or the densities that magnitude chooses.
 
-*Fine-tuned*: {_steps(rows)} steps on all training images with labels, the peak rate chosen among {rates} on {contest.JUDGES} validation images, the same
+*Fine-tuned*: {_steps(rows)} steps on all training images with labels, the peak rate chosen among {rates}, or no step at all, on {contest.JUDGES} validation images, the same
 for all ({_ends(rows)}). *Distilled*: the mean of that loss and of the divergence from the dense network at temperature {finetuning.TEMPERATURE:g}, times its square. *From
 scratch*: the shapes of our plan, or of one share of the rank, with fresh weights, trained by the recipe of the dense network. Nothing is chosen on test images.
 *Clearly* is a difference that McNemar's exact test sees on the same test images at 5 %, after Holm's correction for all comparisons
@@ -440,8 +440,12 @@ def _ends(rows):
     # how often the lowest and the highest rate were best; what lies at an end may lie beyond it
     told, tuned = [], rows[rows["rate"].notna()]
     for network, mine in tuned.groupby("network", sort=False):
-        low, high = (int((mine["rate"] == end(finetuning.RATES)).sum()) for end in (min, max))
-        told.append(f"of {len(mine)} networks of {network}, the lowest was best for {low}, the highest for {high}")
+        none, low, high = (
+            int((mine["rate"] == rate).sum()) for rate in (0, min(finetuning.RATES), max(finetuning.RATES))
+        )
+        told.append(
+            f"of {len(mine)} networks of {network}, no step was best for {none}, the lowest rate for {low}, the highest for {high}"
+        )
         if max(low, high) > len(mine) / 2:
             told[-1] += ", so that a wider range may gain more"
     return "; ".join(told)

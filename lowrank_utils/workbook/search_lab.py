@@ -16,7 +16,7 @@ from torch import nn
 
 from lowrank_utils import checks
 from lowrank_utils.factors import replace
-from lowrank_utils.lab import columns, score, training
+from lowrank_utils.lab import checkpoints, columns, score, training
 from lowrank_utils.lab.data import Dataset
 from lowrank_utils.network import unfold
 from lowrank_utils.network.profile import Plan, Profile, plan_cost, profile
@@ -89,8 +89,11 @@ class Laboratory(laboratories.Laboratory):
     floor: float
 
     def row(self, net: nn.Module, **columns) -> dict:
-        """Return the result row of a low-rank network, on test images."""
-        return super().row(net, **{"scope": self.scope, "stored_as": "low rank", "keep_correct": True} | columns)
+        """Return the result row of a low-rank network, on test images; on fresh validation images too, unless the network is a public one, which was trained on them."""
+        told = {"scope": self.scope, "stored_as": "low rank", "keep_correct": True}
+        if self.about.get("network") not in checkpoints.PUBLIC:
+            told["valid_accuracy"] = training.evaluate(net, *self.fresh).accuracy
+        return super().row(net, **told | columns)
 
 
 def laboratory(
@@ -409,22 +412,39 @@ def searched_rows(
     return rows
 
 
-def without_loss(lab: Laboratory, values: Values, factors: str, low: float) -> dict:
+def without_loss(
+    lab: Laboratory,
+    values: Values,
+    factors: str,
+    low: float,
+    chooser: str = "exact-Fisher",
+    evaluations: int = 20,
+) -> dict:
     """Return the row of the smallest network that loses nothing on the fresh validation images, from a share `low` of the MACs.
 
-    Bisection over sizes to 0.03, exact search on predicted losses at each.
+    Bisection over sizes to 0.03. At each the plan is that of `chooser`, the exact search on predicted losses or one of ENC's three
+    searches, of which ENC-Inf measures `evaluations` plans.
     """
     dense = training.evaluate(lab.profile.model, *lab.fresh).accuracy
+    enc_given = {"options": values.options, "curves": values.energy}
+    measure = plan_goodness(lab.profile, values, lab.goodness) if chooser == "ENC-Inf" else None
+
+    def plan(share) -> Plan:
+        if chooser == "exact-Fisher":
+            return search.exact_search(lab.profile, share, options=values.mixed, values=values.damage).plan
+        if chooser == "ENC-Map":
+            return enc.enc_map(lab.profile, share, **enc_given).plan
+        box = enc.enc_model(lab.profile, share, **enc_given, accuracy=values.measured)
+        return box.plan if measure is None else enc.enc_inf(box, measure=measure, count=evaluations).plan
 
     def build(share) -> nn.Module:
-        one = search.exact_search(lab.profile, share, options=values.mixed, values=values.damage)
-        return lab.network(one.plan, factors)
+        return lab.network(plan(share), factors)
 
     def good(net: nn.Module):
         return training.evaluate(net, *lab.fresh).accuracy >= dense
 
     _, net, tried = score.smallest(build, good, low=low, tolerance=0.03)
-    return lab.row(net, chooser="exact-Fisher", factors=factors, budget_kind="lossless", evaluations=tried)
+    return lab.row(net, chooser=chooser, factors=factors, budget_kind="lossless", evaluations=tried)
 
 
 def fine_tuned(lab: Laboratory, rows: pd.DataFrame, recipe: training.Recipe, device: str = "auto") -> list[dict]:

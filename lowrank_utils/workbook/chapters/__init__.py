@@ -1,4 +1,4 @@
-"""One module a notebook: its experiment, tables, claims, figures and captions.
+"""One module a notebook: its tables, claims, figures and captions; the experiment stands in ``..._experiment``, for what a page says is no code of its rows.
 
 A chapter is found by its name ``NOTEBOOK``; ``tables`` and ``CAPTIONS`` it must have. What else it may have, and who asks for it:
 
@@ -22,5 +22,7 @@ def every() -> dict[str, ModuleType]:
     ['00_low_rank_in_ten_minutes', '01_training']
     """
     found = (importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__))
-    found = [chapter for chapter in found if hasattr(chapter, "NOTEBOOK")]  # a file of helpers has none
+    found = [
+        chapter for chapter in found if hasattr(chapter, "NOTEBOOK") and hasattr(chapter, "CAPTIONS")
+    ]  # no helpers
     return {chapter.NOTEBOOK: chapter for chapter in sorted(found, key=lambda chapter: chapter.NOTEBOOK)}

@@ -16,14 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
-from torch import nn
 
-from lowrank_utils.lab import columns, training
-from lowrank_utils.lab.data import Dataset
 from lowrank_utils.network import unfold
 from lowrank_utils.network.profile import Profile, plan_cost
 from lowrank_utils.ranks import allocation, search
 from lowrank_utils.ranks.search import SearchResult
+from lowrank_utils.workbook.chapters.rank_search_experiment import experiment as experiment
 from lowrank_utils.workbook.chapters.ten_minutes import NAMES
 from lowrank_utils.workbook.plots import canvas, colour_of, heat_map, in_order, line_style, name_ends
 from lowrank_utils.workbook.search_claims import CLAIMS as CLAIMS
@@ -31,21 +29,20 @@ from lowrank_utils.workbook.search_claims import PAPER
 from lowrank_utils.workbook.search_lab import (
     BLOCK,
     Values,
-    check_asked,
-    dense_row,
-    fine_tuned,
-    joined,
     kept_by_layer,
-    laboratory,
-    layer_values,
-    loss_factors,
-    promises,
-    searched_rows,
-    searches,
     values_where_known,
-    without_loss,
 )
 from lowrank_utils.workbook.search_lab import NOTEBOOK as NOTEBOOK
+from lowrank_utils.workbook.search_lab import dense_row as dense_row
+from lowrank_utils.workbook.search_lab import fine_tuned as fine_tuned
+from lowrank_utils.workbook.search_lab import joined as joined
+from lowrank_utils.workbook.search_lab import laboratory as laboratory
+from lowrank_utils.workbook.search_lab import layer_values as layer_values
+from lowrank_utils.workbook.search_lab import loss_factors as loss_factors
+from lowrank_utils.workbook.search_lab import promises as promises
+from lowrank_utils.workbook.search_lab import searched_rows as searched_rows
+from lowrank_utils.workbook.search_lab import searches as searches
+from lowrank_utils.workbook.search_lab import without_loss as without_loss
 from lowrank_utils.workbook.tables import (
     SIZES,
     at_share,
@@ -74,42 +71,6 @@ SHOWN = {"exact-Fisher": "exact, Fisher"}  # choosers under another name in figu
 
 
 LEAST = 0.1  # points lost where the log scale of the figures ends
-
-# ---- the experiment --------------------------------------------------------------------------------------------------
-
-
-def experiment(
-    images: Dataset,
-    model: nn.Module,
-    *,
-    shares: Sequence[float] = (0.5, 0.25),
-    methods: Sequence[str] = ("svd", "sequential"),
-    evaluations: int = 20,
-    recipe: training.Recipe | None = None,
-    device: str = "auto",
-    **options,
-) -> pd.DataFrame:
-    """Return all rows of this chapter: the dense network, every search at every share in every kind of factors, the lossless one.
-
-    Parameters
-    ----------
-    images, model : a data set and a network trained on it.
-    shares : shares of the MACs kept, each in (0, 1].
-    methods : kinds of factors; the last one writes the network without loss.
-    evaluations : plans that ENC-Inf measures at each share.
-    recipe : of the fine-tuning that gives every network a second row; None: no such rows.
-    options : those of `laboratory`: dense, floor, curve, measure_images, calibration_images, draw, and dataset, network, seed.
-
-    Raises ValueError for shares and a curve that are none, and a size that no plan reaches.
-    """
-    check_asked(shares, options.get("curve", "accuracy"))
-    lab = laboratory(images, model, **options)
-    values = layer_values(lab.profile, lab.goodness, floor=lab.floor, factors=loss_factors(methods))
-    found = searches(lab, values, shares, evaluations)
-    rows = columns.table([dense_row(lab), *searched_rows(lab, found, promises(lab, values, found), methods)])
-    more = fine_tuned(lab, rows, recipe, device) if recipe else []
-    return joined(rows, *more, without_loss(lab, values, methods[-1], min(shares)))
-
 
 # ---- figures --------------------------------------------------------------------------------------------------------
 
