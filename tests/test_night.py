@@ -518,12 +518,13 @@ DATA = {  # section -> what its rows were measured on
     "encoder": ("stsbenchmark",),
     "spectra": ("stsbenchmark", "python-topics"),
     "explorer": ("fashion-mnist", "mnist", "digits", "cifar10"),
-} | dict.fromkeys(("shortcuts", "batch-norm"), ("cifar10",))
+} | dict.fromkeys(("shortcuts", "batch-norm", "enc-gap"), ("cifar10",))
 # tables without a column of data sets: their networks say what they were measured on
 OF_NETWORKS = {
     "spectra": {"all-minilm-l6-v2", "smollm2-135m"},
     "shortcuts": {"resnet20"},
     "batch-norm": {"resnet20", "resnet56"},
+    "enc-gap": {"resnet56"},
 }
 
 

@@ -102,6 +102,7 @@ def measured_sections(folder: str | Path) -> dict[ModuleType, pd.DataFrame]:
     from lowrank_utils.workbook import (
         batch_norm,
         controls,
+        enc_gap,
         encoder,
         imagenet,
         language,
@@ -111,7 +112,18 @@ def measured_sections(folder: str | Path) -> dict[ModuleType, pd.DataFrame]:
         spectra,
     )
 
-    sections = (prediction, shortcuts, controls, batch_norm, imagenet, language, language_more, encoder, spectra)
+    sections = (
+        prediction,
+        shortcuts,
+        controls,
+        batch_norm,
+        enc_gap,
+        imagenet,
+        language,
+        language_more,
+        encoder,
+        spectra,
+    )
     found = {each: each.published(folder) for each in sections}
     return {each: rows for each, rows in found.items() if rows is not None}
 

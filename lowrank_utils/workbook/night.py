@@ -110,6 +110,7 @@ SECTIONS = {
     "controls-resnet20": Section("control_rows", "controls.csv", ("cifar10",), "resnet20"),
     "controls-resnet56": Section("control_rows", "controls.csv", ("cifar10",), "resnet56"),
     "batch-norm": Section("batch_norm", "batch-norm.csv", ("cifar10",)),
+    "enc-gap": Section("enc_gap", "enc-gap.csv", ("cifar10",)),
     "imagenet": Section("imagenet", "imagenet.csv", ("imagenet-sample",)),
     "language": Section("language", "language.csv", ("wikitext-2",)),
     "language-more": Section("language_more", "language-more.csv", ("wikitext-2",)),
