@@ -171,6 +171,32 @@ def test_layers_are_timed_in_turn():
 # ---- the lesson
 
 
+MORE, EPSILONS = list(ddlr.CAPTIONS)[2:]
+CONTROLS = {"random ranks", "from scratch", *ddlr.TRAINED_FURTHER.values()}
+
+
+def cells_of(table):
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+
+
+def test_both_programs_and_the_variants_are_shown_at_each_epsilon(rows):
+    head = ddlr.tables(rows)[EPSILONS].splitlines()[0]
+    assert [cell.strip() for cell in head.split("|")[4:-1]] == [*ddlr.POSED, *ddlr.VARIANTS]
+    low, high = cells_of(ddlr.tables(rows)[EPSILONS])
+    assert low[:3] == ["digits", "toy", "0.3"] and high[2] == "0.5"
+    one = ddlr.as_posed(rows, "DDLR", "every layer").set_index("budget")
+    assert low[3] == "{:.1f} / {:.1f}".format(*(100 * one.loc[0.3, ["parameters_kept", "accuracy"]]))
+    alone, both = (ddlr.as_posed(rows, "Net-Trim", "hidden layers", way).set_index("budget") for way in (False, True))
+    sizes = [100 * part.loc[0.5, "parameters_kept"] for part in (alone, both)]
+    assert high[6] == f"{sizes[0]:.1f} ({sizes[1]:.1f}) / {100 * both.loc[0.5, 'accuracy']:.1f}"
+    (free,) = rows[rows["program"] == "free bias"].to_dict("records")
+    assert low[8] == f"{100 * free['parameters_kept']:.1f} / {100 * free['accuracy']:.1f}"
+    assert "-" not in low[3:] and high[7:] == ["-"] * 3
+    other = pd.concat([rows, rows[rows["budget"] != 0.5].assign(seed=1)])
+    low, high = cells_of(ddlr.tables(other)[EPSILONS])
+    assert "-" not in low and high[3:] == ["-"] * 7  # one seed alone has the larger epsilon
+
+
 def end_names(axis):
     return {text.get_text() for text in axis.texts}
 
@@ -267,11 +293,55 @@ def test_controls_are_rows_of_their_own_that_no_other_reader_sees(controlled):
     scratch = ddlr.of_control(controlled, "from scratch")
     assert scratch["parameters_kept"].tolist() == [sizes["component output"]]
     left = controlled[(controlled["tuned"] == "none") & (controlled["chooser"] != "random")]
-    assert ddlr.tables(controlled) == ddlr.tables(left)
+    tables, before = ddlr.tables(controlled), ddlr.tables(left)
+    more = tables.pop(MORE), before.pop(MORE)
+    assert tables == before
+    assert {tuple(line) for line in cells_of(more[0])} - {tuple(line) for line in cells_of(more[1])} == {
+        tuple(line) for line in cells_of(more[0]) if line[2] in CONTROLS and line[3] != "-"
+    }
     assert ddlr.accuracy_at(controlled).equals(ddlr.accuracy_at(left))
     assert (ddlr.usable(controlled)[left.index] == ddlr.usable(left)).all() and ddlr.usable(
         controlled
     ).sum() == ddlr.usable(left).sum()
+
+
+def test_more_than_accuracy_is_shown_of_each_method_and_control(controlled):
+    found = {line[2]: line[3:] for line in cells_of(ddlr.tables(controlled)[MORE])}
+    assert [name for name in found if name not in CONTROLS] == ["dense", *ddlr_lesson.BESIDE]
+    at = controlled[controlled["budget"] == 0.1]
+    named = {"dense": controlled[controlled["chooser"] == "dense"]}
+    named |= {name: part for name, part in ddlr.named(at).groupby("method") if name in found}
+    tuned = at[at["tuned"] == "fine-tuned"].set_index("chooser")
+    named |= {
+        f"{words.partition(', cut')[0]}, fine-tuned": tuned.loc[[name]] for name, words in ddlr_lesson.TUNED.items()
+    }
+    named |= {"random ranks": ddlr.of_control(at, "random"), "from scratch": at[at["tuned"] == "from scratch"]}
+    assert set(named) == set(found)
+    for name, part in named.items():
+        one = part.iloc[0]
+        shares = [f"{100 * one[column]:.1f}" for column in ("accuracy", "accuracy_corrupted")]
+        assert found[name] == [*shares, f"{one['faster_64']:.1f}", f"{one['memory_64']:.2f}"] and len(part) == 1
+    assert found["dense"][2] == "1.0" and float(found["Fisher-weighted"][3]) < float(found["dense"][3])
+
+
+def test_what_was_not_measured_in_every_seed_is_a_dash(controlled):
+    second = controlled.assign(seed=1, accuracy=controlled["accuracy"] - 0.1)
+    both = pd.concat([controlled, second], ignore_index=True)
+    found = {line[2]: line[3:] for line in cells_of(ddlr.tables(both)[MORE])}
+    whole = controlled.loc[controlled["chooser"] == "dense", "accuracy"].item()
+    assert found["dense"][0] == f"{100 * whole - 5:.1f}"
+    older = controlled.drop(columns="memory_64")
+    found = {line[2]: line[3:] for line in cells_of(ddlr.tables(older)[MORE])}
+    assert {line[3] for line in found.values()} == {"-"} and "-" not in {line[0] for line in found.values()}
+    mixed = both.assign(memory_64=both["memory_64"].where(both["seed"] == 0))
+    found = {line[2]: line[3:] for line in cells_of(ddlr.tables(mixed)[MORE])}
+    assert {line[3] for line in found.values()} == {"-"}
+    one_lacks = both[(both["seed"] == 0) | (both["tuned"] != "from scratch")]
+    found = {line[2]: line[3:] for line in cells_of(ddlr.tables(one_lacks)[MORE])}
+    assert found["from scratch"] == ["-"] * 4 and found["dense"][0] != "-"
+    gone = both.assign(rate=both["rate"].where((both["seed"] == 0) | (both["chooser"] != "DDLR")))
+    found = {line[2]: line[3:] for line in cells_of(ddlr.tables(gone)[MORE])}
+    assert found["DDLR, fine-tuned"] == ["-"] * 4 and found["Net-Trim, fine-tuned"] != ["-"] * 4
 
 
 def test_controls_stand_beside_the_programs_and_are_counted(controlled):
@@ -366,7 +436,27 @@ def test_only_training_that_diverged_altogether_is_left_out(controlled):
         "training from scratch": controlled.assign(note=controlled["tuned"].map({"from scratch": "Training diverged"})),
     }
     for side, rows in lost.items():
-        assert scratch.measure(rows).said == f"not measured: no row of {side}"
+        found = scratch.measure(rows)
+        assert found.said == f"not measured: training diverged: {side}" and found.holds == "-"
+        assert f"lenet300, budget 0.1 (training diverged: {side})" in found.counts
+        assert "budget 0.2 (no row of DDLR, fine-tuned and of training from scratch)" in found.counts
+    none = lost["training from scratch"].query("tuned != 'fine-tuned'")
+    assert scratch.measure(none).said == "not measured: no row of DDLR, fine-tuned"
+
+
+def test_one_seed_whose_training_diverged_is_named_beside_the_others(controlled):
+    scratch = next(claim for claim in ddlr.CLAIMS if "from scratch" in claim.claim)
+    second = controlled.assign(seed=1)
+    worse = second.assign(rate=second["rate"].where(second["chooser"] != "DDLR"))
+    found = scratch.measure(pd.concat([controlled, worse]))
+    assert (
+        found.said
+        == f"{scratch.measure(controlled).said}; digits, lenet300, budget 0.1, seed 1: training diverged (DDLR, fine-tuned)"
+    )
+    assert found.counted == 1 and found.counts == scratch.measure(controlled).counts
+    first = controlled.assign(note=controlled["tuned"].map({"from scratch": "Training diverged"}))
+    apart = scratch.measure(pd.concat([first, worse]))
+    assert apart.said == "not measured: no seed that both have"
 
 
 @pytest.fixture(scope="module")

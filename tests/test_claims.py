@@ -6,10 +6,11 @@ import pytest
 from lowrank_utils import paths
 from lowrank_utils.lab import columns
 from lowrank_utils.lab.score import packed
+from lowrank_utils.workbook import audit, jobs
 from lowrank_utils.workbook import gallery as published
-from lowrank_utils.workbook import jobs
+from lowrank_utils.workbook.chapters import ddlr as chapter
 from lowrank_utils.workbook.gallery import claims, published_tables
-from lowrank_utils.workbook.verdicts import RULES
+from lowrank_utils.workbook.verdicts import NOT_AT_HAND, RULES
 
 
 def judged(folder, rows, paper, claim="", setting=""):
@@ -261,13 +262,87 @@ def cut(ddlr, trim, budget=0.2, **about):
 
 
 AHEAD = "consistently ahead of Net-Trim"
+AS_POSED = "both as posed, each on its own curve over epsilon"
+
+
+def both_posed(ddlr, trim, seed=0, **about):
+    """Rows of both programs at each epsilon, Net-Trim's indices half as many parameters again."""
+    rows = posed(ddlr, **about)
+    for stored_as, more in (("non-zeros", 1), ("sparse", 1.5)):
+        counted = [(epsilon, more * kept, accuracy) for epsilon, kept, accuracy in trim]
+        rows += posed(counted, "Net-Trim", stored_as=stored_as, factors="none", **about)[1:]
+    return [row | {"seed": seed} for row in rows]
+
+
+TRIM = [(0.1, 0.4, 0.98), (0.2, 0.3, 0.972), (0.3, 0.2, 0.962), (0.5, 0.1, 0.9)]
+
+
+def test_both_programs_as_posed_are_judged_by_the_smaller_size(tmp_path):
+    thin = [(0.1, 0.4, 0.98), (0.2, 0.35, 0.973), (0.3, 0.25, 0.965), (0.5, 0.1, 0.5)]
+    found = judged(tmp_path, both_posed(thin, TRIM), "DDLR", AHEAD, AS_POSED)
+    alone, other, with_them, dense_classifier = found
+    assert [holds for _, holds, _ in found] == ["no", "-", "yes", "-"]
+    assert alone[0].startswith("1 point: 35 % against 30 % of the parameters, 0.7 against 0.8 points lost on test, smaller in 0 of 1, larger in 1; 2 points: 25 % against 20 %")  # fmt: skip
+    assert with_them[0].startswith("1 point: 35 % against 45 % of the parameters") and with_them[2] == "2 of 2"
+    why = "no row of DDLR as posed with the classifier dense; no row of Net-Trim as posed with the classifier dense"
+    assert other[0] == dense_classifier[0] == f"not measured: {why}"
+    assert other[2].startswith("0 of 2; left out: 1 point, mnist, lenet300, seed 0; 2 points, mnist, lenet300, seed 0")
+    rows = both_posed(thin, TRIM, scope="hidden layers")
+    assert [holds for _, holds, _ in judged(tmp_path, rows, "DDLR", AHEAD, AS_POSED)] == ["-", "no", "-", "yes"]
+
+
+def test_equal_sizes_are_not_ahead_and_one_larger_run_is_not_consistently_ahead(tmp_path):
+    (found, *_) = judged(tmp_path, both_posed(TRIM, TRIM), "DDLR", AHEAD, AS_POSED)
+    assert "smaller in 0 of 1, larger in 0, level in 1" in found[0] and found[1] == "no"
+    smaller = [(epsilon, kept - 0.05, accuracy) for epsilon, kept, accuracy in TRIM]
+    rows = both_posed(smaller, TRIM)
+    (found, *_) = judged(tmp_path, rows, "DDLR", AHEAD, AS_POSED)
+    assert found[1] == "yes" and found[2] == "2 of 2"
+    (found, *_) = judged(tmp_path, rows + both_posed(TRIM, TRIM, seed=1), "DDLR", AHEAD, AS_POSED)
+    assert "smaller in 1 of 2" in found[0] and found[1] == "no" and found[2] == "4 of 4"
+
+
+def test_a_run_in_which_one_program_alone_loses_so_little_is_named(tmp_path):
+    weak = [(0.1, 0.4, 0.965), (0.2, 0.3, 0.95)]
+    (found, *_) = judged(tmp_path, both_posed(TRIM, weak), "DDLR", AHEAD, AS_POSED)
+    assert found[0].startswith("1 point: no run in which both have a size; 2 points: 20 % against 40 %")
+    assert found[1] == "- / yes"
+    reason = "only the curve of DDLR loses so little: that of Net-Trim ends at 40% of the parameters"
+    assert found[2] == f"1 of 2; left out: 1 point, mnist, lenet300, seed 0 ({reason})"
+    rows = both_posed(TRIM, TRIM) + both_posed(TRIM[:1], TRIM, seed=1)
+    (found, *_) = judged(tmp_path, rows, "DDLR", AHEAD, AS_POSED)
+    assert found[2].startswith("2 of 4") and found[2].endswith("(DDLR has one epsilon alone, no curve)")
+
+
+def test_the_card_judges_both_programs_as_posed(tmp_path):
+    asked = [claim for claim in chapter.CLAIMS if claim.claim == AHEAD and claim.posed]
+    columns.table(both_posed(TRIM, TRIM)).to_parquet(tmp_path / "results.parquet", index=False)
+    kept = dict.fromkeys(range(1, 7), "")
+    found = [
+        one
+        for claim, verdict in published.judged(tmp_path, asked)
+        for one in audit.judge_claim(chapter, claim, verdict, kept)
+    ]
+    broken = {(one.subject, one.rule) for one in found if one.problem}
+    # two of the four have no rows here, so that nobody has judged them as posed
+    assert {rule for _, rule in broken} == {2} and {AS_POSED in subject for subject, _ in broken} == {True}
+    assert ["classifier dense" in subject for subject, _ in broken] == [True, True]
+    card = audit.card(found)
+    assert all(f"| DDLR: {AHEAD} ({claim.setting}; smaller) |" in card for claim in asked) and len(asked) == 4
+
+
+def test_a_paper_is_quoted_or_not_at_hand_and_our_own_rows_have_no_number():
+    for claim in chapter.CLAIMS:
+        own = claim.claim.startswith(("the same, improved", "one epsilon a layer", "control"))
+        assert claim.theirs == ("-" if own else NOT_AT_HAND), claim.claim
+    assert NOT_AT_HAND in RULES["as in the paper"] and "*-*" in RULES["as in the paper"]
 
 
 @pytest.mark.parametrize("ddlr, trim, verdict", [(0.97, 0.9, "yes"), (0.97, 0.969, "no"), (0.9, 0.97, "no")])
 def test_ddlr_is_ahead_where_the_images_say_so(tmp_path, ddlr, trim, verdict):
     (found,) = judged(tmp_path, cut(ddlr, trim), "DDLR", AHEAD, "both cut, indices counted")
     assert found[1] == verdict and "paired by images in 1" in found[0]
-    refitted = judged(tmp_path, cut(ddlr, trim, refit="least squares"), "DDLR", AHEAD)
+    refitted = judged(tmp_path, cut(ddlr, trim, refit="least squares"), "DDLR", AHEAD, "both cut")
     assert [holds for _, holds, _ in refitted] == ["-", "-", "-", verdict]
 
 
@@ -401,7 +476,8 @@ def test_every_claim_says_its_rule_and_counts_every_run():
         if claim.claim.startswith("one epsilon a layer"):
             assert verdict.settings >= 4 and verdict.settings % 4 == 0  # four networks, at each epsilon
         elif claim.paper in ("DDLR", "Net-Trim"):
-            assert verdict.settings == (10 if claim.rule == "size" else 4 * (2 if "from scratch" in claim.claim else 7))
+            runs = {"size": 10, "smaller": 2 * 10}  # the latter at each of two losses
+            assert verdict.settings == runs.get(claim.rule, 4 * (2 if "from scratch" in claim.claim else 7))
         if claim.paper == "ENC" and claim.rule in ("ahead", "no loss") and "sequential" not in claim.setting:
             assert verdict.settings == 12
         if claim.paper == "ARSVD" and claim.rule == "size":

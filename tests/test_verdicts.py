@@ -122,6 +122,100 @@ def test_a_curve_that_ends_too_early_settles_nothing():
     assert verdicts.size_verdict(large, DENSE, points=[1]).said == "1 point: no size, holds in 0 of 1"
 
 
+# ---- the smaller of two ----------------------------------------------------------------------------------------------
+
+
+def at(*points):
+    """Rows of one method: (kept, points lost on validation images and on test images)."""
+    return curve([(kept, 0.90 - lost / 100, 0.89 - lost / 100) for kept, lost in points])
+
+
+SIDES = {"names": ("A", "B")}
+THEIRS = at((0.6, 0.2), (0.4, 0.8), (0.3, 1.7), (0.2, 5))
+
+
+@pytest.mark.parametrize(
+    "ours, verdicts_, said",
+    [
+        ([(0.5, 0.2), (0.35, 0.9), (0.25, 1.9)], ("smaller", "smaller"), "smaller in 1 of 1, larger in 0"),
+        ([(0.5, 0.9), (0.35, 1.9)], ("larger", "larger"), "smaller in 0 of 1, larger in 1"),
+        ([(0.5, 0.9), (0.25, 1.9)], ("larger", "smaller"), "smaller in 0 of 1, larger in 1"),
+        ([(0.4, 0.3), (0.3, 2)], ("level", "level"), "smaller in 0 of 1, larger in 0, level in 1"),
+    ],
+)
+def test_the_smaller_of_two_curves_has_fewer_parameters_at_the_same_loss(ours, verdicts_, said):
+    ours = at(*ours)
+    for points, verdict in zip((1, 2), verdicts_, strict=True):
+        (line,) = verdicts.smaller_at_equal_loss(ours, THEIRS, DENSE, points).to_dict("records")
+        assert line["verdict"] == verdict and line["kept_theirs"] == {1: 0.4, 2: 0.3}[points]
+        sizes = verdicts.smallest_size(ours, DENSE, points).iloc[0]
+        assert (line["kept_ours"], line["lost_ours"]) == (sizes["kept"], sizes["lost"])
+        other = {"smaller": "larger", "larger": "smaller", "level": "level"}[verdict]
+        assert verdicts.smaller_at_equal_loss(THEIRS, ours, DENSE, points)["verdict"].tolist() == [other]
+    found = verdicts.smaller_verdict(ours, THEIRS, DENSE, **SIDES)
+    assert said in found.said.partition("; 2 points")[0] and found.counts == "2 of 2"
+    words = ["yes" if verdict == "smaller" else "no" for verdict in verdicts_]
+    assert found.holds == " / ".join(dict.fromkeys(words))
+
+
+def test_both_sizes_and_their_losses_on_test_are_told():
+    ours = at((0.35, 0.9)).assign(accuracy=0.87)
+    found = verdicts.smaller_verdict(ours, THEIRS, DENSE, points=[1], **SIDES)
+    assert (
+        found.said
+        == "1 point: 35 % against 40 % of the parameters, 2.0 against 0.8 points lost on test, smaller in 1 of 1, larger in 0"
+    )
+
+
+def test_a_run_counts_only_where_both_methods_have_a_size():
+    ours = at((0.5, 0.2), (0.45, 1.5))
+    late = at((0.6, 1.4), (0.3, 3))  # no network within one point
+    found = verdicts.smaller_verdict(ours, late, DENSE, **SIDES)
+    assert found.said.startswith("1 point: no run in which both have a size; 2 points: 45 % against 60 %")
+    assert found.holds == "- / yes" and found.counted == 1
+    reason = "only the curve of A loses so little: that of B ends at 60% of the parameters"
+    assert found.left_out == {"1 point, mnist, lenet300, seed 0": reason}
+    found = verdicts.smaller_verdict(late, ours, DENSE, **SIDES)
+    assert found.holds == "- / no" and "only the curve of B loses so little: that of A" in found.counts
+    found = verdicts.smaller_verdict(late, late, DENSE, points=[1], **SIDES)
+    assert found.holds == "-" and found.counts.startswith("0 of 1")
+    assert found.said == (
+        "not measured: neither curve loses so little: that of A ends at 60% and that of B ends at 60% of the parameters"
+    )
+
+
+def test_consistently_smaller_is_smaller_in_every_run():
+    seeds = pd.concat([DENSE, DENSE.assign(seed=1)])
+    theirs = pd.concat([THEIRS, THEIRS.assign(seed=1)])
+    ours = pd.concat([at((0.35, 0.9), (0.25, 1.9)), at((0.5, 0.9), (0.25, 1.9)).assign(seed=1)])
+    found = verdicts.smaller_verdict(ours, theirs, seeds, **SIDES)
+    assert found.holds == "in part / yes" and "smaller in 1 of 2, larger in 1" in found.said and found.counted == 4
+    assert verdicts.smaller_verdict(ours, theirs, seeds, consistently=True, **SIDES).holds == "no / yes"
+    tie = pd.concat([ours[ours["seed"] == 0], THEIRS.assign(seed=1)])
+    assert verdicts.smaller_verdict(tie, theirs, seeds, consistently=True, **SIDES).holds == "no"
+
+
+def test_a_run_without_both_curves_is_named_with_its_reason():
+    settings = [("mnist", "lenet300", seed) for seed in range(4)]
+    ours = pd.concat([at((0.35, 0.9))] + [at((0.35, 0.9)).assign(seed=seed) for seed in (1, 2, 3)])
+    theirs = pd.concat([THEIRS, THEIRS.assign(seed=2), THEIRS.assign(seed=3)])
+    dense = pd.concat([DENSE, DENSE.assign(seed=1), DENSE.assign(seed=2, valid_accuracy=math.nan)])
+    absent = {settings[1]: "B was never run"}
+    found = verdicts.smaller_verdict(ours, theirs, dense, points=[1], settings=settings, absent=absent, **SIDES)
+    assert found.counted == 1 and found.holds == "yes" and found.settings == 4
+    assert [*found.left_out.values()] == [
+        "B was never run", "no row of its dense network", "its dense network has no valid_accuracy"
+    ]  # fmt: skip
+    none = verdicts.smaller_verdict(ours[:0], theirs, dense, settings=settings, absent="never run", **SIDES)
+    assert none.holds == "-" and none.said == "not measured: never run" and none.settings == 8
+    assert verdicts.smaller_verdict(ours, theirs[:0], dense, settings=settings, **SIDES).said == "not measured: no row"
+
+
+def test_two_rows_of_one_setting_have_no_smaller_one():
+    with pytest.raises(ValueError, match="2 rows claim one setting"):
+        verdicts.smaller_at_equal_loss(pd.concat([THEIRS, THEIRS[:1]]), THEIRS, DENSE, 1)
+
+
 # ---- ahead at equal size ---------------------------------------------------------------------------------------------
 
 

@@ -1,8 +1,9 @@
 """The rules by which every claim is judged, those of the papers and our own: functions of result rows.
 
-Two rules, the same for all (Blalock et al. 2020, *What is the state of neural network pruning?*, ask for both):
+Three rules, the same for all (Blalock et al. 2020, *What is the state of neural network pruning?*, ask for sizes and for accuracies):
 
 - `smallest_size`: the smallest network at no more than so many points lost;
+- `smaller_at_equal_loss`: which of two methods has the smaller one, each on its own curve;
 - `ahead_at_equal_size`: which of two methods is right more often at equal size, compared in pairs.
 
 Accuracies of rows are shares in [0, 1], as everywhere; what these functions return is in points of percent.
@@ -33,11 +34,15 @@ RULES = {  # what the claim table calls them, and what they ask
     "size": "the smallest network that loses at most 1 (then 2) points on validation images, reported on test. It holds where less than half of the "
     "parameters stay and the points lost on test are no more than allowed, two standard errors of the dense accuracy aside",
     "size, test curve": "the same in MACs, read off the test curve for all methods alike, because the public networks were trained on their validation images",
+    "smaller": "which of two methods has the smaller network that loses at most 1 (then 2) points on validation images, each on its own curve. A run counts where "
+    "both have one. It holds where that of the first is smaller; equal sizes are not smaller",
     "ahead": "the mean paired difference at equal size, at 5 % after Holm's correction over the settings of the row. Pairs are test images (McNemar within a "
     "seed, a bootstrap over images and seeds or draws) where the rows record which are right, else seeds alone (Student's t)",
     "no loss": "no more points lost on test, against the dense network, than two standard errors of its accuracy",
-    "as in the paper": "the paper's own measure at the paper's own setting, theirs beside ours",
+    "as in the paper": "the paper's own measure at the paper's own setting, theirs beside ours. *Theirs* is the paper's own number; *not at hand*: we have not seen "
+    "the paper's tables; *-*: no number is quoted, and our own versions and controls have none",
 }
+NOT_AT_HAND = "not at hand"  # where a claim tells the number of its paper
 
 
 # ---- claims and verdicts ---------------------------------------------------------------------------------------------
@@ -97,7 +102,7 @@ class Claim:
     ----------
     paper, claim, setting : whose claim, in the paper's words or "the same", and where it is judged.
     rule : the rule that gives the verdict, one of `RULES`.
-    theirs : the number that the paper gives, or "-".
+    theirs : the number that the paper gives, `NOT_AT_HAND` where nobody has looked it up, or "-".
     measure : function of the published rows that returns a `Verdict`, or None where no row is about the claim.
     rerun : the command that makes the rows again.
     posed : whether the method is judged as its authors pose it.
@@ -313,6 +318,122 @@ def _too_short(rows: pd.DataFrame, found: Iterable[pd.DataFrame], on: Sequence[s
 def _range(values: pd.Series, digits: int = 0) -> str:
     low, high = (f"{value:.{digits}f}".replace("-0.0", "0.0") for value in (values.min(), values.max()))
     return low if low == high else f"{low} to {high}"
+
+
+# ---- the smaller of two ----------------------------------------------------------------------------------------------
+
+
+def smaller_at_equal_loss(
+    ours: pd.DataFrame,
+    theirs: pd.DataFrame,
+    dense: pd.DataFrame,
+    points_lost: float,
+    *,
+    on: Sequence[str] = RUN_OF,
+    **how,
+) -> pd.DataFrame:
+    """Return the smallest networks of two methods at no more than `points_lost`, each on its own curve: one row a setting that both curves have.
+
+    Parameters as of `smallest_size`, whose options `how` are. Returns columns `on`; kept_ours, kept_theirs, lost_ours and lost_theirs as there (NaN where
+    every network of that method loses more); end_ours, end_theirs, the sizes of the largest networks; and verdict: smaller, larger, level, or not measured where one of the two has none.
+
+    >>> dense = pd.DataFrame({"seed": [0], "valid_accuracy": [0.90], "accuracy": [0.89], "parameters_kept": [1.0]})
+    >>> rows = pd.DataFrame({"seed": 0, "budget": [0.1, 0.2], "parameters_kept": [0.5, 0.2], "valid_accuracy": [0.90, 0.88], "accuracy": [0.89, 0.86]})
+    >>> found = smaller_at_equal_loss(rows.assign(parameters_kept=[0.4, 0.3]), rows, dense, 1, on=["seed"])
+    >>> found[["kept_ours", "kept_theirs", "verdict"]].to_dict("records")
+    [{'kept_ours': 0.4, 'kept_theirs': 0.5, 'verdict': 'smaller'}]
+    """
+    size = how.get("size", "parameters_kept")
+    lines: dict[tuple, dict[str, float]] = {}
+    for side, rows in (("ours", ours), ("theirs", theirs)):
+        ends = {values: curve[size].max() for values, curve in rows.groupby([*on])}
+        for found in smallest_size(rows, dense, points_lost, on=on, **how).to_dict("records"):
+            setting = tuple(found[name] for name in on)
+            mine = {"kept": found["kept"], "lost": found["lost"], "end": ends[setting]}
+            lines.setdefault(setting, {}).update({f"{name}_{side}": value for name, value in mine.items()})
+    whole = [
+        dict(zip(on, setting, strict=True)) | line | {"verdict": _smaller(line["kept_ours"], line["kept_theirs"])}
+        for setting, line in lines.items()
+        if {"end_ours", "end_theirs"} <= line.keys()
+    ]
+    names = [f"{name}_{side}" for name in ("kept", "lost", "end") for side in ("ours", "theirs")]
+    return pd.DataFrame(whole, columns=[*on, *names, "verdict"])
+
+
+def _smaller(ours: float, theirs: float) -> str:
+    if math.isnan(ours) or math.isnan(theirs):
+        return "not measured"
+    if math.isclose(ours, theirs, rel_tol=0, abs_tol=1e-9):
+        return "level"
+    return "smaller" if ours < theirs else "larger"
+
+
+def smaller_verdict(
+    ours: pd.DataFrame,
+    theirs: pd.DataFrame,
+    dense: pd.DataFrame,
+    *,
+    names: tuple[str, str],
+    points: Sequence[float] = POINTS,
+    settings: Sequence[tuple] = (),
+    absent: Mapping[tuple, str] | str = "no row",
+    consistently: bool = False,
+    on: Sequence[str] = RUN_OF,
+    **how,
+) -> Verdict:
+    """Return the verdict of `smaller_at_equal_loss` at each of `points` lost: is the network of the first method the smaller one?
+
+    Each loss and setting counts by itself, so that a run may be left out at one loss and counted at the other. Left out are settings without a curve
+    of both methods, for the reason `absent` (one for all, or {setting: reason}), and those in which a method has no network that loses so little.
+
+    Parameters: rows and `how` as there; `names` of the two methods; `settings`, all that the claim is about; `consistently`: the claim
+    holds in all runs or not at all.
+    """
+    chosen_on = how.get("chosen_on", "valid_accuracy")
+    short = _incomplete(theirs, dense, on, chosen_on) | _incomplete(ours, dense, on, chosen_on)
+    ours, theirs = (rows[~_among(rows, on, short)] for rows in (ours, theirs))
+    dense = dense[~_among(dense, on, short) & dense[chosen_on].notna()]
+    told, verdicts, counted = [], [], 0
+    left_out: dict[str, str] = {}
+    for most in points:
+        loss = f"{most:g} point{'s' * (most != 1)}"
+        found = smaller_at_equal_loss(ours, theirs, dense, most, on=on, **how)
+        have = set(found[[*on]].itertuples(index=False, name=None))
+        gone = _left_out(on, settings, have | set(short), absent)
+        gone |= {_named(on, values): reason for values, reason in short.items()}
+        silent = found["verdict"] == "not measured"
+        for line in found[silent].to_dict("records"):
+            gone[_named(on, tuple(line[name] for name in on))] = _without_size(line, names)
+        left_out |= {f"{loss}, {setting}": reason for setting, reason in gone.items()}
+        told.append(f"{loss}: {_smaller_in_words(found[~silent])}")
+        share = float((found.loc[~silent, "verdict"] == "smaller").mean())
+        verdicts.append(verdict_of(float(share == 1) if consistently and share == share else share))
+        counted += int((~silent).sum())
+    if not counted:
+        return Verdict(f"not measured: {next(iter(left_out.values()), 'no row')}", "-", 0, left_out)
+    holds = verdicts[0] if len(set(verdicts)) == 1 else " / ".join(verdicts)
+    return Verdict("; ".join(told), holds, counted, left_out)
+
+
+def _smaller_in_words(found: pd.DataFrame) -> str:
+    if not len(found):
+        return "no run in which both have a size"
+    sizes = " against ".join(f"{_range(100 * found[f'kept_{side}'])} %" for side in ("ours", "theirs"))
+    lost = " against ".join(_range(found[f"lost_{side}"], 1) for side in ("ours", "theirs"))
+    counts = {word: int((found["verdict"] == word).sum()) for word in ("smaller", "larger", "level")}
+    level = f", level in {counts['level']}" if counts["level"] else ""
+    return f"{sizes} of the parameters, {lost} points lost on test, smaller in {counts['smaller']} of {len(found)}, larger in {counts['larger']}{level}"
+
+
+def _without_size(line: Mapping, names: tuple[str, str]) -> str:
+    """Return why a setting has no pair of sizes: which curve ends before it loses so little, and whether the other has a size."""
+    sides = dict(zip(names, ("ours", "theirs"), strict=True))
+    lacking = [name for name, side in sides.items() if math.isnan(line[f"kept_{side}"])]
+    ends = " and ".join(f"that of {name} ends at {line[f'end_{sides[name]}']:.0%}" for name in lacking)
+    if len(lacking) == len(names):
+        return f"neither curve loses so little: {ends} of the parameters"
+    (other,) = set(names) - set(lacking)
+    return f"only the curve of {other} loses so little: {ends} of the parameters"
 
 
 # ---- ahead at equal size ---------------------------------------------------------------------------------------------
