@@ -14,6 +14,7 @@ from lowrank_utils.factors.ddlr import solve
 from lowrank_utils.lab import columns, data, score, training
 from lowrank_utils.workbook import controls, gallery, plots
 from lowrank_utils.workbook.chapters import arsvd, ddlr, ddlr_lesson
+from lowrank_utils.workbook.tables import thousands
 
 ABOUT = {"dataset": "digits", "network": "toy", "seed": 0}
 
@@ -570,3 +571,16 @@ def test_presets_have_a_curve_and_give_all_methods_the_same_images(path):
     preset = yaml.safe_load(path.read_text())
     assert min(preset["epsilons"]) < 0.1 and 0.1 in preset["epsilons"] and len(preset["epsilons"]) >= 6
     assert preset["samples"] == preset["calibration_images"]
+
+
+def test_the_caption_names_how_many_images_notebook_02_takes():
+    rows = gallery.published_rows(notebook="02_arsvd")
+    assert (rows["factors"] == "data-aware").any() and (rows["chooser"] == "energy").any()
+    seen = {
+        (name, json.loads(text)["calibration_images"])
+        for name, text in rows[["dataset", "run_parameters"]].drop_duplicates().itertuples(index=False)
+    }
+    caption = next(iter(ddlr.CAPTIONS.values()))
+    for name, count in seen:
+        words = thousands(count) + " of CIFAR" * name.startswith("cifar")
+        assert words in caption, (name, count)
