@@ -15,12 +15,19 @@ from lowrank_utils import paths
 from lowrank_utils.__main__ import app
 from lowrank_utils.__main__ import data as data_command
 from lowrank_utils.lab import data, efficientnet, encoder, language, sentences, text
-from lowrank_utils.workbook import front, front_figures, front_results, gallery, jobs, plots
+from lowrank_utils.workbook import explorer_page, front, front_figures, front_results, gallery, jobs, links, plots
 from lowrank_utils.workbook.runs import RunError
 
-README = (paths.ROOT / "README.md").read_text("utf-8")
 DOCS = paths.ROOT / "docs"
 PAGES = front.pages()
+
+
+def unlinked(path):
+    """The text of a page without the badges that a copy on GitHub may have."""
+    return links.PLACE.sub("<!-- links --><!-- /links -->", path.read_text("utf-8"))
+
+
+README = unlinked(paths.ROOT / "README.md")
 
 
 def each(files):
@@ -126,7 +133,7 @@ def test_every_link_leads_somewhere(path):
 
 @each(PAGES)
 def test_every_picture_has_words_of_its_own(path):
-    words = re.findall(r"!\[([^\]]*)\]\(", path.read_text("utf-8"))
+    words = re.findall(r"!\[([^\]]*)\]\(", unlinked(path))
     assert all(len(word) > 40 for word in words) and len(set(words)) == len(words)
 
 
@@ -136,7 +143,8 @@ def test_the_pages_are_reached_from_the_readme():
 
 def test_without_a_copy_on_github_there_is_no_badge():
     for path in PAGES:
-        assert not re.search(r"mybinder\.org/v2|colab\.research\.google\.com", path.read_text("utf-8")), path.name
+        assert not re.search(r"mybinder\.org/v2|colab\.research\.google\.com", unlinked(path)), path.name
+    assert "<!-- links --><!-- /links -->" in README
 
 
 def test_the_page_on_data_names_what_the_command_takes():
@@ -174,6 +182,27 @@ def test_the_break_even_rank_of_the_glossary_is_the_one_that_is_reported():
 
 
 # ---- numbers from the rows
+
+
+def test_the_page_of_the_explorer_holds_the_published_numbers():
+    assert (paths.ROOT / front.EXPLORER).read_text("utf-8") == explorer_page.whole(), "python -m lowrank_utils front"
+    assert f"]({front.EXPLORER})" in README
+
+
+def test_a_page_of_the_explorer_with_other_numbers_is_found_and_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    page, numbers = tmp_path / front.EXPLORER, tmp_path / "explorer.json"
+    assert front.stale(tmp_path) == front.write(tmp_path) == []  # there are no numbers, so there is no page
+    shutil.copy(paths.GALLERY / "explorer.json", numbers)
+    assert front.stale(tmp_path) == front.write(tmp_path) == [page]
+    assert front.stale(tmp_path) == front.write(tmp_path) == []
+    before = page.read_bytes()
+    numbers.write_text(numbers.read_text().replace("LeNet-300-100 on digits", "LeNet-300-100 on figures"))
+    assert front.stale(tmp_path) == [page] and page.read_bytes() == before
+    assert front.write(tmp_path) == [page] and b"LeNet-300-100 on figures" in page.read_bytes()
+    numbers.write_text('{"schema": 0}')
+    with pytest.raises(RunError, match="the page of the explorer cannot be written: explorer.json is of version 0"):
+        front.write(tmp_path)
 
 
 @pytest.mark.slow

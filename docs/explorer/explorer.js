@@ -291,7 +291,7 @@
     if (!found) return `The exact search has no plan that keeps only ${kept}: no layer may go below a tenth of its break-even rank. Other choosers may.`;
     const first = `With ${kept} of the multiply-accumulates the exact search`;
     const expected = found.predicted === null ? "" : `${percent(found.predicted)} (${percent(found.low)} to ${percent(found.high)})`;
-    const words = { measured: "It was measured", published: "Published rows give", interpolated: "Between two measured budgets it is about" };
+    const words = { measured: "It was measured", published: "Published rows give", interpolated: "Between two budgets that were measured, it is about" };
     const told = found.measured === null ? "It was not measured here" : `${words[found.known]}${found.known === "measured" ? " at" : ""} ${percent(found.measured)}`;
     const hope = expected ? `is expected to reach ${expected}` : "cuts too deeply for a prediction";
     return `${first} ${hope}. ${told}. The dense network has ${dense}.`;
@@ -313,7 +313,7 @@
         : `Accuracy is of published rows (notebooks 05 and 06, factors found in sequence, means over draws of calibration images). Their plans were made from other calibration images than those shown here, so they may differ a little.`,
       `Predicted accuracy is that of lowrank_utils.predict. Its range allows for the error of the prediction and for the chance of ${own.images} test images. ${held.covered[0]} of ${held.covered[1]} measured losses of networks left out of the fit lay inside, on 143 to 2 000 validation images and with plans of the exact search. For more images that was not measured.${inRange()}`,
       "Time is processor time for 64 images on one thread, beside the dense network; 2 × speed is half the time.",
-      "Size counts four bytes a parameter. Interpolated: on a straight line between two measured budgets.",
+      "Size counts four bytes a parameter. Interpolated: on a straight line between two budgets that were measured.",
       `Data ${from.data_fingerprint}, torch ${from.versions.torch}, code ${from.code}, ${from.finished.slice(0, 10)}.`,
     ];
     $("ex-made").replaceChildren(...lines.map((line) => html("p", {}, line)));

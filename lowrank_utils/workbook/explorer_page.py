@@ -56,8 +56,8 @@ def _colours():
 def fragment(path: str | Path | None = None) -> str:
     """Return the explorer as HTML that stands in any page: style, text, the data of `path` and script. Raises OSError without them."""
     path = Path(path or paths.GALLERY / f"{NAME}.json")
-    style, body, script = ((PAGE / f"explorer.{kind}").read_text() for kind in ("css", "html", "js"))
-    held = path.read_text().replace("</", "<\\/")
+    style, body, script = ((PAGE / f"explorer.{kind}").read_text("utf-8") for kind in ("css", "html", "js"))
+    held = path.read_text("utf-8").replace("</", "<\\/")
     # the script comes first: where the file is cut short within the data, it is there to say so
     return (
         f"<style>\n{style}{_colours()}\n</style>\n{body}<script>\n{script}</script>\n"
@@ -65,11 +65,15 @@ def fragment(path: str | Path | None = None) -> str:
     )
 
 
-def standalone(target: str | Path, path: str | Path | None = None) -> Path:
-    """Write the explorer as one file that needs nothing beside it, and return its path."""
+def whole(path: str | Path | None = None) -> str:
+    """Return the explorer as one page that needs nothing beside it. Raises OSError without the data of `path`."""
     head = '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    page = f"{head}<title>{HEADING}</title>\n</head>\n<body>\n<main>\n<h1>{HEADING}</h1>\n{fragment(path)}</main>\n</body>\n</html>\n"
-    target = Path(target)
+    return f"{head}<title>{HEADING}</title>\n</head>\n<body>\n<main>\n<h1>{HEADING}</h1>\n{fragment(path)}</main>\n</body>\n</html>\n"
+
+
+def standalone(target: str | Path, path: str | Path | None = None) -> Path:
+    """Write the `whole` page to `target`, and return its path."""
+    target, page = Path(target), whole(path)
     with paths.atomic_write(target) as temporary:
-        temporary.write_text(page)
+        temporary.write_text(page, "utf-8")
     return target

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from lowrank_utils import paths
-from lowrank_utils.workbook import batch_norm, chapters, gallery, jobs, language
+from lowrank_utils.workbook import batch_norm, chapters, explorer, explorer_page, gallery, jobs, language
 from lowrank_utils.workbook.front_figures import DRAWN
 from lowrank_utils.workbook.front_results import PARAGRAPHS
 from lowrank_utils.workbook.runs import RunError
@@ -29,28 +29,37 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 QUESTIONS = {
-    "00_low_rank_in_ten_minutes": "What does low rank mean for one trained layer, what does it save, and what does it cost?",
+    "00_low_rank_in_ten_minutes": "What does low rank save in one layer, and what does it cost?",
     "01_training": "How is a network trained and kept so that anyone can check it?",
     "02_arsvd": "Can the spectrum of each layer say how many components to keep?",
     "02b_convolutions": "A convolution is a matrix in three ways: which one keeps the accuracy?",
     "03_entropy_pruning": "Can entropy point at the parameters that say little?",
     "04_ddlr": "Which weights of the lowest rank keep a layer's outputs, and can we prove it?",
     "05_rank_search": "Which ranks are best for all layers under one budget?",
-    "06_side_by_side": "Which of all these methods should I use?",
+    "06_side_by_side": "Which method should I use?",
     "07_language_model": "Do ranks or factors decide in a language model?",
 }
 HEADLINES = (  # (paper, claim as in the claim table, the same in a reader's words)
-    ("ARSVD", "adaptive ranks (energy) beat a fixed rank", "ranks that adapt to each layer beat one fixed rank"),
+    ("ARSVD", "adaptive ranks (energy) beat a fixed rank", "adaptive ranks beat one fixed rank"),
     ("ARSVD", "substantial compression without losing accuracy", "much smaller without losing accuracy"),
     ("DDLR", "far fewer parameters, little accuracy lost, no retraining", "far fewer parameters, no retraining"),
     ("DDLR", "consistently ahead of Net-Trim", "always ahead of sparse weights (Net-Trim)"),
     ("ENC", "ranks of the whole network at once are the better compromise", "ranks of all layers at once are better"),
     ("ENC", "accuracy of ResNet-56 at half of the FLOPs, no fine-tuning", "ResNet-56 at half of the FLOPs keeps 90 %"),
 )
+PLAIN = {  # what the claim table says in short, and a reader of the README in words
+    r"(ahead in \d+ of \d+)": r"\1 comparisons",
+    r"((?:holds|smaller) in \d+ of \d+)": r"\1 networks",
+    r", [\d.]+ to [\d.]+ against [\d.]+ to [\d.]+ points lost on test": "",
+    r"the first draw goes from [\d.]+ to ([\d.]+ % with batch norms recalibrated).*": r"\1",
+    r"Net-Trim, non-zeros": "Net-Trim with as many non-zero weights",
+    r"Net-Trim, with indices": "Net-Trim with its indices counted",
+}
 OURS = ("the same, improved", "one epsilon a layer", "control")  # how claims begin that no paper makes
 HALF, MOST, LESS = 0.5, 0.9, 0.6  # of the MACs; of the parameters of the blocks
 RESNETS = {"resnet20": "ResNet-20", "resnet56": "ResNet-56"}
 BLOCK = re.compile(r"(<!-- begin ([\w-]+) -->\n)(.*?)(<!-- end \2 -->)", re.S)
+EXPLORER = "docs/explore.html"
 PICTURE = re.compile(r"figures/([\w-]+)\.png")
 SAME = 5e-5  # shares that print alike
 
@@ -177,11 +186,11 @@ def factors_block(source: Source) -> str:
     of, deep = by["resnet20"] * 100, by["resnet56"] * 100
     images = _there(batch_norm, source.folder)["images"].iloc[0]
     return (
-        f"With half of the multiply-accumulates left, and the same share of the rank in every layer, plain SVD factors leave ResNet-20 at "
-        f"{of['svd']:.1f} % on CIFAR-10 (dense {of['dense']:.1f} %). With the same ranks, factors fitted from front to back keep {of['sequential']:.1f} %; "
-        f"they need images, but no labels.\n\nMuch of this gap is batch norms that no longer fit. Taken anew on {thousands(images)} "
-        f"training images, they bring the plain factors back to {of['svd recalibrated']:.1f} %. ResNet-56 gives {deep['svd']:.1f}, "
-        f"{deep['sequential']:.1f} and {deep['svd recalibrated']:.1f} % (dense {deep['dense']:.1f} %)."
+        f"With half of the multiply-accumulates, and the same share of the rank in every layer, plain SVD factors leave ResNet-20 at {of['svd']:.1f} % "
+        f"on CIFAR-10 (dense {of['dense']:.1f} %). With the same ranks, factors fitted from front to back keep {of['sequential']:.1f} %.\n\n"
+        f"Much of this gap comes from outdated statistics of batch norms. Measured again on {thousands(images)} training images, they bring plain "
+        f"factors to {of['svd recalibrated']:.1f} %. On ResNet-56 (dense {deep['dense']:.1f} %) plain factors keep {deep['svd']:.1f} %, "
+        f"fitted ones {deep['sequential']:.1f} %, and plain ones with new statistics {deep['svd recalibrated']:.1f} %."
     )
 
 
@@ -201,19 +210,20 @@ def ranks_block(source: Source) -> str:
     less = four(LESS)
     _supported(less[3] < less[2] < less[1] < less[0], "factors decide where less is kept", of)
     draws = {share: int(table["draws"].xs(share, level="budget").min()) for share in (MOST, LESS)}
-    told = [f"{count} draw{'s' * (count > 1)} at {100 * share:.0f} %" for share, count in draws.items()]
-    if len(set(draws.values())) == 1:
-        told = [told[0].partition(" at ")[0]]
+    told = f"{draws[MOST]} draw{'s' * (draws[MOST] > 1)} of the calibration text"
+    if draws[LESS] != draws[MOST]:
+        told += f" at {100 * MOST:.0f} %, {draws[LESS]} at {100 * LESS:.0f} %"
     return (
         f"SmolLM2-135M keeps {100 * MOST:.0f} % of the parameters of its blocks. With SVD-LLM's factors and one share for all matrices, its perplexity on "
         f"WikiText-2 rises from {dense:.1f} to {plain:.1f}. Better factors alone (Fisher-weighted) give {factors:.1f}, better ranks alone "
-        f"(exact search) {ranks:.1f}, both {both:.1f}. At {100 * LESS:.0f} % the factors matter more: {less[0]:.1f}, {less[2]:.1f}, {less[1]:.1f} and {less[3]:.1f} "
-        f"({', '.join(told)} of the calibration text)."
+        f"(exact search) {ranks:.1f}, both {both:.1f}. At {100 * LESS:.0f} % the factors matter more: {less[0]:.1f} with neither, {less[2]:.1f} with better "
+        f"factors, {less[1]:.1f} with better ranks, {less[3]:.1f} with both ({told})."
     )
 
 
 def papers_block(source: Source) -> str:
-    """Return six lines: what a paper claims, and the verdict and numbers of its first setting, which is the one closest to the paper."""
+    """Return six lines: what a paper claims, the verdict and numbers of its first setting, which is the one closest to the paper, and
+    the verdicts of its other settings where they differ."""
     table, lines = source.claims, []
     for paper, claim, words in HEADLINES:
         mine = table[(table["paper"] == paper) & (table["claim"] == claim)]
@@ -221,10 +231,14 @@ def papers_block(source: Source) -> str:
             raise RunError(f"the claim table has no line {paper}: {claim}; change HEADLINES in workbook/front.py")
         first = mine.iloc[0]
         told = re.split(r"; (?:paired by|2 points)", first["ours"])[0].removeprefix("1 point: ")
+        for pattern, plain in PLAIN.items():
+            told = re.sub(pattern, plain, told)
+        if "smaller in" in told and "non-zeros counted alone" in first["setting"]:
+            told += " (only non-zero weights counted)"
         # the first of two is for one point lost
         verdict, *others = (holds.split(" / ")[0].replace("-", "not measured") for holds in mine["holds"])
         unlike = [other for other in others if other != verdict]
-        more = f"; other tile{'s' * (len(unlike) > 1)}: {', '.join(dict.fromkeys(unlike))}" if unlike else ""
+        more = f"; other setting{'s' * (len(unlike) > 1)}: {', '.join(dict.fromkeys(unlike))}" if unlike else ""
         lines.append([f"{paper}: {words}", told if verdict == "not measured" else f"**{verdict}**: {told}{more}"])
     return markdown(["claim", "we found"], lines)
 
@@ -336,26 +350,45 @@ def recorded(path: Path) -> str:
         return json.loads(image.info.get("Comment", "{}")).get("rows", "")
 
 
+def _explorer(source: Source) -> dict[Path, str]:
+    """Return {path: text} of the explorer's page, nothing where its numbers or the page's own parts are not there (a wheel has no docs)."""
+    numbers = source.folder / f"{explorer.NAME}.json"
+    if not (numbers.is_file() and explorer_page.PAGE.is_dir()):
+        return {}
+    try:
+        explorer.read(numbers)
+    except ValueError as error:
+        raise RunError(f"the page of the explorer cannot be written: {error}") from error
+    return {paths.ROOT / EXPLORER: explorer_page.whole(numbers)}
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text("utf-8") == text
+
+
 def stale(folder: str | Path | None = None) -> list[Path]:
-    """Return the pages and pictures that no longer say what the rows say."""
+    """Return the pages and pictures that no longer say what the rows say, and the explorer's page where it holds other numbers."""
     source = Source(folder)
     texts = {path: path.read_text("utf-8") for path in pages()}
     old = [path for path, text in texts.items() if filled(text, source) != text]
     names = _pictures(list(texts.values()))
-    return old + [_place(name) for name in names if recorded(_place(name)) != digest(getattr(source, name))]
+    old += [_place(name) for name in names if recorded(_place(name)) != digest(getattr(source, name))]
+    return old + [
+        path for path, text in _explorer(source).items() if not path.is_file() or path.read_text("utf-8") != text
+    ]
 
 
 def write(folder: str | Path | None = None) -> list[Path]:
-    """Write the blocks, tables and pictures of the README and of docs from the rows; return the paths that changed.
+    """Write the blocks, tables and pictures of the README and of docs, and the explorer's page; return the paths that changed.
 
     Nothing is written where one of them cannot be.
     """
     source, changed = Source(folder), []
     texts = {path: path.read_text("utf-8") for path in pages()}
-    new = {path: filled(text, source) for path, text in texts.items()}
+    new = {path: filled(text, source) for path, text in texts.items()} | _explorer(source)
     figures = {_place(name): drawn(name, source) for name in _pictures(list(texts.values()))}
     for path, text in new.items():
-        if text != texts[path]:
+        if not _holds(path, text):
             with paths.atomic_write(path) as temporary:
                 temporary.write_text(text, "utf-8")
             changed.append(path)

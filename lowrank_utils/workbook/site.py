@@ -16,7 +16,7 @@ import pandas as pd
 
 from lowrank_utils import paths
 from lowrank_utils.lab.columns import LANGUAGE_COLUMNS, RESULT_COLUMNS
-from lowrank_utils.workbook import chapters, explorer_page, jobs, links, plots, reference, results, runs
+from lowrank_utils.workbook import chapters, explorer_page, front, jobs, links, plots, reference, results, runs
 from lowrank_utils.workbook.gallery import drawn_figures, gather, published_rows, settings
 
 PAGES = ("running", "data", "glossary")  # of docs, in this order
@@ -143,6 +143,7 @@ def _write_source(source, place, gallery):
     if solved:  # a link to a folder is one to its first page
         first = first.replace("](notebooks/solutions)", f"](notebooks/solutions/{solved[0].name})")
     (source / "index.md").write_text(first + "".join(_tree(c, pages, "hidden") for c, pages in trees.items() if pages))
+    _lead_to_explorer(source)
 
 
 def _docs(source):
@@ -203,6 +204,19 @@ def _explorer_page(source, gallery):
         "\n\n".join(["\n".join(page[:1]), "\n".join(page[1:4]), "\n".join(page[4:])]) + "\n"
     )
     return ["explore"]
+
+
+def _lead_to_explorer(source):
+    """Make links to the explorer's file lead to its page, or keep the file where there is no page of it."""
+    if not (source / "explore.md").is_file():
+        if (paths.ROOT / front.EXPLORER).is_file():
+            shutil.copy(paths.ROOT / front.EXPLORER, source / front.EXPLORER)
+        return
+    link = re.compile(rf"(\]\((?:\.\./)*){re.escape(front.EXPLORER)}\)")
+    for path in [*source.rglob("*.md"), *source.rglob("*.ipynb")]:
+        text = path.read_text("utf-8")
+        if link.search(text):
+            path.write_text(link.sub(r"\1explore.md)", text), "utf-8")
 
 
 def _explorer_alone(made, gallery):
