@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from test_pages import browser, in_browser, page_of  # noqa: F401
+from test_pages import CONTRASTS, browser, in_browser, page_of  # noqa: F401
 
 from lowrank_utils import compression, paths
 from lowrank_utils.lab import data, training
@@ -187,21 +187,6 @@ def test_colours_become_legible_on_paper():
 
 # ---- the page --------------------------------------------------------------------------------------------------------
 
-CONTRASTS = """() => {
-    const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
-    const light = (c) => { const [r, g, b] = c.slice(0, 3).map((v) => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-    const ratio = (a, b) => { const [low, high] = [light(a), light(b)].sort((x, y) => x - y); return (high + 0.05) / (low + 0.05); };
-    const paper = (node) => { for (; node; node = node.parentElement) { const c = parse(getComputedStyle(node).backgroundColor);
-        if (c.length === 3 || c[3] > 0) return c; } return [255, 255, 255]; };
-    const solid = (node) => !node || (Number(getComputedStyle(node).opacity) === 1 && solid(node.parentElement));
-    const words = [...document.querySelectorAll('.explorer *')].filter((n) => n.checkVisibility() &&
-        [...n.childNodes].some((c) => c.nodeType === 3 && c.textContent.trim()) && !['SCRIPT', 'STYLE', 'OPTION'].includes(n.tagName.toUpperCase()));
-    const text = words.map((n) => [n.outerHTML.slice(0, 60), !solid(n) ? 0 : ratio(parse(n.closest('svg') ? getComputedStyle(n).fill : getComputedStyle(n).color), paper(n))]);
-    const marks = [...document.querySelectorAll('.explorer svg [role=img]')].map((n) => [n.getAttribute('aria-label').slice(0, 60),
-        ratio(parse(getComputedStyle(n).fill), paper(n)) > 1.2 ? ratio(parse(getComputedStyle(n).fill), paper(n)) : ratio(parse(getComputedStyle(n).stroke), paper(n))]);
-    return { text, marks };
-}"""
 SHOWN = """(chooser) => Object.fromEntries([...document.querySelectorAll(`#ex-table tr[data-chooser="${chooser}"] td[data-name]`)]
     .map((cell) => [cell.dataset.name, cell.dataset.value === undefined ? null : Number(cell.dataset.value)]))"""
 
@@ -329,7 +314,7 @@ def test_words_and_marks_have_contrast(browser, alone, scheme):  # noqa: F811
         page.emulate_media(color_scheme=scheme)
         page.goto(alone.as_uri())
         page.eval_on_selector_all("details", "all => all.forEach(d => d.open = true)")
-        found = page.evaluate(CONTRASTS)
+        found = page.evaluate(CONTRASTS, ".explorer")
     assert len(found["text"]) > 60 and len(found["marks"]) > 50
     assert min(found["text"], key=lambda pair: pair[1])[1] >= 4.5, min(found["text"], key=lambda pair: pair[1])
     assert min(found["marks"], key=lambda pair: pair[1])[1] >= 3.0, min(found["marks"], key=lambda pair: pair[1])
@@ -406,7 +391,7 @@ def test_the_site_has_a_page_of_it_and_the_one_file(browser, project):  # noqa: 
             page.wait_for_function("window.explorerDrawn")
             assert page.evaluate("document.documentElement.scrollWidth") <= wide
             assert page.text_content("h1").startswith(explorer_page.HEADING)
-            assert min(ratio for _, ratio in page.evaluate(CONTRASTS)["text"]) >= 4.5
+            assert min(ratio for _, ratio in page.evaluate(CONTRASTS, ".explorer")["text"]) >= 4.5
             page.click("text=one file")
             page.wait_for_function("window.explorerDrawn")
             assert page.url.endswith(explorer_page.ALONE)

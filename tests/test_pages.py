@@ -9,9 +9,12 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nbformat
@@ -408,6 +411,103 @@ def test_pages_fit_the_window(browser, site, wide):
         ):
             page.goto((site / f"{name}.html").as_uri())
             assert page.evaluate("document.documentElement.scrollWidth") <= wide, name
+
+
+# contrasts of words and marks below an element with their papers, as WCAG 2.2 defines them
+CONTRASTS = """(root) => {
+    const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
+    const light = (c) => { const [r, g, b] = c.slice(0, 3).map((v) => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+    const ratio = (a, b) => { const [low, high] = [light(a), light(b)].sort((x, y) => x - y); return (high + 0.05) / (low + 0.05); };
+    const paper = (node) => { for (; node; node = node.parentElement) { const c = parse(getComputedStyle(node).backgroundColor);
+        if (c.length === 3 || c[3] > 0) return c; } return [255, 255, 255]; };
+    const solid = (node) => !node || (Number(getComputedStyle(node).opacity) === 1 && solid(node.parentElement));
+    const words = [...document.querySelectorAll(root + ' *')].filter((n) => n.checkVisibility() &&
+        [...n.childNodes].some((c) => c.nodeType === 3 && c.textContent.trim()) && !['SCRIPT', 'STYLE', 'OPTION'].includes(n.tagName.toUpperCase()));
+    const text = words.map((n) => [n.outerHTML.slice(0, 60), !solid(n) ? 0 : ratio(parse(n.closest('svg') ? getComputedStyle(n).fill : getComputedStyle(n).color), paper(n))]);
+    const marks = [...document.querySelectorAll(root + ' svg [role=img]')].map((n) => [n.getAttribute('aria-label').slice(0, 60),
+        ratio(parse(getComputedStyle(n).fill), paper(n)) > 1.2 ? ratio(parse(getComputedStyle(n).fill), paper(n)) : ratio(parse(getComputedStyle(n).stroke), paper(n))]);
+    return { text, marks };
+}"""
+FOCUSED = """async () => {
+    await Promise.all(document.getAnimations().map((animation) => animation.finished.catch(() => 0)));
+    const node = document.activeElement, style = getComputedStyle(node), shown = (n) => !n || (Number(getComputedStyle(n).opacity) > 0.9 && shown(n.parentElement));
+    const { top, right, bottom, left } = node.getBoundingClientRect(), within = bottom > 0 && top < innerHeight && right > 0 && left < innerWidth;
+    return node === document.body ? null : { href: node.getAttribute('href'), told: node.outerHTML.slice(0, 80),
+        visible: within && shown(node) && style.visibility === 'visible' && style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) > 0 };
+}"""
+LINKS = "[...document.querySelectorAll('a[href]')].filter(n => n.checkVisibility({visibilityProperty: true})).map(n => n.getAttribute('href'))"
+READ = ("index", "docs/running", "docs/api/compression")
+
+
+@in_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_of_the_site_have_contrast(browser, site, scheme):
+    papers = set()
+    with page_of(browser) as (page, _):
+        page.emulate_media(color_scheme=scheme)
+        for name in READ:
+            page.goto((site / f"{name}.html").as_uri())
+            found = page.evaluate(CONTRASTS, "body")["text"]
+            assert len(found) > 150
+            assert min(found, key=lambda pair: pair[1])[1] >= 4.5, (name, min(found, key=lambda pair: pair[1]))
+            papers.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+            page.evaluate("document.querySelector('article p').style.color = '#777'")
+            assert min(ratio for _, ratio in page.evaluate(CONTRASTS, "body")["text"]) < 4.5, "a pale word is found"
+    assert len(papers) == 1 and (papers == {"rgb(255, 255, 255)"}) == (scheme == "light")
+
+
+@in_browser
+@pytest.mark.parametrize("name", READ)
+def test_every_link_of_the_site_is_reached_by_the_tab_key_and_seen(browser, site, name):
+    with page_of(browser) as (page, _):
+        page.set_viewport_size({"width": 1400, "height": 900})
+        page.goto((site / f"{name}.html").as_uri())
+        page.add_style_tag(content="* { scroll-behavior: auto !important }")
+        wanted, reached = set(page.evaluate(LINKS)), []
+        page.keyboard.press("Tab")
+        while now := page.evaluate(FOCUSED):
+            reached.append(now)
+            assert len(reached) < 300, "the Tab key goes in circles"
+            page.keyboard.press("Tab")
+        page.keyboard.press("Tab")  # from the end of the page to its first link
+        page.keyboard.press("Enter")
+        assert page.url.endswith("#furo-main-content")
+    assert len(wanted) > 30 and wanted - {one["href"] for one in reached} == set()
+    assert [one["told"] for one in reached if not one["visible"]] == []
+
+
+@pytest.fixture(scope="module")
+def served(site):
+    """The address of a server that has the site."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *words):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=site)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+FIRST_FIGURE = """document.addEventListener('load', (event) => {
+    if (event.target.matches?.('article img')) window.pictureSeen ??= performance.now();
+}, true);"""
+LOADED = (
+    "['navigation', 'resource'].flatMap(k => performance.getEntriesByType(k)).map(e => [e.name, e.encodedBodySize])"
+)
+
+
+@in_browser
+@pytest.mark.parametrize("name", ["index", "explore"])
+def test_first_pages_are_small_and_show_a_figure_within_two_seconds(browser, served, name):
+    with page_of(browser, (served, "data:")) as (page, _):
+        page.add_init_script(FIRST_FIGURE)
+        page.goto(f"{served}/{name}.html", wait_until="networkidle")
+        drawn, loaded = page.evaluate("window.explorerDrawn ?? window.pictureSeen"), dict(page.evaluate(LOADED))
+    assert drawn < 2000, f"the first figure took {drawn:.0f} ms"
+    assert 100_000 < sum(loaded.values()) < 1_000_000, loaded
 
 
 @pytest.mark.timeout(600)
