@@ -54,6 +54,16 @@ def test_conda_says_who_needs_what_and_installs_the_package():
     assert content["dependencies"][-1] == {"pip": ["-e ."]} and content["channels"][0] == "conda-forge"
 
 
+def test_all_tracked_files_together_are_small():
+    command = ["git", "ls-files", "-z"]
+    listed = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True) if shutil.which("git") else None
+    if listed is None or listed.returncode or not listed.stdout:
+        pytest.skip("this is no clone of the repository, or there is no git")
+    files = [path for name in listed.stdout.split("\0") if (path := paths.ROOT / name).is_file()]
+    sizes = sorted((path.stat().st_size, path.relative_to(paths.ROOT).as_posix()) for path in files)
+    assert len(files) > 200 and sum(size for size, _ in sizes) < 30e6, sizes[-10:]
+
+
 def test_pins_are_exact_and_hold_no_place():
     pins = [Requirement(pin) for pin in PINS]
     assert all(re.fullmatch(r"[\w.-]+==[\w.!+]+", pin) for pin in PINS)
