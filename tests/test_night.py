@@ -372,20 +372,33 @@ def test_a_full_disk_is_said_and_nothing_is_lost(toy, monkeypatch):
     assert {path: path.read_bytes() for path in paths.GALLERY.rglob("*") if path.is_file()} == before
 
 
+FILLING = """\
+if (paths.ROOT / "fill").exists():
+    (paths.ROOT / "fill").unlink()
+    with open(paths.ROOT / "filler", "wb", buffering=0) as filler:
+        try:
+            while filler.write(bytes(4096)):
+                pass
+        except OSError:
+            pass
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_disk_that_fills_up_ends_the_night_and_room_lets_it_go_on(toy, tmp_path):
-    with mounted(tmp_path / "small", "size=9m") as small:
+    write_notebook(toy.first, BEGUN, ROWS, FILLING)  # nothing of the notebook itself can be kept then
+    with mounted(tmp_path / "small", "size=16m") as small:
         shutil.move(toy.root, small / "project")
         root = small / "project"
-        (small / "filler").write_bytes(bytes(3 * 2**20))
+        (root / "fill").touch()
         environment = {**os.environ, "LOWRANK_ROOT": str(root)}
         words = [sys.executable, "-m", "lowrank_utils", "gallery", "--quiet", "--workers", "1", "--only", "01"]
         done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400)
-        assert done.returncode in (0, 2), done.err
-        if done.returncode == 2:
-            assert "the disk cannot take the rows" in done.stderr and done.stderr.count("\n") == 1
-        (small / "filler").unlink()
+        assert shutil.disk_usage(small).free < 2**20 < (root / "filler").stat().st_size
+        assert done.returncode == 2, done.stderr
+        assert "the disk cannot take the rows" in done.stderr and done.stderr.count("\n") == 1
+        (root / "filler").unlink()
         again = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400)
         assert again.returncode == 0, again.stderr
         assert len(pd.read_parquet(root / "outputs" / "gallery" / "results.parquet")) == 1
