@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from lowrank_utils.workbook import controls
 from lowrank_utils.workbook.tables import span
 
 Tables = Mapping[str, str]  # {heading: Markdown table}
@@ -253,7 +254,8 @@ def which(tables: Tables) -> str:
     """Return the list of advice on which method to use, from the tables of notebook 06."""
     other, crossed = Grid.read(tables[OTHERS]), Grid.read(tables[CROSSED])
     return "\n".join(
-        f"- {line}" for line in [*_which_runtime(other), *_which_ranks(other, crossed), *_which_else(other)]
+        f"- {line}"
+        for line in [*_which_runtime(other), *_which_ranks(other, crossed), *_which_else(other), *_which_labels()]
     )
 
 
@@ -269,9 +271,16 @@ def _which_runtime(other: Grid) -> list[str]:
     change = small.values("accuracy") - np.array(
         [numbers(dense.cell("accuracy", network=n))[0] for n in small.texts("network")]
     )
+    paces = of("times faster, 64 inputs", "dense in onnxruntime, 8 bit")
+    slow = [NETWORKS[name] for name, times in zip(networks, paces) if times < 1]
+    pace = (
+        f"Eight bits that scale the activations as they come are slower than dense on {' and '.join(slow)}."
+        if slow
+        else "It is faster than dense on all of them."
+    )
     return [
         f"**Before any rank, change the runtime and use eight bits.** The dense network in onnxruntime is {between(quick, ' times')} faster for 64 inputs. With eight bits its file has "
-        f"{files.min():.0f} to {files.max():.0f} % of the bytes, and the accuracy changes by {_span(change)} points. Where layers are convolutions, eight bits that scale the activations as they come are slower than dense."
+        f"{files.min():.0f} to {files.max():.0f} % of the bytes, and the accuracy changes by {_span(change)} points. {pace}"
     ]
 
 
@@ -316,6 +325,28 @@ def _which_else(other: Grid) -> list[str]:
         f"**The smallest files** have eight bits on top of ranks: {tiny['kB']} kB in place of {dense['kB']} for `vgg_small` at 15 %, with {tiny['accuracy']} %.",
         f"**Fine-tuning**, one pass over 2 000 images, on `vgg_small` at a quarter: plain factors go from {plain['accuracy']} to {plain['fine-tuned']} %, and zeros from {zeros['accuracy']} to {zeros['fine-tuned']} %. "
         f"On ResNet-20, ReLU-aware factors go from {deep['accuracy']} to {deep['fine-tuned']} %.",
+    ]
+
+
+def _which_labels() -> list[str]:
+    # what is ahead of ours once all may train, from the gallery's controls; nothing where it has none
+    rows, told = controls.published(), []
+    for network, mine in rows.groupby("network", sort=False) if rows is not None else ():
+        trained = controls.beside_ours(mine).query("state == 'fine-tuned'")
+        share = trained["budget"].min()
+        names = {"magnitude": "small weights set to zero", "our plan, from scratch": "our plan from scratch"}
+        part = trained[(trained["budget"] == share) & trained["method"].isin(names)]
+        each = [f"{names[r['method']]} {100 * r['accuracy']:.1f} %" for r in part.to_dict("records")]
+        if each:
+            own = 100 * part["ours"].iloc[0]
+            told.append(
+                f"on {NETWORKS.get(network, f'`{network}`')} at {100 * share:g} %, ours {own:.1f} %, {', '.join(each)}"
+            )
+    if not told:
+        return []
+    return [
+        f"**With labels and training the order can change.** All fine-tuned alike, or trained from scratch: {'; '.join(told)}. Zeros save no multiplication and need indices. "
+        "[All controls](../outputs/gallery/README.md#controls-and-rivals)."
     ]
 
 

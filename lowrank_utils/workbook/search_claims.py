@@ -151,11 +151,11 @@ RERUN = f"for p in rank-search-vgg-small rank-search-resnet20 rank-search-resnet
 def _claims() -> tuple[Claim, ...]:
     three = "vgg_small, ResNet-20, ResNet-56, 75 to 25 % of the MACs, plain factors"
     ahead = [
-        Claim("ENC", "ranks of the whole network at once are the better compromise", f"{chooser} against {words}; {three}", "ahead", "-", judged(chooser, theirs), RERUN, posed=True)
+        Claim("ENC", "ranks of the whole network at once are the better compromise", f"{chooser} against {words}; {three}", "ahead", verdicts.NOT_AT_HAND, judged(chooser, theirs), RERUN, posed=True)
         for theirs, words in THAN.items() for chooser in SEARCHES
     ]  # fmt: skip
     small = [
-        Claim("ENC", "compression at little loss, no fine-tuning", f"{chooser}; {three}", "size, test curve", "-", judged(chooser), RERUN, posed=True)
+        Claim("ENC", "compression at little loss, no fine-tuning", f"{chooser}; {three}", "size, test curve", verdicts.NOT_AT_HAND, judged(chooser), RERUN, posed=True)
         for chooser in SEARCHES
     ]  # fmt: skip
     ours = [
@@ -163,7 +163,7 @@ def _claims() -> tuple[Claim, ...]:
         for chooser, words in (("exact", "exact search on its curves"), ("exact-Fisher", "exact search on predicted losses"))
     ]  # fmt: skip
     free = [
-        Claim("ENC", "lossless compression", f"{chooser}, its own search; {three}", "no loss", "-", lossless(chooser), RERUN, posed=True, unmet={4: _UNPAIRED})
+        Claim("ENC", "lossless compression", f"{chooser}, its own search; {three}", "no loss", verdicts.NOT_AT_HAND, lossless(chooser), RERUN, posed=True, unmet={4: _UNPAIRED})
         for chooser in SEARCHES
     ]  # fmt: skip
     free.append(Claim("ENC", "the same, improved: exact search on predicted losses", "no loss on images held out of training (the public ResNets were trained on them), sequential factors", "no loss", "-", lossless("exact-Fisher", "sequential"), RERUN, unmet={4: _UNPAIRED}))  # fmt: skip
@@ -174,7 +174,9 @@ def _claims() -> tuple[Claim, ...]:
     rows = "the rows of VGG-16 need ImageNet"
     seconds = "the seconds of the rows do not count the curves that the searches read"
     unmet = {1: _BESIDE, 2: "ImageNet is not at hand; the preset runs it for whoever has the images."}
+    cut_only = "no plan of ENC is fine-tuned on ResNet-56 here: it takes minutes a network, and the paper's recipe is not at hand"
     more = (
+        Claim("ENC", "accuracy of ResNet-56 at half of the FLOPs, fine-tuned", "plain factors; the paper has another training of the network", "as in the paper", "93.0 %", lambda table: verdicts.not_measured(cut_only, ["cifar10, resnet56"]), RERUN, posed=True, unmet={1: _BESIDE}),
         Claim("ENC", "VGG-16 with fewer FLOPs more accurate than the baseline", "ImageNet, fine-tuned", "as in the paper", "25 % of FLOPs, +0.7 points", lambda table: verdicts.not_measured(rows, _VGG), IMAGENET, posed=True, unmet=unmet),
         Claim("ENC", "its ranks found on a CPU", "VGG-16, statistics included", "as in the paper", "about 5 seconds (Map), 3 minutes (Model)", lambda table: verdicts.not_measured(seconds, _VGG), IMAGENET, posed=True, unmet=unmet),
     )  # fmt: skip

@@ -211,11 +211,11 @@ SIZES_OF = "the smallest of all its networks: eight sizes, and the search for on
 def _claims() -> tuple[Claim, ...]:
     ways = {"every layer": "every layer cut, as published", "hidden layers": "classifier dense"}
     ahead = [
-        Claim("ARSVD", f"adaptive ranks ({words}) beat a fixed rank", f"{MLPS}, 3 to 60 % of the parameters, {ways[scope]}", "ahead", "-", adaptive_ahead(scope, rule), RERUN, posed=scope == "every layer")
+        Claim("ARSVD", f"adaptive ranks ({words}) beat a fixed rank", f"{MLPS}, 3 to 60 % of the parameters, {ways[scope]}", "ahead", verdicts.NOT_AT_HAND, adaptive_ahead(scope, rule), RERUN, posed=scope == "every layer")
         for scope in ways for rule, words in (("energy", "energy"), ("entropy", "spectral entropy"))
     ]  # fmt: skip
     small = [
-        Claim("ARSVD", "substantial compression without losing accuracy", f"{MLPS}{', LeNet-5' * (scope == 'hidden layers' and rule == 'energy')}, {ways[scope]}, ranks by {words}, plain factors; {SIZES_OF}", "size", "-", small_without_loss(scope, rule), RERUN, posed=scope == "every layer")
+        Claim("ARSVD", "substantial compression without losing accuracy", f"{MLPS}{', LeNet-5' * (scope == 'hidden layers' and rule == 'energy')}, {ways[scope]}, ranks by {words}, plain factors; {SIZES_OF}", "size", verdicts.NOT_AT_HAND, small_without_loss(scope, rule), RERUN, posed=scope == "every layer")
         for scope in ways for rule, words in (("energy", "energy"), ("entropy", "spectral entropy"))
     ]  # fmt: skip
     better = Claim("ARSVD", "the same, improved: data-aware factors", f"{MLPS}, classifier dense, ranks by energy; {SIZES_OF}", "size", "-", small_without_loss("hidden layers", factors="data-aware"), RERUN)  # fmt: skip
