@@ -313,11 +313,15 @@ def test_a_network_of_one_draw_without_training_from_scratch_is_told_so(monkeypa
     assert not any(words in told for words in ("others at", "from scratch", " to ", "nan"))
     page = controls.section(pd.concat([lenet, public]))
     assert "500 (lenet300) or 100 (resnet20) steps" in page and "5 draws (lenet300) or 1 draw (resnet20) for" in page
-    none, low, high = ((alone["rate"] == rate).sum() for rate in (0, *(finetuning.RATES[i] for i in (0, -1))))
+    tried = finetuning.RATES if "memory_64" in alone and alone["memory_64"].notna().any() else controls.THREE
+    none, low, high = ((alone["rate"] == rate).sum() for rate in (0, tried[0], tried[-1]))
     told = f"of {alone['rate'].notna().sum()} networks of resnet20, no step was best for {none}, the lowest rate for {low}, the highest for {high}"
     assert told in page
-    wider = public.assign(rate=public["rate"].where(public["rate"].isna(), finetuning.RATES[-1]))
-    assert "so that a wider range may gain more" in controls.section(pd.concat([lenet, wider]))
+    wider = public.assign(rate=public["rate"].where(public["rate"].isna(), finetuning.RATES[-1]), memory_64=1.0)
+    told = controls.section(pd.concat([lenet.drop(columns="memory_64", errors="ignore"), wider]))
+    assert "so that a wider range may gain more" in told
+    assert "0.01, or no step at all (lenet300: one of 0.0003, 0.001, 0.003), on 2000 validation images" in told
+    assert "or no step at all, on" in controls.section(wider)
     assert page.count("Kendall's tau between") == 1 and "One draw of calibration images only" in page
     seen = "The public resnet20 saw all training images"
     assert seen in page and seen not in controls.section(lenet)

@@ -27,6 +27,7 @@ WORDS = {
     "data-aware": "data-aware factors",
 }
 WORDS |= {"whitened": "whitened factors"}
+THREE = (3e-4, 1e-3, 3e-3)  # rates of fine-tuning in older rows, which could not leave a network as it was either
 STATES = {"none": "cut", "fine-tuned": "fine-tuned", "distilled": "distilled"}
 
 _PUBLIC = {
@@ -37,7 +38,7 @@ _PUBLIC = {
 UNMET = {  # rules of fair comparison that the rows of a network do not keep, and why; see `audit`
     "*": {
         4: "The first draw is paired by test images. The others show the spread over draws.",
-        5: "Measured in the first draw. The others show the spread over draws.",
+        5: "Measured in the first draw, but for the memory of an answer in older rows. The other draws show the spread.",
     },
     "resnet20": _PUBLIC,
     "resnet56": _PUBLIC,
@@ -409,6 +410,10 @@ def _only_cut(rows):
 def _words(rows):
     rows = rows.reindex(columns=list(dict.fromkeys([*rows.columns, "steps", "rate"])))
     rates = ", ".join(f"{rate:g}" for rate in finetuning.RATES)
+    older = _of_three_rates(rows)
+    rates += ", or no step at all"
+    if older:
+        rates += f" ({' and '.join(older)}: one of {', '.join(f'{rate:g}' for rate in THREE)})"
     counts = ", ".join(map(str, rows["calibration_images"].dropna().astype(int).unique()))
     return f"""*Ours* is `compress` without refinement. All low-rank methods leave the same layers dense and have the same {counts} calibration images,
 drawn at random from the training images: {_draws(rows)} for networks that are only cut, the first one for all else. *Random* ranks, and one share of
@@ -417,11 +422,18 @@ unfold every kernel in space. BALF and ZS-SVD are written from their papers, AIM
 its published code; ZS-SVD is without its optional gradient step, and AIMET's search looks at {contest.JUDGES} validation images. Sparse networks
 are counted with 16 bits an index; SparseGPT takes one density for all layers, as published, or the densities that magnitude chooses.
 
-*Fine-tuned*: {_steps(rows)} steps on all training images with labels, the peak rate chosen among {rates}, or no step at all, on {contest.JUDGES} validation images, the same
+*Fine-tuned*: {_steps(rows)} steps on all training images with labels, the peak rate chosen among {rates}, on {contest.JUDGES} validation images, the same
 for all ({_ends(rows)}). *Distilled*: the mean of that loss and of the divergence from the dense network at temperature {finetuning.TEMPERATURE:g}, times its square. *From
 scratch*: the shapes of our plan, or of one share of the rank, with fresh weights, trained by the recipe of the dense network. Nothing is chosen on test images.
 *Clearly* is a difference that McNemar's exact test sees on the same test images at 5 %, after Holm's correction for all comparisons
 of a network. One seed of the dense network.{_seen(rows)}"""
+
+
+def _of_three_rates(rows):
+    # the networks whose rows are older than the choice of five rates; the memory of an answer came with it
+    known = rows.groupby("network", sort=False)["memory_64"].count() if "memory_64" in rows else pd.Series(dtype=int)
+    tuned = rows.loc[rows["rate"].notna(), "network"].unique()
+    return [network for network in tuned if not known.get(network, 0)]
 
 
 def _each(words):
@@ -438,11 +450,10 @@ def _steps(rows):
 
 def _ends(rows):
     # how often the lowest and the highest rate were best; what lies at an end may lie beyond it
-    told, tuned = [], rows[rows["rate"].notna()]
+    told, tuned, older = [], rows[rows["rate"].notna()], _of_three_rates(rows)
     for network, mine in tuned.groupby("network", sort=False):
-        none, low, high = (
-            int((mine["rate"] == rate).sum()) for rate in (0, min(finetuning.RATES), max(finetuning.RATES))
-        )
+        tried = THREE if network in older else finetuning.RATES
+        none, low, high = (int((mine["rate"] == rate).sum()) for rate in (0, min(tried), max(tried)))
         told.append(
             f"of {len(mine)} networks of {network}, no step was best for {none}, the lowest rate for {low}, the highest for {high}"
         )
