@@ -60,7 +60,8 @@ def judged(chooser: str, than: str = "") -> Callable[[pd.DataFrame], Verdict | N
             how = {"settings": _settings(table, SETTING), "absent": f"no row of {THAN[than]}", "than": THAN[than]}
             return verdicts.ahead_verdict(ours, theirs, over="draw", **how)
         how = {"chosen_on": "judged_on", "size": "macs_kept", "on": DRAW, "unit": "MACs"}
-        ours, dense = (_judged_on(rows) for rows in (ours, verdicts.dense_rows(table, NOTEBOOK, DRAW)))
+        blind = _blind(ours)
+        ours, dense = (_judged_on(rows, blind) for rows in (ours, verdicts.dense_rows(table, NOTEBOOK, DRAW)))
         return verdicts.size_verdict(ours, dense, settings=_settings(table, DRAW), **how)
 
     return measure
@@ -94,10 +95,16 @@ def _at_four_sizes(table, chooser, factors):
     return Verdict(said, verdict_of(sum(good) / len(good)), len(good), {}, ("nothing",) * len(good))
 
 
-def _judged_on(rows: pd.DataFrame) -> pd.DataFrame:
-    # the accuracy that a size is chosen on: of validation images; of test images where a public network was trained on those
+def _judged_on(rows: pd.DataFrame, blind: set[str]) -> pd.DataFrame:
+    # the accuracy that a size is chosen on: of validation images; of test images for the networks in `blind`
     valid = rows.get("valid_accuracy", np.nan)
-    return rows.assign(judged_on=rows["accuracy"].where(rows["network"].isin(checkpoints.PUBLIC), valid))
+    return rows.assign(judged_on=rows["accuracy"].where(rows["network"].isin(blind), valid))
+
+
+def _blind(rows: pd.DataFrame) -> set[str]:
+    # networks whose validation images cannot choose: they were trained on them, or older rows do not have their accuracy
+    known = rows["valid_accuracy"].notna() if "valid_accuracy" in rows else pd.Series(False, rows.index)
+    return {*checkpoints.PUBLIC, *rows.loc[~known, "network"]}
 
 
 def _lost(table: pd.DataFrame, cut: pd.DataFrame) -> pd.DataFrame:
