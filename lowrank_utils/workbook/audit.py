@@ -280,7 +280,7 @@ def _controls(folder: str | Path | None) -> Iterator[Finding]:
         text = " ".join(page.accuracies(mine).columns)
         problems[7] = shown(mine.assign(budget_kind="macs"), text)
         for rule, problem in problems.items():
-            reason = page.UNMET.get(network, {}).get(rule) or page.UNMET["*"].get(rule, "")
+            reason = page.UNMET.get(str(network), {}).get(rule) or page.UNMET["*"].get(rule, "")
             yield Finding(f"controls: {network} on {dataset}", rule, problem, reason)
 
 

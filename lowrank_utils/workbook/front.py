@@ -373,9 +373,7 @@ def stale(folder: str | Path | None = None) -> list[Path]:
     old = [path for path, text in texts.items() if filled(text, source) != text]
     names = _pictures(list(texts.values()))
     old += [_place(name) for name in names if recorded(_place(name)) != digest(getattr(source, name))]
-    return old + [
-        path for path, text in _explorer(source).items() if not path.is_file() or path.read_text("utf-8") != text
-    ]
+    return old + [path for path, text in _explorer(source).items() if not _holds(path, text)]
 
 
 def write(folder: str | Path | None = None) -> list[Path]:

@@ -340,7 +340,7 @@ def _which_labels() -> list[str]:
         if each:
             own = 100 * part["ours"].iloc[0]
             told.append(
-                f"on {NETWORKS.get(network, f'`{network}`')} at {100 * share:g} %, ours {own:.1f} %, {', '.join(each)}"
+                f"on {NETWORKS.get(str(network), f'`{network}`')} at {100 * share:g} %, ours {own:.1f} %, {', '.join(each)}"
             )
     if not told:
         return []

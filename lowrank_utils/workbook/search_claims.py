@@ -9,6 +9,7 @@ import pandas as pd
 
 from lowrank_utils.lab import checkpoints
 from lowrank_utils.workbook import batch_norm, verdicts
+from lowrank_utils.workbook.chapters.rank_search_experiment import SEARCHES
 from lowrank_utils.workbook.search_lab import NOTEBOOK
 from lowrank_utils.workbook.tables import RUN, SIZES, at_share, verdict_of
 from lowrank_utils.workbook.verdicts import Claim, Verdict
@@ -19,7 +20,6 @@ PAPER: dict[tuple[Hashable, ...], dict[str, str]] = {
 }
 
 
-SEARCHES = ("ENC-Map", "ENC-Model", "ENC-Inf")
 SETTING = ["dataset", "network", "budget"]
 DRAW = ["dataset", "network", "draw"]
 
@@ -75,7 +75,7 @@ def lossless(chooser: str, factors: str = "svd") -> Callable[[pd.DataFrame], Ver
 
     def measure(table: pd.DataFrame) -> Verdict | None:
         mine = table[(table["notebook"] == NOTEBOOK) & (table["budget_kind"] == "lossless")]
-        mine = mine[(mine["chooser"] == chooser) & ((mine["factors"] == "svd") == (factors == "svd"))]
+        mine = mine[(mine["chooser"] == chooser) & (mine["factors"] == factors)]
         return _at_its_own_sizes(table, mine) if len(mine) else _at_four_sizes(table, chooser, factors)
 
     return measure
@@ -139,12 +139,11 @@ def as_the_paper(chooser: str) -> Callable[[pd.DataFrame], Verdict | None]:
         accuracy, theirs = 100 * mine["accuracy"].mean(), float(PAPER["cifar10", "resnet56"][chooser])
         dense = 100 * verdicts.dense_rows(table, NOTEBOOK, DRAW).query("network == 'resnet56'")["accuracy"].mean()
         again, why = batch_norm.published(), ""
-        told = again[(again["network"] == "resnet56") & (again["chooser"] == chooser)] if again is not None else ()
+        known = pd.DataFrame(columns=["network", "chooser"]) if again is None else again
+        told = known[(known["network"] == "resnet56") & (known["chooser"] == chooser)]
         if len(told):
-            pair = (100 * told[name].iloc[0] for name in ("accuracy", "recalibrated"))
-            why = "the first draw goes from {:.1f} to {:.1f} % with batch norms recalibrated, of which the paper says nothing; else ".format(
-                *pair
-            )
+            cut, mended = (100 * told[name].iloc[0] for name in ("accuracy", "recalibrated"))
+            why = f"the first draw goes from {cut:.1f} to {mended:.1f} % with batch norms recalibrated, of which the paper says nothing; else "
         why += "unexplained"
         said = f"{accuracy:.1f} %, {dense - accuracy:.1f} points below our dense network and {theirs - accuracy:.1f} below the paper; {why}"
         return Verdict(said, "yes" if accuracy >= theirs else "no", 1)

@@ -438,7 +438,7 @@ def without_loss(
         return box.plan if measure is None else enc.enc_inf(box, measure=measure, count=evaluations).plan
 
     def build(share) -> nn.Module:
-        return lab.network(plan(share), factors)
+        return lab.network(plan(share), factors)  # pyright: ignore[reportArgumentType]
 
     def good(net: nn.Module):
         return training.evaluate(net, *lab.fresh).accuracy >= dense

@@ -23,7 +23,7 @@ from lowrank_utils.workbook.search_lab import (
     without_loss,
 )
 
-ENC = ("ENC-Map", "ENC-Model", "ENC-Inf")
+SEARCHES = ("ENC-Map", "ENC-Model", "ENC-Inf")  # of ENC's paper
 
 
 def experiment(
@@ -59,5 +59,5 @@ def experiment(
     more = fine_tuned(lab, rows, recipe, device) if recipe else []
     free = [without_loss(lab, values, methods[-1], min(shares))]
     if "svd" in methods:  # the factors of ENC's paper
-        free += [without_loss(lab, values, "svd", min(shares), chooser, evaluations) for chooser in ENC]
+        free += [without_loss(lab, values, "svd", min(shares), chooser, evaluations) for chooser in SEARCHES]
     return joined(rows, *more, *free)
