@@ -1,5 +1,7 @@
 """Chapter 05: the experiment's rows, and what figures, tables and claims read from them."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -133,7 +135,7 @@ def lab(images, model):
 
 @pytest.fixture(scope="module")
 def values(lab):
-    return search_lab.layer_values(lab.profile, lab.goodness)
+    return rank_search.layer_values(lab.profile, lab.goodness)
 
 
 def test_damage_is_foretold_and_measured_at_the_same_options(lab, values):
@@ -159,6 +161,23 @@ def test_searches_are_timed_by_medians_and_inf_pays_for_its_networks(lab, values
     assert times["networks"].tolist() == [0, 0, 0, 5, 0, 0] and (times["seconds"] > 0).all()
     assert times.loc["ENC-Inf", "seconds"] > times.loc["ENC-Model", "seconds"]
     assert "ENC-Inf measures 5 networks" in rank_search.about_times(times.reset_index(), values)
+
+
+def test_statistics_that_a_chooser_reads_are_counted(lab, monkeypatch):
+    values = rank_search.layer_values(lab.profile, lab.goodness)
+    assert min(values.seconds.values()) > 0
+    known = dict(zip(("energy", "measured", "moments", "fisher", "losses"), (1.0, 10.0, 100.0, 200.0, 300.0)))
+    values = dataclasses.replace(values, seconds=known)
+    found = rank_search.searches(lab, values, [0.6], evaluations=2)
+    told = rank_search.promises(lab, values, found)
+    alone = [row | {"seconds_to_find": 0.5} for row in search_lab.searched_rows(lab, found, told, ["svd"])]
+    monkeypatch.setattr(search_lab, "searched_rows", lambda *_: alone)
+    rows = rank_search.searched_rows(lab, values, found, told, ["svd"])
+    assert {row["chooser"]: row["seconds_to_find"] for row in rows} == {
+        "fixed": 0.5, "ENC-Map": 1.5, "ENC-Model": 11.5, "ENC-Inf": 11.5, "exact": 11.5, "exact-Fisher": 600.5
+    }  # fmt: skip
+    times = search_lab.search_times(lab, values, 0.6, evaluations=2, repeats=1)
+    assert "spectra took 1.0 s, the measured curves 10 s" in rank_search.about_times(times, values)
 
 
 def test_two_budgets_are_kept_and_one_out_of_reach_says_why(lab, values):

@@ -22,6 +22,9 @@ from lowrank_utils.network.profile import Profile, plan_cost
 from lowrank_utils.ranks import allocation, search
 from lowrank_utils.ranks.search import SearchResult
 from lowrank_utils.workbook.chapters.rank_search_experiment import experiment as experiment
+from lowrank_utils.workbook.chapters.rank_search_experiment import layer_values as layer_values
+from lowrank_utils.workbook.chapters.rank_search_experiment import searched_rows as searched_rows
+from lowrank_utils.workbook.chapters.rank_search_experiment import statistics_seconds
 from lowrank_utils.workbook.chapters.ten_minutes import NAMES
 from lowrank_utils.workbook.plots import canvas, colour_of, heat_map, in_order, line_style, name_ends
 from lowrank_utils.workbook.search_claims import CLAIMS as CLAIMS
@@ -37,10 +40,8 @@ from lowrank_utils.workbook.search_lab import dense_row as dense_row
 from lowrank_utils.workbook.search_lab import fine_tuned as fine_tuned
 from lowrank_utils.workbook.search_lab import joined as joined
 from lowrank_utils.workbook.search_lab import laboratory as laboratory
-from lowrank_utils.workbook.search_lab import layer_values as layer_values
 from lowrank_utils.workbook.search_lab import loss_factors as loss_factors
 from lowrank_utils.workbook.search_lab import promises as promises
-from lowrank_utils.workbook.search_lab import searched_rows as searched_rows
 from lowrank_utils.workbook.search_lab import searches as searches
 from lowrank_utils.workbook.search_lab import without_loss as without_loss
 from lowrank_utils.workbook.tables import (
@@ -446,11 +447,12 @@ def about_lossless(row: Mapping[str, Any], dense: Mapping[str, Any]) -> str:
 def about_times(times: pd.DataFrame, values: Values) -> str:
     """Return in sentences how long the searches take, and how long it takes to find out what a rank is worth."""
     per = {row["chooser"]: row["seconds"] for row in times.to_dict("records")}
-    losses = sum(values.seconds[name] for name in ("moments", "fisher", "losses"))
+    read = {name: statistics_seconds(values, name) for name in per}
     return (
         f"ENC-Map takes {1000 * per['ENC-Map']:.1f} ms, ENC-Model {1000 * per['ENC-Model']:.1f} ms and the exact search {1000 * per['exact']:.1f} ms, each a "
         f"median of several runs. ENC-Inf measures {int(times['networks'].max())} networks and takes {per['ENC-Inf']:.1f} s. What takes time is the values. The "
-        f"measured curves took {values.seconds['measured']:.0f} s for {values.evaluations} networks, and the predicted losses {losses:.0f} s."
+        f"spectra took {read['ENC-Map']:.1f} s, the measured curves {values.seconds['measured']:.0f} s for {values.evaluations} networks, and the predicted losses "
+        f"{read['exact-Fisher']:.0f} s. So all in all ENC-Map takes {read['ENC-Map'] + per['ENC-Map']:.1f} s and ENC-Model {read['ENC-Model'] + per['ENC-Model']:.0f} s."
     )
 
 
