@@ -160,6 +160,12 @@ def test_claims_of_controls_count_what_is_there_and_name_what_is_not(controlled)
     scratch = claims["control: cut and fine-tuned beats the same small network trained from scratch"].measure(every)
     chance = claims["control: adaptive ranks (energy) beat random ranks"].measure(every)
     assert scratch.settings == 2 and chance.settings == 2 and set(chance.paired_by) == {"images and seeds"}
+    second = (every["tuned"] == "from scratch") & (every["seed"] == 1)
+    lost = claims["control: cut and fine-tuned beats the same small network trained from scratch"].measure(
+        every.assign(note=second.map({True: "Training diverged", False: None}))
+    )
+    assert lost.settings == 2 and scratch.said != lost.said
+    assert lost.said.endswith("mnist, lenet300, budget 0.2, seed 1: training diverged (training from scratch)")
     old = every[(every["chooser"] != "random") & (every["tuned"] == "none")]
     chance = claims["control: adaptive ranks (energy) beat random ranks"].measure(old)
     assert chance.holds == "-" and set(chance.left_out.values()) == {"no row of random ranks in plain factors"}

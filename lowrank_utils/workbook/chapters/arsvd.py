@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lowrank_utils.lab import finetuning
-from lowrank_utils.workbook import contest, verdicts
+from lowrank_utils.workbook import opponents, verdicts
 from lowrank_utils.workbook.chapters.arsvd_experiment import CHOSEN as CHOSEN
 from lowrank_utils.workbook.chapters.arsvd_experiment import NOTEBOOK as NOTEBOOK
 from lowrank_utils.workbook.chapters.arsvd_experiment import SHARES as SHARES
@@ -94,15 +94,13 @@ def adaptive_ahead(scope: str, rule: str, over: str = "fixed") -> Callable[[pd.D
 
 def ahead_of_scratch(table: pd.DataFrame) -> Verdict | None:
     """Judge whether energy's networks, fine-tuned, are ahead of the same thin layers trained from scratch; None without rows."""
-    ours = _of_the_paper(_cut(table, "hidden layers", "svd", "energy", "fine-tuned"))
-    scratch = _of_the_paper(_cut(table, "hidden layers", "none", "energy", "from scratch"))
-    ours, scratch = (rows[contest.undiverged(rows)] for rows in (ours, scratch))
+    sides = {
+        "energy, fine-tuned": _of_the_paper(_cut(table, "hidden layers", "svd", "energy", "fine-tuned")),
+        "training from scratch": _of_the_paper(_cut(table, "hidden layers", "none", "energy", "from scratch")),
+    }
     settings, reasons = _settings(table, "budget")
     settings = [setting for setting in settings if setting[-1] in TRAINED]
-    if not settings:
-        return None
-    reasons = dict.fromkeys(settings, "no row of energy's plan trained from scratch") | reasons
-    return verdicts.ahead_verdict(ours, scratch, settings=settings, absent=reasons, than="training from scratch")
+    return opponents.verdict(sides, settings, reasons=reasons) if settings else None
 
 
 def small_without_loss(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
 from lowrank_utils.lab import finetuning
-from lowrank_utils.workbook import contest, verdicts
+from lowrank_utils.workbook import contest, opponents, verdicts
 from lowrank_utils.workbook.chapters.ddlr_experiment import OWNER, TRAINED
 from lowrank_utils.workbook.chapters.ddlr_experiment import compared as compared
 from lowrank_utils.workbook.chapters.ddlr_experiment import experiment as experiment
@@ -312,40 +311,16 @@ def ahead_of_random(method: str) -> Callable[[pd.DataFrame], Verdict | None]:
 
 
 def ahead_of_scratch(table: pd.DataFrame) -> Verdict | None:
-    """Judge whether DDLR, cut, refitted and fine-tuned, is ahead of thin layers of equal size trained from scratch; None without rows.
-
-    A network whose training diverged is left out, and the verdict says so.
-    """
-    every = {
+    """Judge whether DDLR, cut, refitted and fine-tuned, is ahead of thin layers of equal size trained from scratch; None without rows."""
+    sides = {
         "DDLR, fine-tuned": _of_control(table, "fine-tuned", "DDLR"),
         "training from scratch": _of_control(table, "from scratch"),
     }
-    sides = {name: rows[contest.undiverged(rows)] for name, rows in every.items()}
-    lost = {name: rows[~contest.undiverged(rows)] for name, rows in every.items()}
-    found = _ahead(table, sides, TRAINED, lost=lost)
-    seeds = [
-        f"{row.dataset}, {row.network}, budget {row.budget:g}, seed {row.seed}: {DIVERGED} ({name})"
-        for name, rows in lost.items()
-        for row in rows.itertuples()
-        if (row.dataset, row.network, row.budget) in _settings_of(sides[name])
-    ]
-    return replace(found, said="; ".join([found.said, *seeds])) if found and found.holds != "-" else found
-
-
-SETTING = ("dataset", "network", "budget")
-DIVERGED = "training diverged"
-
-
-def _settings_of(rows):
-    return set(rows[[*SETTING]].itertuples(index=False, name=None))
+    return _ahead(table, sides, TRAINED)
 
 
 def _sizes(sides):
     return sorted({size for rows in sides.values() for size in rows["budget"]})
-
-
-def _no_row(names):
-    return "no row of " + " and of ".join(names)
 
 
 def _not_cut(names):
@@ -353,38 +328,12 @@ def _not_cut(names):
 
 
 def _ahead(
-    table: pd.DataFrame,
-    sides: Mapping[str, pd.DataFrame],
-    sizes: Sequence[float],
-    why: Callable[[list[str]], str] = _no_row,
-    consistently: bool = False,
-    lost: Mapping[str, pd.DataFrame] | None = None,
+    table: pd.DataFrame, sides: Mapping[str, pd.DataFrame], sizes: Sequence[float], *why, consistently: bool = False
 ) -> Verdict | None:
-    """Return the verdict on the first of two sides, {name: rows}, against the second.
-
-    A setting that one of them lacks is left out, for the reason that `why` makes of their names, or because training diverged there in
-    every seed: those rows are `lost`.
-    """
+    """Return the verdict on the first of two sides, {name: rows}, against the second, at the `sizes` of every run; `why` as in `opponents.verdict`."""
     runs = _runs(table)
-    if not runs:
-        return None
-    have = {name: _settings_of(rows) for name, rows in sides.items()}
-    gone = {name: _settings_of(rows) for name, rows in (lost or {}).items()}
-
-    def told(setting: tuple) -> str:
-        lacking = [name for name in have if setting not in have[name]]
-        diverged = [name for name in lacking if setting in gone.get(name, ())]
-        others = [name for name in lacking if name not in diverged]
-        reasons = [why(others)] * bool(others) + [f"{DIVERGED}: {' and '.join(diverged)}"] * bool(diverged)
-        return "; ".join(reasons) or "no seed that both have"
-
-    if absent := [name for name in have if not have[name] and not gone.get(name)]:
-        return verdicts.not_measured(_no_row(absent), ["every run"])
     settings = [(*run, size) for run in dict.fromkeys(run[:2] for run in runs) for size in sizes]
-    left_out = {setting: told(setting) for setting in settings}
-    return verdicts.ahead_verdict(
-        *sides.values(), settings=settings, absent=left_out, than=list(sides)[1], consistently=consistently
-    )
+    return opponents.verdict(sides, settings, *why, consistently=consistently) if runs else None
 
 
 def tables(table: pd.DataFrame) -> dict[str, str]:
