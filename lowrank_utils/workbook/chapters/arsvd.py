@@ -38,7 +38,15 @@ UNMET = {  # rules of fair comparison that tables and claims do not keep, and wh
         4: "The rows of CIFAR-100, and two of three seeds on CIFAR-10 are older than the record of test images, so their seeds are paired by Student's t.",
         5: "Measured on corrupted images, with time and memory, for LeNet-300-100, and for one seed on CIFAR-10; the other rows are older.",
         6: "Each seed has a split of its own, so the three seeds are three draws of the calibration images; plain factors see none. Five draws are not run yet.",
-        7: "The figures show every size, and the claims count every size.",
+    },
+    "Parameters kept at no more than one point lost": {
+        7: "The smallest of all sizes at one point lost; the figures show accuracy at every size."
+    },
+    "Accuracy at equal size, energy / entropy / fixed": {
+        7: "Three sizes of eight; the figures show every size, and the claims count every size."
+    },
+    "Accuracy at equal size, with spread": {
+        7: "The sizes of the table above; the figures show every size, and the claims count every size."
     },
 }
 EQUAL = (0.1, 0.2, 0.3)  # those of the tables

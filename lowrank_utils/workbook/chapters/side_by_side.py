@@ -44,7 +44,9 @@ UNMET = {  # rules of fair comparison that tables do not keep, and why; see `aud
         4: "The published rows do not record test images, and the public ResNet is one training. The tables show means and spread, and no claim is judged by them.",
         5: "Time is there. Corrupted images and memory stand under *Controls and rivals*, for one seed of LeNet-300-100 and of vgg_small, and for one draw of ResNet-20 at a quarter of the MACs.",
         6: "One draw a seed; each seed has a split of its own.",
-        7: "The first table shows the sizes of its heading; the second has every row.",
+    },
+    "Side by side: every other way": {
+        7: "It shows what has no size of its own in the first table, which has every size."
     },
 }
 FIGURE_CAPTION = "What loses more than ten points is counted in the corner. The Pareto front passes over what was refined or fine-tuned."
