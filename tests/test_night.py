@@ -526,6 +526,7 @@ DATA = {  # section -> what its rows were measured on
     "controls-resnet20": ("cifar10",),
     "controls-resnet56": ("cifar10",),
     "imagenet": ("imagenet-sample",),
+    "search-times": (),
     "language": ("wikitext-2",),
     "language-more": ("wikitext-2",),
     "encoder": ("stsbenchmark",),

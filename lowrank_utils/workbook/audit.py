@@ -39,6 +39,7 @@ PAGES = {  # tables that are not made of result rows, and why the rules say noth
     "imagenet": "One network on a small sample of images; its page says what it is compared with.",
     "batch_norm": "It compares cut networks with themselves, before and after their batch norms are recalibrated.",
     "enc_gap": "It compares one network with itself under changes that a paper leaves open.",
+    "search_times": "It measures seconds and compares no accuracies.",
     "language": "Perplexity of one language model; its page says what each row may see, and its draws.",
     "language_more": "Perplexity of the same model under more text and tuned rivals; its page says what each row may see.",
     "spectra": "It describes the spectra of dense networks and compares no methods.",

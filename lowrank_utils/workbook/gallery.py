@@ -108,6 +108,7 @@ def measured_sections(folder: str | Path) -> dict[ModuleType, pd.DataFrame]:
         language,
         language_more,
         prediction,
+        search_times,
         shortcuts,
         spectra,
     )
@@ -118,6 +119,7 @@ def measured_sections(folder: str | Path) -> dict[ModuleType, pd.DataFrame]:
         controls,
         batch_norm,
         enc_gap,
+        search_times,
         imagenet,
         language,
         language_more,

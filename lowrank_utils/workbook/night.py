@@ -111,6 +111,7 @@ SECTIONS = {
     "controls-resnet56": Section("control_rows", "controls.csv", ("cifar10",), "resnet56"),
     "batch-norm": Section("batch_norm", "batch-norm.csv", ("cifar10",)),
     "enc-gap": Section("enc_gap", "enc-gap.csv", ("cifar10",)),
+    "search-times": Section("search_times", "search-times.csv", ()),
     "imagenet": Section("imagenet", "imagenet.csv", ("imagenet-sample",)),
     "language": Section("language", "language.csv", ("wikitext-2",)),
     "language-more": Section("language_more", "language-more.csv", ("wikitext-2",)),
