@@ -1,6 +1,8 @@
 """Predicted before cutting: the constants are those of the rows, and a prediction says what compress then does."""
 
+import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -187,6 +189,14 @@ def test_the_picture_shows_every_network():
     assert "holds 42 of 45 measured losses, on 143 to 2 000 validation images" in measured.section(rows)
     assert measured.section(rows).strip() in (paths.GALLERY / "README.md").read_text()
     assert "factor of" in measured.section(rows) and "A text is predicted" in measured.section(rows)
+
+
+@pytest.mark.parametrize("name", ["docs/running.md", "CHANGELOG.md", "compression.py", "ranks/prediction.py"])
+def test_a_text_that_says_how_many_losses_the_range_holds_says_what_the_rows_say(rows, name):
+    inside = prediction.covered(rows)
+    path = paths.ROOT / name if name.endswith(".md") else Path(lowrank_utils.__file__).parent / name
+    told = re.findall(r"(\d+) of (\d+) (?:measured\s+losses|rows of)", path.read_text())
+    assert told and set(told) == {(str(inside.sum()), str(len(inside)))}
 
 
 def _tokens(texts=("a", "b"), noise=0.0):
