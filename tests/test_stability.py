@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lowrank_utils.workbook import stability, verdicts
+from lowrank_utils.workbook import paired_tests, stability
 
 
 def ordered(*draws):
@@ -34,6 +34,6 @@ def test_kendalls_tau_over_draws():
 
 
 def test_the_exact_test_and_its_correction():
-    assert verdicts.mcnemar_of_counts(5, 5) == 1.0 and verdicts.mcnemar_of_counts(0, 6) == pytest.approx(2 / 64)
-    assert verdicts.holm([0.04]).tolist() == [0.04] and verdicts.holm([0.6, 0.9]).tolist() == [1.0, 1.0]
-    assert len(verdicts.holm([])) == 0
+    assert paired_tests.mcnemar_of_counts(5, 5) == 1.0 and paired_tests.mcnemar_of_counts(0, 6) == pytest.approx(2 / 64)
+    assert paired_tests.holm([0.04]).tolist() == [0.04] and paired_tests.holm([0.6, 0.9]).tolist() == [1.0, 1.0]
+    assert len(paired_tests.holm([])) == 0

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowrank_utils.lab.score import packed
-from lowrank_utils.workbook import verdicts
+from lowrank_utils.workbook import paired_tests, verdicts
 
 RUN = {"dataset": "mnist", "network": "lenet300", "seed": 0}
 
@@ -91,7 +91,7 @@ def test_a_size_is_judged_by_what_stays_and_by_what_is_lost_on_test():
     good = curve([(0.4, 0.895, 0.885)])
     found = verdicts.size_verdict(good, DENSE, points=[1])
     assert (found.said, found.holds, found.counts) == (
-        "1 point: 40 % of the parameters, 0.5 points lost on test, holds in 1 of 1",
+        "1 point: 40 % of the parameters, 0.5 points lost on test (no more than 1 in 1), holds in 1 of 1",
         "yes",
         "1 of 1",
     )
@@ -99,6 +99,24 @@ def test_a_size_is_judged_by_what_stays_and_by_what_is_lost_on_test():
     # two standard errors of 89 % on 10 000 images are 0.63 points
     assert verdicts.size_verdict(good.assign(accuracy=0.874), DENSE, points=[1]).holds == "yes"
     assert verdicts.size_verdict(good.assign(accuracy=0.873), DENSE, points=[1]).holds == "no"
+
+
+def test_what_may_be_lost_beyond_is_the_error_of_the_pairs_where_images_are_known():
+    whole, right = (
+        np.arange(10_000) < 8_900,
+        np.arange(10_000) < 8_770,
+    )  # 130 images that only the dense network gets right
+    dense = DENSE.assign(correct=packed(whole))
+    small = curve([(0.4, 0.895, 0.877)]).assign(correct=packed(right))
+    error = 100 * math.sqrt(0.013 * (1 - 0.013) / 10_000)
+    (row,) = verdicts.smallest_size(small, dense, 1).to_dict("records")
+    assert row["allowed"] == pytest.approx(1 + 2 * error) and 2 * error == pytest.approx(0.227, abs=1e-3)
+    found = verdicts.size_verdict(small, dense, points=[1])
+    assert found.holds == "no" and "1.3 points lost on test (no more than 1 in 0)" in found.said
+    unknown = verdicts.size_verdict(small.drop(columns="correct"), dense, points=[1])
+    assert unknown.holds == "yes"  # the error of the dense accuracy is 0.31
+    with pytest.raises(ValueError, match="different test images"):
+        verdicts.smallest_size(small.assign(correct=packed(right[:50])), dense, 1)
 
 
 def test_two_drops_have_a_verdict_each_and_settings_without_rows_are_named():
@@ -117,6 +135,11 @@ def test_a_curve_that_ends_too_early_settles_nothing():
     both = pd.concat([rows, CURVE.assign(seed=1)])
     found = verdicts.size_verdict(both, pd.concat([DENSE, DENSE.assign(seed=1)]))
     assert found.counts.startswith("1 of 2; left out: mnist, lenet300, seed 0 (its curve ends at 40%")
+    two = curve([(0.4, 0.885, 0.875)])  # 1.5 points lost: settled at two points alone
+    found = verdicts.size_verdict(pd.concat([two, CURVE.assign(seed=1)]), pd.concat([DENSE, DENSE.assign(seed=1)]))
+    one, at_two = found.said.split("; ")
+    assert "of 1, not counted mnist, lenet300, seed 0 (its curve ends at 40% of the parameters" in one
+    assert "of 2" in at_two and "not counted" not in at_two and found.counts == "2 of 2"
     # the curve goes on to half of the network and more, so that it has its answer
     large = pd.concat([rows, curve([(0.5, 0.85, 0.85)])])
     assert verdicts.size_verdict(large, DENSE, points=[1]).said == "1 point: no size, holds in 0 of 1"
@@ -225,28 +248,28 @@ def test_mcnemar_counts_coins(gained, lost):
     theirs = np.array([False] * gained + [True] * lost + [True] * 7 + [False] * 3)
     n = gained + lost
     tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1)) / 2**n
-    assert verdicts.mcnemar(ours, theirs) == pytest.approx(min(1.0, 2 * tail))
-    assert verdicts.mcnemar(theirs, ours) == verdicts.mcnemar(ours, theirs)
+    assert paired_tests.mcnemar(ours, theirs) == pytest.approx(min(1.0, 2 * tail))
+    assert paired_tests.mcnemar(theirs, ours) == paired_tests.mcnemar(ours, theirs)
 
 
 def test_mcnemar_needs_the_same_images():
     with pytest.raises(ValueError, match="3 and 2 answers are not about the same test images"):
-        verdicts.mcnemar(np.ones(3, bool), np.ones(2, bool))
+        paired_tests.mcnemar(np.ones(3, bool), np.ones(2, bool))
 
 
 def test_holm_by_hand():
     # 0.005 x 4, 0.01 x 3, then 0.03 x 2, and 0.04 x 1 is not below the one before
-    assert verdicts.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert verdicts.holm([0.6, 0.9]).tolist() == [1.0, 1.0]
-    assert verdicts.holm([]).tolist() == []
-    with_gap = verdicts.holm([0.02, math.nan, 0.04])
+    assert paired_tests.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert paired_tests.holm([0.6, 0.9]).tolist() == [1.0, 1.0]
+    assert paired_tests.holm([]).tolist() == []
+    with_gap = paired_tests.holm([0.02, math.nan, 0.04])
     assert with_gap[[0, 2]] == pytest.approx([0.04, 0.04]) and math.isnan(with_gap[1])
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_is_the_step_down_procedure(p):
     """A hypothesis falls at level a where it and all smaller ones are at most a / (how many are left)."""
-    found = verdicts.holm(p)
+    found = paired_tests.holm(p)
     for level in (0.01, 0.05, 0.2):
         falls = set()
         for step, i in enumerate(np.argsort(p, kind="stable")):
@@ -260,20 +283,20 @@ def test_the_bootstrap_draws_images_and_seeds():
     """Its spread is that of both means, taken from the exact formula."""
     rng = np.random.default_rng(0)
     values = rng.choice([-1, 0, 1], p=[0.05, 0.85, 0.1], size=(1, 4000)).astype(float)
-    mean, low, high, p = verdicts.paired_bootstrap(values)
+    mean, low, high, p = paired_tests.paired_bootstrap(values)
     error = values.std() / math.sqrt(values.size)
     assert mean == values.mean() and (high - low) / 2 == pytest.approx(1.96 * error, rel=0.05)
     assert p == pytest.approx(2 / 10_001)
     # images that never differ: only the seeds are drawn, and all 27 draws of three are equally likely
     seeds = np.repeat([[0.0], [0.0], [1.0]], 50, axis=1)
-    _, low, high, p = verdicts.paired_bootstrap(seeds)
+    _, low, high, p = paired_tests.paired_bootstrap(seeds)
     means = sorted(sum(draw) / 3 for draw in itertools.product([0, 0, 1], repeat=3))
     assert low == means[0] and high == pytest.approx(means[-1]) and p == pytest.approx(2 * (8 / 27), abs=0.02)
 
 
 def test_the_bootstrap_gives_the_same_numbers_again():
     values = np.random.default_rng(1).choice([-1.0, 0.0, 1.0], size=(3, 100))
-    assert verdicts.paired_bootstrap(values) == verdicts.paired_bootstrap(values)
+    assert paired_tests.paired_bootstrap(values) == paired_tests.paired_bootstrap(values)
 
 
 def answered(*patterns, budget=0.2, **about):
@@ -326,11 +349,37 @@ def test_without_images_seeds_alone_are_judged_by_students_t():
 
 @pytest.mark.parametrize("ours, theirs", [((0.9,), (0.8,)), ((0.9, 0.9), (0.8, 0.8))])
 def test_one_seed_or_seeds_that_do_not_differ_say_nothing_without_images(ours, theirs):
-    (row,) = verdicts.ahead_at_equal_size(plain(*ours), plain(*theirs)).to_dict("records")
+    ours, theirs = (plain(*each).assign(dataset="digits") for each in (ours, theirs))
+    (row,) = verdicts.ahead_at_equal_size(ours, theirs).to_dict("records")
     assert (row["paired_by"], row["verdict"]) == ("nothing", "not measured") and math.isnan(row["p_holm"])
-    found = verdicts.ahead_verdict(plain(*ours), plain(*theirs))
+    found = verdicts.ahead_verdict(ours, theirs)
     assert found.holds == "-" and found.counted == 0
     assert found.said.startswith("not measured: one pair, or one difference in all pairs")
+
+
+def test_of_one_pair_on_10_000_images_the_counts_settle_what_they_can():
+    (row,) = verdicts.ahead_at_equal_size(plain(0.9), plain(0.8)).to_dict("records")
+    assert (row["paired_by"], row["verdict"]) == ("counts of images", "ahead")
+    # at most 1 000 images are right in theirs alone: all that ours gets wrong
+    assert row["p"] == paired_tests.mcnemar_of_counts(2000, 1000) > 0
+    rng = np.random.default_rng(0)
+    for _ in range(20):  # no two networks with these counts have a larger p
+        a, b = (rng.permutation(np.arange(60) < count) for count in (40, 33))
+        assert paired_tests.mcnemar(a, b) <= paired_tests.mcnemar_at_worst(40, 33, 60) + 1e-12
+    (near,) = verdicts.ahead_at_equal_size(plain(0.8005), plain(0.8)).to_dict("records")
+    assert near["verdict"] == "not settled"
+    (other,) = verdicts.ahead_at_equal_size(plain(0.90001), plain(0.8)).to_dict("records")  # not of 10 000 images
+    assert other["verdict"] == "not measured"
+
+
+def test_where_nothing_is_settled_the_verdict_says_so():
+    near = verdicts.ahead_verdict(plain(0.8005), plain(0.8))
+    assert near.holds == "not settled" and near.p == (near.p[0],) and near.settled == 0
+    behind = verdicts.ahead_verdict(plain(0.8), plain(0.9))
+    assert behind.holds == "no" and behind.settled == 1
+    assert verdicts.ahead_verdict(plain(0.8), plain(0.8)).said.startswith(
+        "0.0 to 0.0 points; ahead in 0 of 1, behind in 0, equal in 1"
+    )
 
 
 def test_the_same_accuracies_in_several_seeds_are_level():
@@ -342,7 +391,7 @@ def test_one_row_without_its_images_leaves_the_seeds():
     ours = answered(HALF, HALF)
     ours.loc[1, "correct"] = None
     (row,) = verdicts.ahead_at_equal_size(ours, answered(NONE, NONE)).to_dict("records")
-    assert row["paired_by"] == "nothing"  # the two seeds have the same difference
+    assert row["paired_by"] == "counts of images"  # the two seeds have the same difference
 
 
 def test_many_settings_are_corrected():
@@ -375,9 +424,12 @@ def test_a_verdict_counts_settings_and_names_those_left_out():
     theirs = pd.concat([answered(NONE), answered(NONE, budget=0.1)])
     settings = [("mnist", "lenet300", size) for size in (0.1, 0.2, 0.3)]
     found = verdicts.ahead_verdict(ours, theirs, settings=settings, absent="out of reach", than="none")
-    assert found.said == "0.0 to +50.0 points against none; ahead in 1 of 2, behind in 0; paired by images in 2"
+    assert (
+        found.said
+        == "0.0 to +50.0 points against none; ahead in 1 of 2, behind in 0, equal in 1; paired by images in 2"
+    )
     assert found.holds == "in part" and found.counts == "2 of 3; left out: mnist, lenet300, budget 0.3 (out of reach)"
-    assert verdicts.ahead_verdict(ours, theirs, consistently=True).holds == "no"
+    assert verdicts.ahead_verdict(ours, theirs, consistently=True).holds == "not settled"
     assert verdicts.ahead_verdict(answered(HALF), theirs, consistently=True).holds == "yes"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import nn
 
 from lowrank_utils import paths
 from lowrank_utils.lab import data, finetuning, training
@@ -37,6 +38,11 @@ class Case:
     steps: int = finetuning.STEPS
     draws: int = DRAWS
 
+    @property
+    def recalibrated(self) -> bool:
+        """Whether the network has batch norms, whose statistics can be taken anew."""
+        return not self.network.startswith("lenet")
+
 
 FEW = (OURS, ("random", "fisher-weighted"), ("fixed", "svd"), ("BALF", "whitened"), ("ZS-SVD", "whitened"))
 RESNET_STEPS = 100  # of fine-tuning a public network, which nobody trains from scratch on two cores
@@ -65,13 +71,21 @@ def asked(case: Case, one: Contest, trained: bool = True) -> list[Asked]:
     wanted = contest.asked_ranks(kept, case.pairs) + contest.asked_sparse(kept)
     if one.draw == 0:
         wanted = contest.asked_dense() + wanted + contest.asked_eight_bits(kept)
-        wanted += contest.asked_recalibrated(kept, one.model)
+        wanted += asked_recalibrated(case, one.model)
     if one.draw == 0 and trained:
         wanted += contest.asked_scratch(kept, case.network) + contest.asked_tuned(
             kept, case.trained or case.pairs, case.zeros
         )
     about = {"dataset": case.dataset, "network": case.network, "seed": one.about["seed"], "draw": one.draw}
     return [about | each for each in wanted]
+
+
+def asked_recalibrated(case: Case, model: nn.Module) -> list[Asked]:
+    """Return every method of a case with the batch norms recalibrated after the cut, low-rank and sparse; none for a network without batch norms."""
+    if not contest.asked_recalibrated(case.kept, model):
+        return []
+    cut = contest.asked_ranks(case.kept, case.pairs) + contest.asked_sparse(case.kept)
+    return [one | {"tuned": "recalibrated"} for one in cut]
 
 
 def measure(case: Case, images: Dataset, one: Contest, path: str | Path, trained: bool = True) -> pd.DataFrame:
@@ -126,5 +140,8 @@ def is_complete(rows: pd.DataFrame, network: str) -> bool:
     """Return whether the gallery's rows of a network hold all draws and all that is trained; hours may lie between the first row and the last."""
     (case,) = [case for case in CASES if case.network == network]
     mine = rows[rows["network"] == network]
+    mended = len(case.kept) * (len(case.pairs) + len(contest.SPARSE)) if case.recalibrated else 0
     trained = (len(case.trained or case.pairs) + len(case.zeros)) * len(case.kept)
-    return mine["draw"].nunique() >= case.draws and int((mine["tuned"] == contest.TRAINED[-1]).sum()) >= trained
+    told = mine["tuned"].value_counts()
+    enough = told.get(contest.TRAINED[-1], 0) >= trained and told.get("recalibrated", 0) >= mended
+    return mine["draw"].nunique() >= case.draws and enough

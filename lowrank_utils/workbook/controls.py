@@ -17,8 +17,8 @@ from lowrank_utils.workbook import contest, plots, rivals, stability
 from lowrank_utils.workbook.benchmark import REFINED
 from lowrank_utils.workbook.contest import OURS
 from lowrank_utils.workbook.control_rows import CASES, NAME
+from lowrank_utils.workbook.paired_tests import LEVEL, holm, mcnemar_of_counts
 from lowrank_utils.workbook.tables import markdown
-from lowrank_utils.workbook.verdicts import LEVEL, holm, mcnemar_of_counts
 
 WORDS = {
     "none": "factors",

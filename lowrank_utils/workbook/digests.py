@@ -13,7 +13,12 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1]
 FLOORS = ("network", "factors", "ranks", "lab")
 PAGES = ("audit", "bench_figures", "controls", "front", "gallery", "plots", "search_claims", "stability", "tables")
-PAGES += ("ten_minutes", "verdicts")  # modules of the workbook that draw, write or judge what others measured
+PAGES += (
+    "opponents",
+    "paired_tests",
+    "ten_minutes",
+    "verdicts",
+)  # modules of the workbook that draw, write or judge what others measured
 PAGES += ("cluster", "digests", "jobs", "results", "runs")  # and that start the measuring, and keep its rows
 WORDS = ("CAPTION", "CAPTIONS", "FIGURE_CAPTION", "QUESTIONS", "UNMET", "WORDS")  # constants that only pages show
 

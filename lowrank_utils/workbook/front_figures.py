@@ -30,7 +30,7 @@ LINES = {  # (chooser, factors) of a language model: name at the end of its line
     ("exact", "data-aware"): ("better ranks", 0, "-."),
     ("exact", "fisher-layerwise"): ("both", 2, "-"),
 }
-VERDICTS = {"yes": (2, "yes"), "in part": (1, "part"), "no": (3, "no"), "-": (7, "?")}
+VERDICTS = {"yes": (2, "yes"), "in part": (1, "part"), "no": (3, "no"), "not settled": (7, "open"), "-": (7, "?")}
 
 
 def idea(weights: pd.DataFrame) -> Figure:

@@ -231,8 +231,8 @@ def _slug(text):
 
 
 _CLAIMS_CAPTION = (
-    "Computed from the rows of the gallery. *Holds* counts the settings in which the rule is met: *yes* in all, *no* in none, *in part*; *consistently* asks for all. "
-    "*Counted* names every setting that was run and is left out, with the reason. Two verdicts stand for one and two points lost. The rules:"
+    "Computed from the rows of the gallery. *Holds* counts the settings in which the rule is met: *yes* in all, *no* in none, else *in part*; *consistently* asks for all. "
+    "*Counted* says how many settings are judged; every one that was run and is left out is named below the table, with the reason. In *in part / yes* the first word is for one point lost, the second for two. The words of statistics stand in the [glossary](../../docs/glossary.md#how-two-methods-are-compared). The rules:"
 )
 
 
@@ -317,9 +317,37 @@ def published_tables(folder: str | Path | None = None, stated: pd.DataFrame | No
             tables |= chapter.tables(rows)
     stated = claims(folder) if stated is None else stated
     if (stated["holds"] != "-").any():
-        told = stated.drop(columns="rerun")
-        tables = {CLAIMS: markdown([*map(str, told)], told.to_numpy().tolist())} | tables
+        tables = {CLAIMS: _claims_table(stated)} | tables
     return tables
+
+
+def _claims_table(stated: pd.DataFrame) -> str:
+    # the claims as a table; what is left out stands below it, each list once, and how much a correction over all rows would leave
+    told, lists = stated.drop(columns=["rerun", "p", "settled"]), {}
+
+    def counted(text: str) -> str:
+        counts, _, left_out = text.partition("; left out: ")
+        return f"{counts} ({lists.setdefault(left_out, len(lists) + 1)})" if left_out else counts
+
+    table = markdown([*map(str, told)], told.assign(counted=told["counted"].map(counted)).to_numpy().tolist())
+    notes = "\n".join(f"{number}. {text}" for text, number in lists.items())
+    below = f"Settings left out, by the numbers in brackets:\n\n{notes}\n\n" * bool(lists)
+    return f"{table}\n\n{below}{settled_in_words(stated)}"
+
+
+def settled_in_words(stated: pd.DataFrame) -> str:
+    """Return in a sentence how many comparisons of all claims are settled: corrected row by row, and over the whole table.
+
+    `stated`: the table of `claims`.
+    """
+    from lowrank_utils.workbook.paired_tests import LEVEL, holm
+
+    each = [p for row in stated["p"] for p in row]
+    over_all = int((holm(each) < LEVEL).sum())
+    return (
+        f"Of all {len(each):,} comparisons in pairs {int(stated['settled'].sum()):,} are settled, by Holm's correction over the settings of each row. "
+        f"Corrected over the whole table at once, {over_all:,} would be."
+    )
 
 
 def judged(folder: str | Path | None = None, asked: Sequence[Claim] | None = None) -> list[tuple[Claim, Verdict]]:
@@ -343,10 +371,11 @@ def claims_in_short(folder: str | Path | None = None, stated: pd.DataFrame | Non
 
 
 def claims(folder: str | Path | None = None) -> pd.DataFrame:
-    """Return a DataFrame with one row a claim of the three papers: paper, claim, setting, rule, theirs, ours, counted, holds, rerun.
+    """Return a DataFrame with one row a claim of the three papers: paper, claim, setting, rule, theirs, ours, counted, holds, rerun, p, settled.
 
     *Ours*, *counted* (settings, and those left out with the reason) and *holds* are computed from the published rows; what they say nothing of is
     "not measured". `theirs` is the number that the paper gives, where it gives one; `rule` is one of `verdicts.RULES`. `rerun` makes the rows again.
+    `p` and `settled`: those of `verdicts.Verdict`.
     """
     import pandas as pd
 
@@ -361,6 +390,8 @@ def claims(folder: str | Path | None = None) -> pd.DataFrame:
             "counted": found.counts,
             "holds": found.holds,
             "rerun": f"`{claim.rerun}`",
+            "p": found.p,
+            "settled": found.settled,
         }
         for claim, found in judged(folder)
     )

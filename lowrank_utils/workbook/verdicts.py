@@ -12,36 +12,46 @@ Accuracies of rows are shares in [0, 1], as everywhere; what these functions ret
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
-from scipy import stats
 
 from lowrank_utils.lab.columns import KEY
 from lowrank_utils.lab.score import unpacked
+from lowrank_utils.workbook.paired_tests import (
+    LEVEL,
+    TEST_IMAGES,
+    holm,
+    mcnemar,
+    mcnemar_at_worst,
+    paired_bootstrap,
+    paired_error,
+    students_t,
+)
 from lowrank_utils.workbook.tables import span, verdict_of
 
 POINTS = (1, 2)  # points that may be lost: the two drops by which all methods are judged
 HALF = 0.5  # a network is small where less than this share stays
-LEVEL = 0.05  # of every test, after Holm's correction
-TEST_IMAGES = 10_000  # of MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100
+SAVED = 0.9  # at least a tenth is saved by a compression that loses nothing
+OF_THOUSANDS = ("mnist", "fashion-mnist", "cifar10", "cifar100")  # data sets of `TEST_IMAGES`
 RUN_OF = ("dataset", "network", "seed")
 
 RULES = {  # what the claim table calls them, and what they ask
-    "size": "the smallest network that loses at most 1 (then 2) points on validation images, reported on test. It holds where less than half of the "
-    "parameters stay and the points lost on test are no more than allowed, two standard errors of the dense accuracy aside",
-    "size, test curve": "the same in MACs. The public networks were trained on their validation images, and older rows do not have their accuracy there; those sizes are read off the test curve, for all methods alike",
+    "size": "the smallest network that loses at most 1 (then 2) points on validation images, or no point where the claim says so, reported on test. It holds where less than half of the "
+    "parameters stay and the points lost on test are no more than allowed, two standard errors of the paired difference aside (of the dense accuracy where rows do not record which images are right)",
+    "size, test curve": "the same in MACs. The public networks were trained on their validation images, so their sizes are read off the test curve, for all methods alike",
     "smaller": "which of two methods has the smaller network that loses at most 1 (then 2) points on validation images, each on its own curve. A run counts where "
     "both have one. It holds where that of the first is smaller; equal sizes are not smaller",
     "ahead": "the mean paired difference at equal size, at 5 % after Holm's correction over the settings of the row. Pairs are test images (McNemar within a "
-    "seed, a bootstrap over images and seeds or draws) where the rows record which are right, else seeds alone (Student's t)",
-    "no loss": "no more points lost on test, against the dense network, than two standard errors of its accuracy",
-    "as in the paper": "the paper's own measure at the paper's own setting, theirs beside ours. *Theirs* is the paper's own number; *not at hand*: we have not seen "
-    "the paper's tables; *-*: no number is quoted, and our own versions and controls have none",
+    "seed, a bootstrap over images and seeds or draws) where the rows record which are right, else seeds alone (Student's t); of one seed without that record, the counts of right images and the largest p-value that they allow. "
+    "*Not settled*: neither ahead nor behind anywhere. Three seeds say that these three networks are apart, and little of further seeds",
+    "no loss": f"no more points lost on test, against the dense network, than two standard errors of the paired difference, and at most {SAVED:.0%} of the MACs stay",
+    "as in the paper": "the paper's own measure at the paper's own setting, theirs beside ours. *Theirs* is the paper's own number; *not at hand*: nobody here has found the number of that setting "
+    "in what can be read of the paper; *-*: no number is quoted, and our own versions and controls have none",
 }
+UNSETTLED = "not settled"  # where a comparison in pairs finds neither method ahead of the other, anywhere
 NOT_AT_HAND = "not at hand"  # where a claim tells the number of its paper
 
 
@@ -55,10 +65,12 @@ class Verdict:
     Attributes
     ----------
     said : what was measured, in words.
-    holds : yes, no or in part, or "-" where nothing was measured.
+    holds : yes, no or in part, `UNSETTLED`, or "-" where nothing was measured; two words with " / " for one and for two points.
     counted : how many settings the verdict counts.
     left_out : {setting: the reason why it does not count}.
     paired_by : the pairs of each setting counted, such as images or seeds; empty where nothing was paired.
+    p : the p-value of each setting counted, before any correction; empty where nothing was tested.
+    settled : how many of them Holm's correction over this row alone leaves below `paired_tests.LEVEL`.
     """
 
     said: str
@@ -66,6 +78,8 @@ class Verdict:
     counted: int = 0
     left_out: Mapping[str, str] = field(default_factory=dict)
     paired_by: tuple[str, ...] = ()
+    p: tuple[float, ...] = ()
+    settled: int = 0
 
     @property
     def settings(self) -> int:
@@ -206,8 +220,8 @@ def smallest_size(
     on : the columns that make a setting.
 
     Returns columns `on`; kept, the share of the smallest network (NaN where every network loses more); lost_chosen and
-    lost, its points lost on the images that chose it and on test images; allowed, the points that may be lost on test within two
-    standard errors of the dense accuracy; networks, how many the curve has.
+    lost, its points lost on the images that chose it and on test images; allowed, `points_lost` and `allowance`; networks, how many
+    the curve has.
     Raises ValueError, naming it, for a column that is missing or has gaps, for two rows that claim one setting, and for a
     setting without a dense network.
 
@@ -223,7 +237,7 @@ def smallest_size(
     _check_columns(dense, needed, "smallest size")
     _check_one_each(rows, list(dict.fromkeys([*on, *(name for name in KEY if name in rows)])))
     _check_one_each(dense, on)
-    whole = {tuple(row[name] for name in on): row for row in dense.to_dict("records")}
+    whole: dict[tuple, dict] = {tuple(row[name] for name in on): row for row in dense.to_dict("records")}
     found = []
     for values, curve in rows.groupby([*on]):
         if values not in whole:
@@ -234,16 +248,31 @@ def smallest_size(
         lost = 100 * (before[chosen_on] - curve[chosen_on])
         good = curve[lost <= points_lost + 1e-9]
         line = dict(zip(on, values, strict=True)) | {"kept": math.nan, "lost_chosen": math.nan, "lost": math.nan}
+        aside = allowance(whole[values])
         if len(good):
             best = good.sort_values([size, chosen_on], ascending=[True, False], kind="stable").iloc[0]
-            line["kept"] = best[size]
+            line["kept"], aside = best[size], allowance(whole[values], best)
             line |= {
                 f"lost{end}": 100 * (before[name] - best[name])
                 for end, name in (("_chosen", chosen_on), ("", "accuracy"))
             }
-        noise = 2 * 100 * (before["accuracy"] * (1 - before["accuracy"]) / TEST_IMAGES) ** 0.5
-        found.append(line | {"allowed": points_lost + noise, "networks": len(curve)})
+        found.append(line | {"allowed": points_lost + aside, "networks": len(curve)})
     return pd.DataFrame(found, columns=[*on, "kept", "lost_chosen", "lost", "allowed", "networks"])
+
+
+def allowance(dense: Mapping, cut: Mapping | pd.Series | None = None) -> float:
+    """Return the points that a cut network may lose beyond what is asked: two standard errors of what it loses on the test images.
+
+    The error is that of the paired difference where both rows say which images are right (column correct), else that of the dense
+    accuracy, on `paired_tests.TEST_IMAGES`.
+    """
+    texts = [row.get("correct") for row in (dense, cut) if row is not None]
+    if len(texts) == 2 and all(isinstance(text, str) for text in texts):
+        ours, theirs = (unpacked(str(text)) for text in texts)
+        if len(ours) != len(theirs):
+            raise ValueError("a cut network and its dense network were measured on different test images")
+        return 200 * paired_error(ours, theirs)
+    return 200 * (dense["accuracy"] * (1 - dense["accuracy"]) / TEST_IMAGES) ** 0.5
 
 
 def size_verdict(
@@ -262,28 +291,40 @@ def size_verdict(
     are left out for the reason `absent` (one for all, or {setting: reason}); `unit`, what the share counts.
     """
     on, chosen_on = how.get("on", RUN_OF), how.get("chosen_on", "valid_accuracy")
-    short = _incomplete(rows, dense, on, chosen_on)
-    rows = rows[~_among(rows, on, short)]
-    dense = dense[~_among(dense, on, short) & dense[chosen_on].notna()]
+    gaps = _incomplete(rows, dense, on, chosen_on)
+    rows = rows[~_among(rows, on, gaps)]
+    dense = dense[~_among(dense, on, gaps) & dense[chosen_on].notna()]
     each = {most: smallest_size(rows, dense, most, **how) for most in points} if len(rows) else {}
-    short |= _too_short(rows, each.values(), on, how.get("size", "parameters_kept"))
-    have = set(rows[[*on]].itertuples(index=False, name=None)) - set(short)
-    left_out = _left_out(on, settings, have, absent) | {_named(on, values): reason for values, reason in short.items()}
+    short = {
+        most: _too_short(rows, found, on, how.get("size", "parameters_kept"), unit) for most, found in each.items()
+    }
+    never = {
+        values: reason
+        for values, reason in next(iter(short.values()), {}).items()
+        if all(values in s for s in short.values())
+    }
+    have = set(rows[[*on]].itertuples(index=False, name=None)) - set(never)
+    left_out = _left_out(on, settings, have, absent)
+    left_out |= {_named(on, values): reason for values, reason in (gaps | never).items()}
     if not have:
         return Verdict(f"not measured: {next(iter(left_out.values()), 'no row')}", "-", 0, left_out)
-    told, verdicts, counted = [], [], len(have)
+    told, verdicts = [], []
     for most, found in each.items():
-        found = found[_among(found, on, have)]
-        small, reached = found[found["kept"].notna()], int(found["kept"].notna().sum())
+        found = found[_among(found, on, have - set(short[most]))]
+        small, counted = found[found["kept"].notna()], len(found)
         good = (found["kept"] < HALF) & (found["lost"] <= found["allowed"])
-        words = f"{_range(100 * small['kept'])} % of the {unit}" if reached else "no size"
-        if reached and chosen_on != "accuracy":
-            words += f", {_range(small['lost'], 1)} points lost on test"
-        words += f", out of reach in {counted - reached}" * (0 < reached < counted)
-        told.append(f"{most:g} point{'s' * (most != 1)}: {words}, holds in {good.sum()} of {counted}")
+        words = f"{_range(100 * small['kept'])} % of the {unit}" if len(small) else "no size"
+        if len(small) and chosen_on != "accuracy":
+            words += f", {_range(small['lost'], 1)} points lost on test (no more than {most:g} in {(small['lost'] <= most).sum()})"
+        words += f", out of reach in {counted - len(small)}" * (0 < len(small) < counted)
+        words += f", holds in {good.sum()} of {counted}"
+        apart = [f"{_named(on, values)} ({reason})" for values, reason in short[most].items() if values not in never]
+        told.append(
+            f"{most:g} point{'s' * (most != 1)}: {words}" + f", not counted {' and '.join(apart)}" * bool(apart)
+        )
         verdicts.append(verdict_of(good.mean()))
     holds = verdicts[0] if len(set(verdicts)) == 1 else " / ".join(verdicts)
-    return Verdict("; ".join(told), holds, counted, left_out)
+    return Verdict("; ".join(told), holds, len(have), left_out)
 
 
 def _among(table: pd.DataFrame, on: Sequence[str], settings: Container[tuple]) -> np.ndarray:
@@ -303,15 +344,11 @@ def _incomplete(rows: pd.DataFrame, dense: pd.DataFrame, on: Sequence[str], chos
     return found | dict.fromkeys(settings(rows[rows[chosen_on].isna()]), f"a row has no {chosen_on}")
 
 
-def _too_short(rows: pd.DataFrame, found: Iterable[pd.DataFrame], on: Sequence[str], size: str) -> dict[tuple, str]:
+def _too_short(rows: pd.DataFrame, found: pd.DataFrame, on: Sequence[str], size: str, unit: str) -> dict[tuple, str]:
     """Return {setting: reason} of curves that end below half of the network before they lose so little: they settle nothing."""
-    lost = {
-        values
-        for table in found
-        for values in table.loc[table["kept"].isna(), [*on]].itertuples(index=False, name=None)
-    }
+    lost = set(found.loc[found["kept"].isna(), [*on]].itertuples(index=False, name=None))
     ends = {values: curve[size].max() for values, curve in rows.groupby([*on]) if values in lost}
-    reason = "its curve ends at {:.0%} and still loses more; larger networks were not made"
+    reason = f"its curve ends at {{:.0%}} of the {unit} and still loses more"
     return {values: reason.format(end) for values, end in ends.items() if end < HALF}
 
 
@@ -439,85 +476,6 @@ def _without_size(line: Mapping, names: tuple[str, str]) -> str:
 # ---- ahead at equal size ---------------------------------------------------------------------------------------------
 
 
-def mcnemar(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Return the p-value of McNemar's exact test, two-sided, that two networks are right equally often.
-
-    Parameters: which of the same N images each gets right (booleans). Only images on which one of the two is right
-    say anything: under the hypothesis each of them falls to either side by a fair coin. McNemar 1947, *Psychometrika* 12.
-
-    >>> mcnemar(np.array([True] * 6 + [False]), np.array([False] * 6 + [False])) == 2 / 2**6
-    True
-    """
-    ours, theirs = np.asarray(ours, bool), np.asarray(theirs, bool)
-    if ours.shape != theirs.shape:
-        raise ValueError(f"{ours.size} and {theirs.size} answers are not about the same test images")
-    return mcnemar_of_counts(int((ours & ~theirs).sum()), int((theirs & ~ours).sum()))
-
-
-def mcnemar_of_counts(right_alone: int, wrong_alone: int) -> float:
-    """Return the p-value of `mcnemar` from its counts: images that only the first network gets right, and only the second.
-
-    >>> round(mcnemar_of_counts(9, 1), 4), mcnemar_of_counts(0, 0)
-    (0.0215, 1.0)
-    """
-    apart = int(right_alone) + int(wrong_alone)
-    return float(stats.binomtest(int(right_alone), apart).pvalue) if apart else 1.0
-
-
-def holm(p: ArrayLike) -> np.ndarray:
-    """Return p-values corrected for many comparisons; NaN stays NaN and does not count. Holm 1979, *Scand. J. Statist.* 6.
-
-    The smallest of m is multiplied by m, the next by m - 1, and so on, and none is smaller than the one before it.
-
-    >>> holm([0.01, 0.04, 0.03]).round(2).tolist()
-    [0.03, 0.06, 0.06]
-    """
-    values = np.asarray(p, float)
-    order = [i for i in np.argsort(values, kind="stable") if not np.isnan(values[i])]
-    found = np.full(values.shape, np.nan)
-    steps = values[order] * np.arange(len(order), 0, -1)
-    found[order] = np.minimum(np.maximum.accumulate(steps), 1) if order else []
-    return found
-
-
-def paired_bootstrap(
-    differences: np.ndarray, *, resamples: int = 10_000, level: float = LEVEL, seed: int = 0
-) -> tuple[float, float, float, float]:
-    """Return (mean, low, high, p) of paired differences over seeds and images, both drawn anew with replacement.
-
-    Parameters
-    ----------
-    differences : seeds x images, 1 where only ours is right, -1 where only theirs is, 0 elsewhere; all seeds see the same images.
-    resamples, seed : of the bootstrap; `level` of the interval, by percentiles.
-
-    p is two-sided: twice the smaller share of resamples on one side of zero, at least 2 / (resamples + 1).
-    Images with the same differences are exchangeable, so that only their counts are drawn.
-
-    >>> paired_bootstrap(np.zeros((2, 5)))
-    (0.0, 0.0, 0.0, 1.0)
-    """
-    values = np.atleast_2d(np.asarray(differences, float))
-    rng = np.random.default_rng(seed)
-    kinds, counts = np.unique(values, axis=1, return_counts=True)
-    images = values.shape[1]
-    drawn = rng.multinomial(images, counts / images, size=resamples) / images  # shares of each kind of image
-    by_seed = drawn @ kinds.T
-    picked = rng.integers(len(values), size=(resamples, len(values)))
-    means = np.take_along_axis(by_seed, picked, axis=1).mean(axis=1)
-    low, high = np.quantile(means, [level / 2, 1 - level / 2])
-    tail = min((means <= 0).sum(), (means >= 0).sum())
-    return float(values.mean()), float(low), float(high), float(min(1.0, 2 * (tail + 1) / (resamples + 1)))
-
-
-def _by_seeds(gains: np.ndarray, level: float) -> tuple[float, float, float]:
-    """Return (low, high, p) of the mean of paired differences by Student's t; NaN where they say nothing of their spread."""
-    if len(gains) < 2 or np.ptp(gains) == 0:
-        return (0.0, 0.0, 1.0) if len(gains) > 1 and not gains.any() else (math.nan, math.nan, math.nan)
-    mean, error, student = gains.mean(), stats.sem(gains), stats.t(len(gains) - 1)
-    half = student.ppf(1 - level / 2) * error
-    return float(mean - half), float(mean + half), float(2 * student.sf(abs(mean) / error))
-
-
 def ahead_at_equal_size(
     ours: pd.DataFrame,
     theirs: pd.DataFrame,
@@ -539,11 +497,12 @@ def ahead_at_equal_size(
     Where every row of a setting says which test images are right (column correct), the difference is paired by images:
     McNemar's exact test where there is one seed, a bootstrap over images and seeds where there are more. Otherwise it is
     paired by seeds alone, by Student's t, because a bootstrap of three seeds never leaves the range of the three. That says
-    how sure the difference is for other seeds on the same test images. One seed alone then says nothing.
+    how sure the difference is for other seeds on the same test images. One seed alone, or draws that are one network, then have the
+    counts of right images alone: p is the largest that these allow (`paired_tests.mcnemar_at_worst`), on data sets of 10 000 test images.
 
     Returns columns `on`; pairs, the number of seeds; gain, low, high, in points; p, and p_holm after `holm` over all
     settings; mcnemar, the p-values within each seed (an empty tuple without images); paired_by: images, images and seeds, seeds (or
-    what `over` names), or nothing; verdict: ahead, behind, not settled, or not measured.
+    what `over` names), counts of images, or nothing; verdict: ahead, behind, not settled, or not measured.
     Raises ValueError, naming it, for a column that is missing, two rows that claim one setting, and seeds that differ in
     their test images.
 
@@ -565,8 +524,10 @@ def ahead_at_equal_size(
         images = _differences(part, _named(on, values))
         tests: tuple[float, ...] = ()
         if images is None:
-            low, high, p = _by_seeds(gains, level)
+            low, high, p = students_t(gains, level)
             by = "nothing" if math.isnan(p) else f"{over}s"
+            if math.isnan(p) and (counts := _counts(part)):
+                p, by = mcnemar_at_worst(*counts, TEST_IMAGES), "counts of images"
         else:
             tests = tuple(mcnemar(row > 0, row < 0) for row in images)
             _, low, high, p = paired_bootstrap(images, resamples=resamples, level=level, seed=seed)
@@ -581,6 +542,16 @@ def ahead_at_equal_size(
     verdict[~(corrected < level)] = "not settled"
     verdict[np.isnan(corrected)] = "not measured"
     return table.assign(p_holm=corrected, verdict=verdict)
+
+
+def _counts(part: pd.DataFrame) -> tuple[int, int] | None:
+    # (images that ours gets right, theirs) of one setting, where its pairs are one pair of networks on `TEST_IMAGES`
+    both = part[["accuracy_ours", "accuracy_theirs"]].drop_duplicates()
+    if len(both) != 1 or "dataset" not in part or part["dataset"].iloc[0] not in OF_THOUSANDS:
+        return None
+    ours, theirs = (TEST_IMAGES * float(value) for value in both.iloc[0])
+    whole = all(abs(count - round(count)) < 1e-3 for count in (ours, theirs))  # else other images were scored
+    return (round(ours), round(theirs)) if whole else None
 
 
 def _answers(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
@@ -598,7 +569,7 @@ def _differences(part: pd.DataFrame, setting: str) -> np.ndarray | None:
     return np.array(each[0], float) - np.array(each[1], float)
 
 
-SILENT = "one pair, or one difference in all pairs, and rows that do not record which test images are right"
+SILENT = "one pair, or one difference in all pairs, and no record of which test images are right, nor 10 000 of them"
 
 
 def ahead_verdict(
@@ -631,9 +602,16 @@ def ahead_verdict(
         return Verdict(said, "-", 0, left_out | gaps)
     ahead, behind = ((found["verdict"] == word).sum() for word in ("ahead", "behind"))
     by = ", ".join(f"{way} in {count}" for way, count in found["paired_by"].value_counts(sort=False).items())
-    said = f"{span(found['gain'])} points{f' against {than}' if than else ''}; ahead in {ahead} of {len(found)}, behind in {behind}; paired by {by}"
+    equal = int((found["gain"] == 0).sum())
+    level = f", equal in {equal}" * bool(equal)
+    said = f"{span(found['gain'])} points{f' against {than}' if than else ''}; ahead in {ahead} of {len(found)}, behind in {behind}{level}; paired by {by}"
+    if len(silent):
+        said += f"; {span(silent['gain'])} points in the {len(silent)} left out"
     holds = verdict_of(float(ahead == len(found)) if consistently else ahead / len(found))
-    return Verdict(said, holds, len(found), left_out | gaps, tuple(found["paired_by"]))
+    if holds == "no" and not behind:
+        holds = UNSETTLED
+    tested = {"p": tuple(found["p"]), "settled": int(ahead + behind)}
+    return Verdict(said, holds, len(found), left_out | gaps, tuple(found["paired_by"]), **tested)
 
 
 # ---- the dense network of a run --------------------------------------------------------------------------------------

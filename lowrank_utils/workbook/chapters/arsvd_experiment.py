@@ -31,9 +31,9 @@ class Laboratory(contest.Tested):
 
     @cached_property
     def scopes(self) -> dict[str, Profile]:
-        """A profile for each scope: every layer, and the hidden layers with the last one dense."""
+        """A profile for each scope: every fully connected layer, and those but the last one."""
         last = self.profile[-1].name
-        return {"every layer": self.profile, "hidden layers": self.profile.but(dense=(last,))}
+        return {"every layer": self.profile, "hidden layers": self.profile.but(dense=(*self.profile.dense, last))}
 
     @cached_property
     def bases(self) -> dict[str, dict[str, svd.Factors]]:
@@ -60,10 +60,12 @@ def prepared(
 ) -> Laboratory:
     """Return the `Laboratory` of a trained network; `about` is what every row says: dataset, network, seed.
 
-    With `controls` it has corrupted test images.
+    Convolutions stay dense: ARSVD is about fully connected layers. With `controls` it has corrupted test images.
     """
     made = laboratory.laboratory(images, model, calibration_images=calibration_images, notebook=NOTEBOOK, **about)
-    return Laboratory(made.images, made.profile, made.about, sets=contest.corrupted(images) if controls else {})
+    kernels = [layer.name for layer in made.profile if layer.positions > 1]
+    read = made.profile.but(dense=kernels) if kernels else made.profile
+    return Laboratory(made.images, read, made.about, sets=contest.corrupted(images) if controls else {})
 
 
 def at_all_sizes(lab: Laboratory, scope: str, shares: tuple = SHARES) -> pd.DataFrame:
@@ -133,8 +135,9 @@ def at_threshold(lab: Laboratory, threshold: float) -> pd.DataFrame:
 def trained_on(lab: Laboratory, shares: Sequence[float] = TRAINED, steps: int = finetuning.STEPS) -> pd.DataFrame:
     """Return rows of networks that were trained after the cut, with the classifier dense, at each share of the parameters.
 
-    Plain factors of the plans of `CHOSEN`, fine-tuned for `steps` steps; and the thin layers of energy's plan with fresh weights, trained as
-    the dense network was. All see the labels of all training images; rates are chosen on validation images.
+    Plain factors of the plans of `CHOSEN`, fine-tuned for `steps` steps, with and without distillation from the dense network; and the
+    thin layers of energy's plan with fresh weights, trained as the dense network was. All see the labels of all training images; rates
+    are chosen on validation images.
     """
     scope, rows = "hidden layers", []
     for share in reachable(lab, scope, shares):
@@ -142,9 +145,20 @@ def trained_on(lab: Laboratory, shares: Sequence[float] = TRAINED, steps: int = 
         for rule in CHOSEN:
             plan = plan_of(lab, scope, rule, share)
             about_plan: dict = {"chooser": rule, "factors": "svd", "plan": json.dumps(plan)}
-            rows.append(lab.fine_tuned(lab.small(plan, "svd"), steps, **about, **about_plan))
+            small = lab.small(plan, "svd")
+            rows.append(lab.fine_tuned(small, steps, **about, **about_plan))
+            rows.append(_distilled(lab, small, steps, **about, **about_plan))
         rows.append(lab.from_scratch(plan_of(lab, scope, "energy", share), chooser="energy", **about))
     return columns.table(rows)
+
+
+def _distilled(lab: Laboratory, net: nn.Module, steps: int, **columns) -> dict:
+    # the row of a network that was fine-tuned towards the dense network's answers too
+    device = next(lab.model.parameters()).device
+    found = contest.fine_tuned(lab, net, steps=steps, teacher=lab.model, device=device)
+    more = {"tuned": "distilled", "steps": steps, "rate": found.rate, "tuned_seconds": found.seconds}
+    more |= {"valid_accuracy": lab.valid(found.model), "needs": "labels", "note": found.note or None}
+    return lab.row(found.model, **columns, **more)
 
 
 def experiment(

@@ -623,10 +623,11 @@ def _trained(rows, share):
     others = ", ".join(f"{words} {_at(rows, share, rule, tuned='fine-tuned'):.1%}" for rule, words in OTHERS.items())
     mine = rows[(rows["budget"] == share) & (rows["chooser"] == "energy") & (rows["tuned"] != "none")]
     by = mine.pivot_table("accuracy", "seed", "tuned")
+    taught = f", and {by['distilled'].mean():.1%} with distillation too" if "distilled" in by else ""
     ahead = int((by["fine-tuned"] > by["from scratch"]).sum())
     steps, epochs = (int(mine[name].dropna().iloc[0]) for name in ("steps", "finetuned_epochs"))
     return (
-        f"**Trained after the cut**, {share:.0%} kept, plain factors, the classifier dense. Energy's ranks: {cut:.1%} cut, {tuned:.1%} fine-tuned for {steps} steps. The "
+        f"**Trained after the cut**, {share:.0%} kept, plain factors, the classifier dense. Energy's ranks: {cut:.1%} cut, {tuned:.1%} fine-tuned for {steps} steps{taught}. The "
         f"same thin layers trained from scratch for {epochs} epochs: {scratch:.1%}. Fine-tuning is ahead in {ahead} of {len(by)} seeds. Fine-tuned "
         f"with other ranks: {others}."
     )

@@ -66,8 +66,9 @@ def experiment(
     read = lab.profile
     free = {layer.name: layer.scheme for layer in read if not layer.reason}
     bases = {method: replace.decompose_layers(read, free, method) for method in methods if method in svd.METHODS}
-    rows = [lab.dense_row()]
+    rows = [lab.dense_row(keep_correct=True)]
     about = {"scope": "inner layers", "stored_as": "low rank", "calibration_images": calibration_images}
+    about["keep_correct"] = True  # which test images are right, for comparisons in pairs
     for share in shares:
         for chooser in CHOOSERS:
             plan = rules.plan_at_size(read, share, rule=chooser)

@@ -264,7 +264,8 @@ def each_ahead_of_one(scope: str) -> Callable[[pd.DataFrame], Verdict | None]:
         absent = "no row of one epsilon a layer"
         if not len(each):
             return verdicts.not_measured(absent, [", ".join(run) for run in runs])
-        settings = [(*run, size) for run in runs for size in sorted(each["budget"].unique())]
+        asked = one.drop_duplicates([*opponents.SETTING])[[*opponents.SETTING]]  # each run has epsilons of its own
+        settings = sorted(set(asked.itertuples(index=False, name=None)))
         return verdicts.ahead_verdict(each, one, settings=settings, absent=absent, than="one for all")
 
     return measure

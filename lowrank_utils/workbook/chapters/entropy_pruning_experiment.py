@@ -237,20 +237,24 @@ def fine_tuned(
     chosen: Sequence[Way] = TUNED,
     shares: Sequence[float] = TUNED_SHARES,
     device: str = "auto",
+    rates: Sequence[float] = RATES,
+    distilled: bool = False,
 ) -> list[dict]:
     """Return the rows of networks that were trained on for `steps` steps after they were cut, and of the dense one, trained on alike.
 
-    One row a way and share of the parameters. The rate is chosen from `RATES` on validation images, as in the gallery's controls.
+    One row a way and share of the parameters, and with `distilled` another one, trained towards the dense network's answers too. The
+    rate is chosen from `rates` on validation images.
     """
     sized = [(way, {"budget_kind": "kept", "budget": share}) for way in chosen for share in shares]
     rows = []
     for way, size in [*sized, (CONTROL, {"budget_kind": "dense"})]:
         small = build(lab, way, size.get("budget", 1.0))
-        found = finetuning.fine_tune(
-            small, lab.images, steps=steps, rates=RATES, valid_images=contest.JUDGES, seed=lab.seed, device=device
-        )
-        more = {"tuned": "fine-tuned", "steps": steps, "rate": found.rate, "tuned_seconds": found.seconds}
-        rows.append(lab.measured(found.model, way, **size, **more, note=found.note or None))
+        how: dict = {"steps": steps, "rates": rates, "valid_images": contest.JUDGES, "seed": lab.seed, "device": device}
+        for tuned in contest.TRAINED if distilled else contest.TRAINED[:1]:
+            teacher = lab.model if tuned == "distilled" else None
+            found = finetuning.fine_tune(small, lab.images, teacher=teacher, **how)
+            more = {"tuned": tuned, "steps": steps, "rate": found.rate, "tuned_seconds": found.seconds}
+            rows.append(lab.measured(found.model, way, **size, **more, note=found.note or None))
     return rows
 
 
@@ -272,13 +276,14 @@ def experiment(
     drop : accuracy that may be lost on validation images, a share in [0, 1).
     shares : sizes, as shares of the parameters in (0, 1].
     finetune_steps : training steps at each rate for the networks of `fine_tuned`, at least 1; their sizes are those of
-        `TUNED_SHARES` that are among `shares`.
+        `TUNED_SHARES` that are among `shares`. With all rankings they have the rates of the gallery's controls, and are distilled too.
     """
     chosen = ways_of(rankings)
     searched = [way for way in chosen if (way.stored_as, way.refit) != ("units", "none")]
     rows = [lab.dense_row(), *at_sizes(lab, chosen, shares), *smallest(lab, drop, searched)]
     tuned = [share for share in TUNED_SHARES if share in shares]
-    return columns.table(rows + fine_tuned(lab, finetune_steps, shares=tuned, device=device))
+    more: dict = {"rates": finetuning.RATES, "distilled": True} if rankings == "all" else {}
+    return columns.table(rows + fine_tuned(lab, finetune_steps, shares=tuned, device=device, **more))
 
 
 FORMS = {"svd": "components, plain factors", "data-aware": "components, data-aware factors"}

@@ -26,9 +26,9 @@ from lowrank_utils.workbook.benchmark import (
 from lowrank_utils.workbook.chapters.side_by_side_experiment import experiment as experiment
 from lowrank_utils.workbook.chapters.side_by_side_experiment import measured as measured
 from lowrank_utils.workbook.chapters.ten_minutes import NAMES
+from lowrank_utils.workbook.paired_tests import LEVEL, holm, mcnemar
 from lowrank_utils.workbook.search_lab import values_where_known
 from lowrank_utils.workbook.tables import at_share, markdown, mean_and_spread, span
-from lowrank_utils.workbook.verdicts import LEVEL, holm, mcnemar
 
 NOTEBOOK = "06_side_by_side"
 CAPTIONS = {  # of its tables
