@@ -31,12 +31,16 @@ def test_the_page_adds_statistics_to_the_search():
     assert len(search_times.figure(pd.DataFrame([row])).axes[0].get_yticklabels()) == 4
 
 
+ENC = pd.DataFrame({"notebook": ["05_rank_search"]})
+
+
 @pytest.mark.parametrize(("spectra", "holds"), [(4.9, "yes"), (5.1, "no")])
 def test_the_claim_of_the_search_time_counts_the_statistics(monkeypatch, spectra, holds):
     row = {"network": "torchvision/vgg16", "spectra": spectra, "ENC-Map": 0.01, "networks": 120, "image": 0.25}
     monkeypatch.setattr(search_times, "published", lambda: pd.DataFrame([row]))
-    of_map, of_model = (search_claims.search_time(name)(pd.DataFrame()) for name in ("ENC-Map", "ENC-Model"))
+    of_map, of_model = (search_claims.search_time(name)(ENC) for name in ("ENC-Map", "ENC-Model"))
     assert of_map.holds == holds and of_map.counted == 1
     assert of_model.holds == "-" and "30 s for each image" in of_model.said
     monkeypatch.setattr(search_times, "published", lambda: None)
-    assert search_claims.search_time("ENC-Map")(pd.DataFrame()).holds == "-"
+    assert search_claims.search_time("ENC-Map")(ENC).holds == "-"
+    assert search_claims.search_time("ENC-Map")(ENC[:0]) is None

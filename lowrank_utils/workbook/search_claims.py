@@ -173,10 +173,12 @@ def as_the_paper(chooser: str) -> Callable[[pd.DataFrame], Verdict | None]:
     return measure
 
 
-def search_time(chooser: str) -> Callable[[pd.DataFrame], Verdict]:
+def search_time(chooser: str) -> Callable[[pd.DataFrame], Verdict | None]:
     """Return the function of result rows that puts the seconds of ENC-Map or ENC-Model on VGG-16 beside the paper's (`search_times`)."""
 
-    def measure(table: pd.DataFrame) -> Verdict:
+    def measure(table: pd.DataFrame) -> Verdict | None:
+        if not (table["notebook"] == NOTEBOOK).any():  # other rows than those of the gallery
+            return None
         rows = search_times.published()
         mine = [] if rows is None else rows[rows["network"] == "torchvision/vgg16"].to_dict("records")
         if not mine:
@@ -187,7 +189,7 @@ def search_time(chooser: str) -> Callable[[pd.DataFrame], Verdict]:
             said = f"{told} On another computer: the order of magnitude is what can be compared"
             return Verdict(said, "yes" if seconds <= search_times.THEIRS[chooser] else "no", 1)
         unknown = "how many images the paper measures its curves on is not at hand"
-        return Verdict(f"{told} Not judged: {unknown}", "-", 0, dict.fromkeys(_VGG, unknown))
+        return Verdict(f"not measured: {unknown}. {told}", "-", 0, dict.fromkeys(_VGG, unknown))
 
     return measure
 
