@@ -21,9 +21,10 @@ import pytest
 from conftest import mounted, wait_for, write_notebook
 from lowrank_utils import paths
 from lowrank_utils.lab import data
-from lowrank_utils.workbook import batch_norm, explorer, gallery, language, night, runs
+from lowrank_utils.workbook import batch_norm, explorer, gallery, language, night, results, runs
 
-CONTROLS = paths.GALLERY / "controls.csv"  # before a test puts a toy in its place
+REAL = paths.GALLERY  # before a test puts a toy in its place
+CONTROLS = REAL / "controls.csv"
 PLAN = """\
 notebooks:
   - {notebook: "01", seeds: [0], minutes: 1}
@@ -560,3 +561,38 @@ def test_sections_name_their_data_and_their_parameters():
     assert night.SECTIONS["language"].data == (language.CORPUS,)
     assert len(night.SECTIONS["encoder"].fingerprints()["stsbenchmark"]) > 30
     assert night.SECTIONS["controls-lenet300"].parameters()["network"] == "lenet300"
+
+
+def test_what_reads_published_rows_is_measured_after_they_are_published(toy, monkeypatch):
+    works = [
+        night.Work(name, 1.0, night.MISSING, night.SECTIONS[name].code, section=night.SECTIONS[name])
+        for name in ("batch-norm", "spectra")
+    ]
+    log = []
+    monkeypatch.setattr(night, "planned", lambda plan: works)
+    monkeypatch.setattr(night, "publish", lambda: log.append("publish"))
+    monkeypatch.setattr(night, "_keep", lambda work, error: log.append(work.name))
+    monkeypatch.setattr(night, "_worked", lambda wave, *how: [(work, "") for work in wave])
+    assert night.run(progress=False) == (["spectra", "batch-norm"], {})
+    assert log == ["spectra", "publish", "batch-norm", "publish"]
+
+
+def test_a_section_is_older_once_the_rows_that_it_reads_change(toy):
+    section, other = night.SECTIONS["batch-norm"], night.SECTIONS["spectra"]
+    row = {"notebook": "05_rank_search", "dataset": "cifar10", "network": "resnet20", "seed": 0, "chooser": "exact"}
+
+    def codes(**more):
+        made = results.joined([pd.DataFrame([row | {"accuracy": 0.5} | more])])
+        gallery.write_rows(made, paths.GALLERY / "results.parquet")
+        return section.code, other.code
+
+    first, same, moved, elsewhere = codes(), codes(), codes(accuracy=0.6), codes(accuracy=0.5, notebook="02_arsvd")
+    assert first == same and first[0] != moved[0] and first[1] == moved[1] == elsewhere[1]
+    assert elsewhere[0] != first[0]
+
+
+def test_the_published_explorer_shows_the_published_rows():
+    for own in explorer.read(REAL / "explorer.json")["networks"]:
+        subject = next(each for each in explorer.SUBJECTS if each.name == own["name"])
+        if not subject.measured:
+            assert own["published"] == explorer.published(subject, REAL), own["name"]

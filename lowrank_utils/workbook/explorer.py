@@ -329,7 +329,8 @@ def renew(
 ) -> dict[str, Any]:
     """Return what explorer.json holds; networks that it lacks (or all, with `again`) are computed now, each written at once.
 
-    Where `prediction.MEASURED` has changed since, the losses of the others are predicted anew (`foretold_anew`).
+    Where `prediction.MEASURED` has changed since, the losses of the others are predicted anew (`foretold_anew`). Published rows that are
+    shown are read again, for all.
 
     About twenty minutes on one core, more than half of them for the two ResNets. Raises ValueError where the file is damaged.
     """
@@ -340,6 +341,10 @@ def renew(
     stale = [name for name, own in held.items() if own["provenance"].get("constants") != _constants()]
     if stale:
         held |= {name: foretold_anew(held[name]) for name in stale}
+        _write(path, list(held.values()))
+    shown = {subject.name: published(subject) for subject in SUBJECTS if subject.name in held and not subject.measured}
+    if any(held[name]["published"] != rows for name, rows in shown.items()):
+        held |= {name: {**held[name], "published": rows} for name, rows in shown.items()}
         _write(path, list(held.values()))
     for subject in asked.values():
         held[subject.name] = compute(subject, kept)

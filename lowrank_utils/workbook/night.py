@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib
 import inspect
 import json
@@ -45,12 +46,20 @@ STATES = {
 @dataclass(frozen=True)
 class Section:
     """A part of the gallery's page with a table of its own: the ``module`` of `workbook` whose `renew` measures it, the
-    ``table`` it fills, and the ``data`` it reads. Where several share a table, ``network`` says whose rows are meant."""
+    ``table`` it fills, and the ``data`` it reads. Where several share a table, ``network`` says whose rows are meant. ``reads``: the
+    notebooks whose published rows it builds on, so that it runs after them, and is of older code where they changed."""
 
     module: str
     table: str
     data: tuple[str, ...]
     network: str = ""
+    reads: tuple[str, ...] = ()
+
+    @property
+    def code(self) -> str:
+        """The digest of its code today, and of the published rows that it reads."""
+        rows = f"-{_rows_digest(self.reads)}" if self.reads else ""
+        return f"{_code(self.module)}{rows}"
 
     def renew(self, path: Path) -> None:
         """Measure the rows that the file `path` lacks, each written to it at once."""
@@ -109,7 +118,7 @@ SECTIONS = {
     "controls-vgg_small": Section("control_rows", "controls.csv", ("fashion-mnist",), "vgg_small"),
     "controls-resnet20": Section("control_rows", "controls.csv", ("cifar10",), "resnet20"),
     "controls-resnet56": Section("control_rows", "controls.csv", ("cifar10",), "resnet56"),
-    "batch-norm": Section("batch_norm", "batch-norm.csv", ("cifar10",)),
+    "batch-norm": Section("batch_norm", "batch-norm.csv", ("cifar10",), reads=("05_rank_search",)),
     "enc-gap": Section("enc_gap", "enc-gap.csv", ("cifar10",)),
     "search-times": Section("search_times", "search-times.csv", ()),
     "imagenet": Section("imagenet", "imagenet.csv", ("imagenet-sample",)),
@@ -117,7 +126,12 @@ SECTIONS = {
     "language-more": Section("language_more", "language-more.csv", ("wikitext-2",)),
     "encoder": Section("encoder", "encoder.csv", ("stsbenchmark",)),
     "spectra": Section("spectra", "spectra.csv", ("stsbenchmark", "python-topics")),
-    "explorer": Section("explorer", "explorer.json", ("fashion-mnist", "mnist", "digits", "cifar10")),
+    "explorer": Section(
+        "explorer",
+        "explorer.json",
+        ("fashion-mnist", "mnist", "digits", "cifar10"),
+        reads=("05_rank_search", "06_side_by_side"),
+    ),
 }
 
 
@@ -196,6 +210,28 @@ def _code(*modules):
     return digests.of_code(*modules)
 
 
+def _rows_digest(notebooks):
+    # eight hexadecimal digits of what the published rows of some notebooks say
+    rows = gallery._published(paths.GALLERY)
+    if not len(rows):
+        return "none"
+    told = [
+        "dataset",
+        "network",
+        "seed",
+        "draw",
+        "chooser",
+        "factors",
+        "tuned",
+        "budget_kind",
+        "budget",
+        "plan",
+        "accuracy",
+    ]
+    mine = rows[rows["notebook"].isin(notebooks)].reindex(columns=told).sort_values(told, kind="stable")
+    return hashlib.sha256(mine.to_csv(index=False).encode()).hexdigest()[:8]
+
+
 def _is_module(name):
     return (digests.PACKAGE / "workbook" / f"{name}.py").is_file()
 
@@ -211,7 +247,7 @@ def _of_notebook(job, minutes, there):
 def _of_section(name, minutes):
     section = SECTIONS[name]
     part = _part(name).is_file()
-    return _work(name, minutes, read_record(name), _has_rows(section), part, _code(section.module), section=section)
+    return _work(name, minutes, read_record(name), _has_rows(section), part, section.code, section=section)
 
 
 def _work(name, minutes, record, there, part, code, **kind):
@@ -288,7 +324,8 @@ def run(
 ) -> tuple[list[str], dict[str, str]]:
     """Run the jobs that wait and are `selected` by `only`, publish; return (names done, {name: error}).
 
-    With `renew` also those whose rows rest on older code, or on code that is not on record. Long jobs begin first. What a job left is kept at once, so that the same call goes on after whatever ends it. Raises ValueError for a
+    With `renew` also those whose rows rest on older code, or on code that is not on record. Long jobs begin first; sections that read published
+    rows come after the others are published. What a job left is kept at once, so that the same call goes on after whatever ends it. Raises ValueError for a
     plan or a name that is none, RunError where another gallery run is at work, the disk is full, or a file is of another version.
     """
     with _alone():
@@ -300,13 +337,20 @@ def run(
             runs.check_writable(_made(folder()))
             _forget([work for work in works if work.state not in WAITING])
             runs.fetch(runs.needed([work.job for work in works if work.job]))
-            for work, error in _worked(works, workers, threads, progress):
-                _keep(work, error)
-                if error:
-                    failed[work.name] = error
-                else:
-                    ended.append(work.name)
-            publish()
+            last = [work.name for work in works if work.section and work.section.reads]
+            for reads in (False, True):
+                if reads and not last:
+                    break
+                wave = [work for work in works if work.name not in last]
+                if reads:  # again, for what they read was published a moment ago
+                    wave = [work for work in planned(plan) if work.name in last]
+                for work, error in _worked(wave, workers, threads, progress):
+                    _keep(work, error)
+                    if error:
+                        failed[work.name] = error
+                    else:
+                        ended.append(work.name)
+                publish()
     return ended, failed
 
 
@@ -402,7 +446,7 @@ def _measure(name: str, root: str, threads: int) -> str:
         again = read_record(name).get("status") == PART  # nothing of the published rows is kept
         if not part.is_file() and not again and table.is_file():
             _copy_rows(section, table, part)
-        code, begun, whole = _code(section.module), Path(root) / f"{name}.begun", not part.is_file()
+        code, begun, whole = section.code, Path(root) / f"{name}.begun", not part.is_file()
         if whole:
             begun.write_text(code)
         try:
