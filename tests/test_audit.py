@@ -27,8 +27,10 @@ def test_no_published_table_or_claim_breaks_a_rule_without_a_reason(published):
     subjects = {one.subject for one in published}
     assert set(gallery.published_tables()) - {gallery.CLAIMS} <= subjects
     assert len([one for one in published if one.rule == 1]) > len(gallery.every_claim())
-    pages = [name for name in audit.PAGES if (gallery.paths.GALLERY / f"{name.replace('_', '-')}.csv").is_file()]
-    assert len(pages) == len(audit.PAGES)
+    every = [*audit.NO_METHODS, *audit.PAGES]
+    pages = [name for name in every if (gallery.paths.GALLERY / f"{name.replace('_', '-')}.csv").is_file()]
+    assert len(pages) == len(every) == len(set(every))
+    assert all(set(reasons) == set(audit.RULES) for reasons in audit.PAGES.values())
     assert {f"page: {name}" for name in pages} <= subjects
     networks = controls.published().groupby(["network", "dataset"]).groups
     assert {f"controls: {network} on {dataset}" for network, dataset in networks} <= subjects
@@ -194,7 +196,7 @@ def judge(verdict, chapter=None, problems=None, **about):
     return {one.rule: one for one in found}
 
 
-GOOD = Verdict("", "yes", 2, {"a": "why"}, ("images", "images and seeds"))
+GOOD = Verdict("", "yes", 2, {"a": "why"}, ("images and draws", "images and seeds"))
 
 
 def test_a_claim_can_break_each_rule():
@@ -204,10 +206,20 @@ def test_a_claim_can_break_each_rule():
         judge(Verdict("not measured: no row", "-", 0, {"a": "no row"}), posed=True)[2].problem == "not measured: no row"
     )
     assert judge(Verdict("", "yes", 1, {}, ("seeds",)))[4].problem == "paired by seeds, not by test images"
+    assert judge(Verdict("", "yes", 1, {}, ("images",)))[4].problem == "one run alone in 1 settings"
+    assert judge(Verdict("", "yes", 1, {}, ("images",)))[4].broken
     assert judge(Verdict("", "yes", 1, {"a": " "}))[7].problem == "left out without a reason: a"
     assert judge(Verdict("", "-", 0))[7].broken
     for rule in (1, 3, 5, 6):
         assert judge(GOOD, problems=dict.fromkeys(range(1, 7), "") | {rule: "broken by rows"})[rule].broken
+
+
+def test_a_rule_that_has_nothing_to_say_of_a_claim_does_not_count_as_kept():
+    size = judge(Verdict("", "yes", 1), rule="size")
+    assert not size[2].applies and not size[4].applies and size[1].applies
+    assert judge(GOOD)[4].applies and not judge(GOOD)[2].applies and judge(GOOD, posed=True)[2].applies
+    text = audit.card([*size.values()])
+    assert "| kept | - | kept | - | kept | kept | kept |" in text
 
 
 def test_a_reason_of_the_claim_or_of_its_chapter_counts():
@@ -227,5 +239,7 @@ def test_the_card_numbers_reasons_and_counts():
     ]
     text = audit.card(found)
     assert "| a | kept | no (1) |" in text and "| b | **broken** | no (1) |" in text and text.endswith("1. because")
-    assert "| 1 | one rule for all: size, drop, calibration images, fine-tuning | 1 | 0 | 1 |" in audit.summary(found)
-    assert "| 2 | every method also as its authors pose it | 0 | 2 | 0 |" in audit.summary(found)
+    assert "| 1 | one rule for all: size, drop, calibration images, fine-tuning | 1 | 0 | 0 | 1 |" in audit.summary(
+        found
+    )
+    assert "| 2 | every method also as its authors pose it | 0 | 2 | 0 | 0 |" in audit.summary(found)

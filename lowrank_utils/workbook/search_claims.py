@@ -229,10 +229,10 @@ def _claims() -> tuple[Claim, ...]:
         for chooser, words in (("exact", "exact search on its curves"), ("exact-Fisher", "exact search on predicted losses"))
     ]  # fmt: skip
     free = [
-        Claim("ENC", "lossless compression", f"{chooser}, {BISECTED}, plain factors", "no loss", verdicts.NOT_AT_HAND, lossless(chooser), RERUN, posed=True, unmet={4: _UNPAIRED})
+        Claim("ENC", "lossless compression", f"{chooser}, {BISECTED}, plain factors", "no loss", verdicts.NOT_AT_HAND, lossless(chooser), RERUN, posed=True)
         for chooser in SEARCHES
     ]  # fmt: skip
-    free.append(Claim("ENC", "lossless compression, improved: exact search on predicted losses", f"{BISECTED}, sequential factors", "no loss", "-", lossless("exact-Fisher", "sequential"), RERUN, unmet={4: _UNPAIRED}))  # fmt: skip
+    free.append(Claim("ENC", "lossless compression, improved: exact search on predicted losses", f"{BISECTED}, sequential factors", "no loss", "-", lossless("exact-Fisher", "sequential"), RERUN))  # fmt: skip
     paper = [
         Claim("ENC", "accuracy of ResNet-56 at half of the FLOPs, no fine-tuning", f"{chooser}, plain factors{READS_LIKELIHOOD.get(chooser, '')}; the paper has another training of the network", "as in the paper", f"{number} %", as_the_paper(chooser), RERUN, posed=True, unmet={1: _BESIDE})
         for chooser, number in PAPER["cifar10", "resnet56"].items()
@@ -248,7 +248,6 @@ def _claims() -> tuple[Claim, ...]:
     return (*ahead, *small, *ours, *free, *paper, *more)
 
 
-_UNPAIRED = "A test in pairs shows a loss, not that there is none: where it settles nothing, as with three draws, much may be lost. So the points lost are held against their standard error."
 _BESIDE = "The paper's number can stand beside the paper's own measure alone."
 _CURVES = "The time of ENC-Model is that of its measured curves, and how many images the paper measures them on is not at hand."
 _VGG = ["imagenet, vgg16"]
