@@ -545,3 +545,11 @@ def test_side_by_side_tells_means_over_seeds_and_leaves_open_what_nobody_asked_f
     ]
     (row,) = ways.splitlines()[2:]
     assert row.endswith("| svd | macs 0.25 | 25 | 25 | 4 | 1.5 | 91.0 ± 1.4 | 91.0 ± 1.4 | 95.0 ± 0.0 | 2 |")
+
+
+def test_notebook_04_says_that_training_from_scratch_can_be_ahead_and_the_rows_say_so():
+    words = "thin layers trained from scratch are ahead of DDLR, even after DDLR was refitted and fine-tuned"
+    assert words in (paths.NOTEBOOKS / "text" / "04_ddlr.md").read_text()
+    (claim,) = [claim for claim in chapter.CLAIMS if "from scratch" in claim.claim]
+    ((_, found),) = published.judged(asked=[claim])
+    assert "behind in 0" not in found.said and "behind in" in found.said

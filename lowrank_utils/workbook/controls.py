@@ -28,7 +28,8 @@ WORDS = {
 }
 WORDS |= {"whitened": "whitened factors"}
 THREE = (3e-4, 1e-3, 3e-3)  # rates of fine-tuning in older rows, which could not leave a network as it was either
-STATES = {"none": "cut", "fine-tuned": "fine-tuned", "distilled": "distilled"}
+STATES = {"none": "cut", "recalibrated": "recalibrated", "fine-tuned": "fine-tuned", "distilled": "distilled"}
+PANELS = {state: words for state, words in STATES.items() if state != "recalibrated"}  # of the figure
 
 _PUBLIC = {
     3: "The others are there. From scratch, one network of this size takes eight hours or more.",
@@ -110,14 +111,14 @@ def figure(rows: pd.DataFrame) -> Figure:
     """Draw accuracy against the share kept: a row of panels a network, a panel for nothing trained, fine-tuned and distilled."""
     rows = _first(shown(rows))
     cases = list(rows[["dataset", "network"]].drop_duplicates().itertuples(index=False, name=None))
-    drawn, axes = plots.canvas(len(STATES), len(cases), width=4.4, height=3.8, sharey="row")
+    drawn, axes = plots.canvas(len(PANELS), len(cases), width=4.4, height=3.8, sharey="row")
     methods = [m for m in rows.loc[rows["tuned"] == "none", "method"].unique() if m != "dense"]
     palette = dict(zip(methods, itertools.cycle(sns.color_palette("colorblind"))))
     markers = dict(zip(methods, itertools.cycle("osD^vPX*p")))
     for i, (dataset, network) in enumerate(cases):
         mine = rows[(rows["dataset"] == dataset) & (rows["network"] == network)]
         dense = mine.loc[mine["chooser"] == "dense", "accuracy"].mean()
-        for axis, (state, words) in zip(axes[i * len(STATES) :], STATES.items()):
+        for axis, (state, words) in zip(axes[i * len(PANELS) :], PANELS.items()):
             low, lower = dense - 0.1, 0
             for method in methods:
                 part = mine[(mine["method"] == method) & (mine["tuned"] == state)].sort_values("budget")
@@ -142,8 +143,8 @@ def figure(rows: pd.DataFrame) -> Figure:
             if lower:
                 place = {"xycoords": "axes fraction", "ha": "right", "fontsize": "small"}
                 axis.annotate(f"{lower} lower down", (0.98, 0.03), **place)
-        axes[i * len(STATES)].set_ylabel("accuracy")
-    axes[len(STATES) - 1].legend(**plots.BESIDE)
+        axes[i * len(PANELS)].set_ylabel("accuracy")
+    axes[len(PANELS) - 1].legend(**plots.BESIDE)
     return drawn
 
 
@@ -305,6 +306,22 @@ def corrupted_table(rows: pd.DataFrame, share: float) -> str:
     return markdown(["method", "state", "clean", *corruptions.NAMES, "mean of the five"], lines)
 
 
+def cost_table(rows: pd.DataFrame, share: float) -> str:
+    """Return a Markdown table of what the cut networks of one share cost: MACs, parameters, kilobytes, time and memory of 64 inputs."""
+    mine = _first(shown(rows))
+    mine = mine[(mine["tuned"] == "none") & ((mine["budget"] == share) | (mine["chooser"] == "dense"))]
+    lines = [
+        [
+            r["method"],
+            *(f"{100 * r[name]:.0f}" for name in ("macs_kept", "parameters_kept")),
+            f"{r['bytes'] / 1000:.0f}",
+            *(_cell(r.get(name, float("nan"))) for name in ("faster_64", "memory_64")),
+        ]
+        for r in mine.to_dict("records")
+    ]
+    return markdown(["method", "MACs %", "parameters %", "kB", "times less processor time", "MiB of an answer"], lines)
+
+
 def eight_bits_table(rows: pd.DataFrame) -> str:
     """Return a Markdown table of the networks in 8 bits beside 32: accuracy, kilobytes, time of 64 inputs beside the dense network."""
     mine = shown(rows)
@@ -422,7 +439,8 @@ unfold every kernel in space. BALF and ZS-SVD are written from their papers, AIM
 its published code; ZS-SVD is without its optional gradient step, and AIMET's search looks at {contest.JUDGES} validation images. Sparse networks
 are counted with 16 bits an index; SparseGPT takes one density for all layers, as published, or the densities that magnitude chooses.
 
-*Fine-tuned*: {_steps(rows)} steps on all training images with labels, the peak rate chosen among {rates}, on {contest.JUDGES} validation images, the same
+*Recalibrated*: the batch norms' means and variances are taken anew from the calibration images, under the augmentation of the training; no label is used and no
+weight is changed. It mends much of what a cut spoils, so it belongs beside every method that has no such step of its own. *Fine-tuned*: {_steps(rows)} steps on all training images with labels, the peak rate chosen among {rates}, on {contest.JUDGES} validation images, the same
 for all ({_ends(rows)}). *Distilled*: the mean of that loss and of the divergence from the dense network at temperature {finetuning.TEMPERATURE:g}, times its square. *From
 scratch*: the shapes of our plan, or of one share of the rank, with fresh weights, trained by the recipe of the dense network. Nothing is chosen on test images.
 *Clearly* is a difference that McNemar's exact test sees on the same test images at 5 %, after Holm's correction for all comparisons
@@ -489,12 +507,11 @@ def _beside(mine):
         lines.append(
             f"- {100 * share:g} % kept, {r['method']} ({epochs} epochs): {_percent(r['accuracy'])} %; {beside}."
         )
-    for state in (REFINED, "recalibrated"):
-        for r in mine[mine["tuned"] == state].to_dict("records"):
-            before = _percent(contest.number(mine, method=r["method"], budget=r["budget"], tuned="none"))
-            lines.append(
-                f"- {100 * r['budget']:g} % kept, {r['method']}, {state}: {_percent(r['accuracy'])} %; {before} % without it, where the sweep sees all images."
-            )
+    for r in mine[mine["tuned"] == REFINED].to_dict("records"):
+        before = _percent(contest.number(mine, method=r["method"], budget=r["budget"], tuned="none"))
+        lines.append(
+            f"- {100 * r['budget']:g} % kept, {r['method']}, {REFINED}: {_percent(r['accuracy'])} %; {before} % without it, where the sweep sees all images."
+        )
     if not mine["tuned"].isin(contest.TRAINED).any():
         lines.append("- Nothing was fine-tuned or trained from scratch yet.")
     if not (mine["tuned"] == "recalibrated").any():
@@ -540,6 +557,11 @@ What is ahead of ours at the same budget and state of training:
 Five seeded corruptions of the first {contest.CORRUPTED} test images (severity {corruptions.SEVERITY} of 5), at {100 * middle:g} % kept; *clean* is of all test images:
 
 {corrupted_table(rows, middle)}
+
+What the cut networks cost at {100 * middle:g} % kept; time and memory are those of 64 inputs, on one thread, the time beside the dense network in turn. Zeros are computed
+and held like other weights:
+
+{cost_table(rows, middle)}
 
 In 8 bits, by onnxruntime on one thread, beside the dense network in torch; *static* is calibrated on the calibration images:
 
