@@ -5,6 +5,7 @@ import pytest
 
 from conftest import mlp
 from lowrank_utils.network.profile import plan_cost, profile
+from lowrank_utils.ranks import search
 from lowrank_utils.workbook import enc_gap
 
 
@@ -41,3 +42,14 @@ def test_plans_meet_their_budget(chooser):
     read = profile(mlp((20, 18, 16, 4)), input_shape=(20,), dense=("4",))
     plan = enc_gap.plan_of(read, chooser, 0.6)
     assert plan and plan_cost(read, plan) <= 0.6 * plan_cost(read, {})
+
+
+def test_squares_make_the_curve_of_energy():
+    read = profile(mlp((20, 18, 16, 4)), input_shape=(20,), dense=("4",))
+    options = search.rank_options(read)
+    curves, plain = enc_gap.squared(read, options), search.energy(read, options)
+    own = options[0]
+    s, (most,) = read[own.name].singular_values, own.full.values()
+    rank = own.entries[2]
+    assert curves[own.name][2] == pytest.approx((s[1:rank] ** 2).sum() / (s[1:most] ** 2).sum())
+    assert (curves[own.name] >= plain[own.name] - 1e-12).all() and curves[own.name][-1] == 1
