@@ -1,6 +1,7 @@
 """The claim table: a verdict follows from the published rows, and turns with them."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lowrank_utils import paths
@@ -553,3 +554,14 @@ def test_notebook_04_says_that_training_from_scratch_can_be_ahead_and_the_rows_s
     (claim,) = [claim for claim in chapter.CLAIMS if "from scratch" in claim.claim]
     ((_, found),) = published.judged(asked=[claim])
     assert "behind in 0" not in found.said and "behind in" in found.said
+
+
+def test_how_much_is_settled_is_told_for_each_row_and_for_the_whole_table():
+    stated = pd.DataFrame({"p": [(1e-9, 0.02), (0.02,)], "settled": [2, 1]})
+    told = published.settled_in_words(stated)
+    assert told == (
+        "Of all 3 comparisons in pairs 3 are settled, by Holm's correction over the settings of each row. Corrected over the whole table at once, 3 would be."
+    )
+    many = pd.DataFrame({"p": [(1e-9, *[2e-4] * 299)], "settled": [300]})
+    told = published.settled_in_words(many)
+    assert "at once, 1 would be." in told and "no p-value below 0.0002; times 300 that is more than 5 %" in told

@@ -340,14 +340,18 @@ def settled_in_words(stated: pd.DataFrame) -> str:
 
     `stated`: the table of `claims`.
     """
-    from lowrank_utils.workbook.paired_tests import LEVEL, holm
+    from lowrank_utils.workbook.paired_tests import LEVEL, RESAMPLES, holm
 
     each = [p for row in stated["p"] for p in row]
-    over_all = int((holm(each) < LEVEL).sum())
+    over_all, least = int((holm(each) < LEVEL).sum()), 2 / (RESAMPLES + 1)
+    coarse = (
+        f" The bootstrap draws {RESAMPLES:,} times, so it gives no p-value below {least:.1g}; times {len(each):,} that is more than 5 %, and no comparison over "
+        "several seeds or draws can pass the correction over the whole table."
+    )
     return (
         f"Of all {len(each):,} comparisons in pairs {int(stated['settled'].sum()):,} are settled, by Holm's correction over the settings of each row. "
         f"Corrected over the whole table at once, {over_all:,} would be."
-    )
+    ) + coarse * (least * len(each) > LEVEL)
 
 
 def judged(folder: str | Path | None = None, asked: Sequence[Claim] | None = None) -> list[tuple[Claim, Verdict]]:

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 LEVEL = 0.05  # of every test, after Holm's correction
+RESAMPLES = 10_000  # of the bootstrap
 TEST_IMAGES = 10_000  # of MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100
 
 
@@ -78,7 +79,7 @@ def holm(p: ArrayLike) -> np.ndarray:
 
 
 def paired_bootstrap(
-    differences: np.ndarray, *, resamples: int = 10_000, level: float = LEVEL, seed: int = 0
+    differences: np.ndarray, *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
 ) -> tuple[float, float, float, float]:
     """Return (mean, low, high, p) of paired differences over seeds and images, both drawn anew with replacement.
 

@@ -22,6 +22,7 @@ from lowrank_utils.lab.columns import KEY
 from lowrank_utils.lab.score import unpacked
 from lowrank_utils.workbook.paired_tests import (
     LEVEL,
+    RESAMPLES,
     TEST_IMAGES,
     holm,
     mcnemar,
@@ -483,7 +484,7 @@ def ahead_at_equal_size(
     on: Sequence[str] = ("dataset", "network", "budget"),
     over: str = "seed",
     level: float = LEVEL,
-    resamples: int = 10_000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Return by how many points one method is ahead of another in each setting that both have, and whether that is settled.

@@ -35,9 +35,9 @@ CAPTIONS = {  # of its tables
 UNMET = {  # rules of fair comparison that tables do not keep, and why; see `audit`
     "*": {
         2: "Here ranks by energy are a way to compare factors at one size. Energy at its own threshold is judged in notebook 02.",
-        3: "Batch norms are recalibrated after plain factors: in this notebook, and for the ResNets on the gallery's page. Random ranks, some fine-tuned networks and networks trained from scratch stand there under *Controls and rivals*, for vgg_small, and for ResNet-20 at a quarter of the MACs, but not from scratch, which takes about eight hours. Not run for ResNet-56, where fine-tuning one network takes up to an hour.",
+        3: "Batch norms are recalibrated after plain factors: in this notebook, and for the ResNets on the gallery's page. Random ranks, some fine-tuned networks and networks trained from scratch stand there under *Controls and rivals*, for vgg_small, and, but for training from scratch, which takes about eight hours, for ResNet-20 at a quarter and ResNet-56 at half of the MACs.",
         4: "One run of each network: the ResNets are public weights, of which there is one training.",
-        5: "Corrupted images, memory and processor time stand under *Controls and rivals*, for vgg_small and for one draw of ResNet-20 at a quarter of the MACs. Not measured for ResNet-56.",
+        5: "Corrupted images, memory and processor time stand under *Controls and rivals*, for vgg_small and for one draw of ResNet-20 at a quarter and of ResNet-56 at half of the MACs.",
         6: "One draw; notebook 05 has three draws of the same networks.",
     },
 }
