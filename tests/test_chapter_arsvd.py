@@ -18,7 +18,7 @@ from lowrank_utils.lab import columns, data, training
 from lowrank_utils.lab.training import Recipe, fit
 from lowrank_utils.network.profile import profile
 from lowrank_utils.ranks import rules
-from lowrank_utils.workbook import audit
+from lowrank_utils.workbook import audit, contest
 from lowrank_utils.workbook.chapters import arsvd
 from lowrank_utils.workbook.chapters import arsvd_lesson as lesson
 from lowrank_utils.workbook.chapters import training as chapter_training
@@ -81,7 +81,7 @@ def test_controls_are_rows_of_their_own_that_no_comparison_of_the_rules_reads(co
     assert sorted(zip(tuned["budget"], tuned["tuned"], tuned["chooser"])) == sorted(
         (share, *how)
         for share in arsvd.TRAINED
-        for how in (*(("fine-tuned", rule) for rule in arsvd.CHOSEN), ("from scratch", "energy"))
+        for how in (*((how, rule) for how in contest.TRAINED for rule in arsvd.CHOSEN), ("from scratch", "energy"))
     )
     cut = controlled[controlled["chooser"] != "dense"]
     assert (
@@ -109,7 +109,7 @@ def test_controls_are_rows_of_their_own_that_no_comparison_of_the_rules_reads(co
 def test_random_ranks_are_drawn_anew_for_each_size_and_kept_when_they_are_trained(controlled):
     random = controlled[(controlled["chooser"] == "random") & (controlled["scope"] == "hidden layers")]
     for _, part in random.groupby("budget"):
-        assert part["plan"].nunique() == 1 and set(part["tuned"]) == {"none", "fine-tuned"}
+        assert part["plan"].nunique() == 1 and set(part["tuned"]) == {"none", *contest.TRAINED}
     small, large = (json.loads(random.loc[random["budget"] == share, "plan"].iloc[0]) for share in (0.1, 0.2))
     # of one draw that only grew, no rank could fall, and the smallest layer would stay the smallest
     lab = arsvd.prepared(data.load("digits", seed=0), nets(), calibration_images=20, **ABOUT | {"network": "lenet300"})

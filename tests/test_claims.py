@@ -132,7 +132,7 @@ def test_compression_without_loss_needs_the_dense_network_of_the_same_seed(tmp_p
     (found,) = judged(tmp_path, small(), *ask)
     said = "15 % of the parameters, 0.5 points lost on test (no more than {} in 1), holds in 1 of 1"
     assert found == (f"1 point: {said.format(1)}; 2 points: {said.format(2)}", "yes", "1 of 1")
-    # two standard errors of 98 % on 10 000 images are 0.28 points
+    # where 1.2 points are lost on 10 000 images, two standard errors of a pair are at least 0.22
     unknown = [row | {"correct": None} for row in small(accuracy=0.968)]
     assert judged(tmp_path, unknown, *ask)[0][1] == "yes"
     assert judged(tmp_path, [row | {"correct": None} for row in small(accuracy=0.967)], *ask)[0][1] == "no / yes"
@@ -328,10 +328,12 @@ def test_the_card_judges_both_programs_as_posed(tmp_path):
         for claim, verdict in published.judged(tmp_path, asked)
         for one in audit.judge_claim(chapter, claim, verdict, kept)
     ]
-    broken = {(one.subject, one.rule) for one in found if one.problem}
+    broken = {(one.subject, one.rule) for one in found if one.problem and one.rule != 4}
     # two of the four have no rows here, so that nobody has judged them as posed
     assert {rule for _, rule in broken} == {2} and {AS_POSED in subject for subject, _ in broken} == {True}
     assert ["classifier dense" in subject for subject, _ in broken] == [True, True]
+    # sizes are compared without a test, and the claim says why
+    assert all(one.problem and not one.broken for one in found if one.rule == 4)
     card = audit.card(found)
     assert all(f"| DDLR: {AHEAD} ({claim.setting}; smaller) |" in card for claim in asked) and len(asked) == 4
 
@@ -406,19 +408,23 @@ LOSSLESS = "lossless compression"
 
 
 def test_lossless_is_asked_of_each_search_itself(tmp_path):
-    rows = (
-        searched(0.7, 0.9, 0.895, 0.75) + searched(0.7, 0.895, 0.85, 0.5)[:4]
-    )  # two standard errors of 90 % are 0.6 points
+    rows = searched(0.7, 0.9, 0.895, 0.75) + searched(0.7, 0.895, 0.85, 0.5)[:4]
     rows = [row | {"correct": None} for row in rows]
     found = judged(tmp_path, rows, "ENC", LOSSLESS, "plain factors")
-    assert found[0][0] == "smallest share of the MACs without loss, 75 to 50 % tried: vgg_small 50 %"
-    assert found[2][0] == "smallest share of the MACs without loss, 75 to 50 % tried: vgg_small 75 %"
+    assert (
+        found[0][0]
+        == "not searched for without loss yet; of the four sizes, 75 to 50 %, the smallest that loses nothing on test: vgg_small 50 %"
+    )
+    assert (
+        found[2][0]
+        == "not searched for without loss yet; of the four sizes, 75 to 50 %, the smallest that loses nothing on test: vgg_small 75 %"
+    )
     assert [holds for _, holds, _ in found] == ["yes", "yes", "yes"]
     two = [row | {"network": "resnet20"} for row in searched(0.7, 0.89, 0.89)]
     found = judged(tmp_path, rows + two, "ENC", LOSSLESS, "plain factors")
-    assert found[0] == (found[0][0], "in part", "2 of 2") and "resnet20 none, vgg_small 50 %" in found[0][0]
+    assert found[0] == (found[0][0], "in part", "2 of 2") and "resnet20 none, vgg_small 75 %" in found[0][0]
     assert judged(tmp_path, searched(0.7, 0.89, 0.89), "ENC", LOSSLESS, "plain factors")[0][:2] == (
-        "smallest share of the MACs without loss, 50 % tried: vgg_small none",
+        "not searched for without loss yet; of the four sizes, 50 %, the smallest that loses nothing on test: vgg_small none",
         "no",
     )
 
@@ -484,9 +490,6 @@ def test_the_number_of_the_paper_stands_beside_ours(tmp_path):
 # ---- the published rows ----------------------------------------------------------------------------------------------
 
 
-LENET5 = (paths.GALLERY / "jobs" / "02_arsvd-fashion-mnist-lenet5-seed0.record.json").is_file()
-
-
 def test_every_claim_says_its_rule_and_counts_every_run():
     found = claims()
     assert set(found["rule"]) <= set(RULES) and not found.duplicated(["paper", "claim", "setting"]).any()
@@ -503,8 +506,9 @@ def test_every_claim_says_its_rule_and_counts_every_run():
         if claim.paper == "ENC" and claim.rule == "no loss":
             assert verdict.settings in (3, 9)  # networks at their four sizes, or runs at a size of their own
         if claim.paper == "ARSVD" and claim.rule == "size":
-            runs = 3 * (6 if LENET5 else 5)  # three seeds of five data sets, and of LeNet-5
-            assert verdict.settings == runs
+            assert verdict.settings == 18  # three seeds of five data sets, and of LeNet-5, counted or named
+            told = [setting for setting in verdict.left_out if "lenet5" in setting]
+            assert not told or all("not run with notebook 02 yet" in verdict.left_out[setting] for setting in told)
 
 
 def test_what_is_said_to_make_the_rows_again_is_there():
@@ -564,4 +568,9 @@ def test_how_much_is_settled_is_told_for_each_row_and_for_the_whole_table():
     )
     many = pd.DataFrame({"p": [(1e-9, *[2e-4] * 299)], "settled": [300]})
     told = published.settled_in_words(many)
-    assert "at once, 1 would be." in told and "no p-value below 0.0002; times 300 that is more than 5 %" in told
+    assert (
+        "at once, 1 would be." in told
+        and "no p-value below 0.0002; 299 are not smaller, and 299 times that is more than 5 %" in told
+    )
+    few = pd.DataFrame({"p": [(*[1e-9] * 100, *[2e-4] * 200)], "settled": [300]})
+    assert published.settled_in_words(few).endswith("at once, 300 would be.")  # Holm steps down

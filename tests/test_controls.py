@@ -437,3 +437,18 @@ def test_random_ranks_stand_beside_ours_for_a_notebook():
         assert not len(controls.beside(dense.assign(**other)))
     with pytest.raises(ValueError, match="too many values"):
         controls.of_network(pd.concat([dense, dense]))
+
+
+def test_the_counts_of_mcnemar_belong_to_the_gain_that_is_shown():
+    table = controls.shown(controls.published())
+    first = table[(table["draw"] == 0) & (table["bits"] == 32)]
+    for (_, network), mine in table.groupby(["dataset", "network"]):
+        lines = controls.beside_ours(mine)
+        assert len(lines)
+        for line in lines.to_dict("records"):
+            tuned = {line["state"], *(["from scratch"] if "from scratch" in line["method"] else [])}
+            at = first[(first["network"] == network) & (first["method"] == line["method"])]
+            at = at[(at["budget"] == line["budget"]) & at["tuned"].isin(tuned)]
+            each = at.assign(gap=(at["accuracy"] - line["accuracy"]).abs()).sort_values("gap").iloc[0]
+            alone = each["right_alone"] - each["wrong_alone"]
+            assert alone == pytest.approx(100 * line["gain"], abs=1), (network, line)

@@ -31,6 +31,7 @@ RULES = {
     6: "the order of the methods over five draws of calibration images",
     7: "every setting that was run is shown or named",
 }
+UNPAIRED = ("size", "size, test curve", "no loss", "as in the paper")  # rules of claims that compare no two methods
 DRAWS = 5  # of calibration images, that rule 6 asks for
 WITH_BATCH_NORM = ("resnet20", "resnet56", "vgg_small")
 NO_METHODS = {  # tables that compare no methods with each other, so that the rules do not apply
@@ -284,9 +285,10 @@ def judge_claim(chapter: ModuleType, claim: Claim, found: Verdict, problems: Map
     problems[2] = found.said if claim.posed and found.holds == "-" else ""
     apart = sorted({way for way in found.paired_by if not way.startswith("images")})
     told = [f"paired by {', '.join(apart)}, not by test images"] * bool(apart)
+    told += ["sizes are compared run by run, without a test"] * (claim.rule == "smaller")
     told += [f"one run alone in {found.paired_by.count('images')} settings"] * ("images" in found.paired_by)
     problems[4] = "; ".join(told)
-    silent = {2: not claim.posed, 4: claim.rule != "ahead"}  # a size is no comparison in pairs
+    silent = {2: not claim.posed, 4: claim.rule in UNPAIRED}
     unnamed = [setting for setting, reason in found.left_out.items() if not reason.strip()]
     problems[7] = f"left out without a reason: {', '.join(unnamed)}" if unnamed else ""
     if not found.settings:

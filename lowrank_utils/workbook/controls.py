@@ -170,14 +170,15 @@ def beside_ours(rows: pd.DataFrame) -> pd.DataFrame:
 
     Columns: budget, state, method, accuracy, macs_kept (where it is `SHORT` of the budget, else NaN), ours, gain (points), clear (whether McNemar's exact test sees a difference at 5 %,
     Holm's correction over all of these comparisons). Networks trained from scratch are compared with ours fine-tuned: both take
-    the labels of all training images; ours refined without labels is left out.
+    the labels of all training images; recalibrated ones with ours as cut, which needs no recalibration; ours refined without labels is left out.
     """
     mine, found = _first(shown(rows)), []
     own = mine[mine["method"] == "ours"].set_index(["budget", "tuned"])["accuracy"]
     for each in mine[(mine["method"] != "ours") & mine["budget"].notna()].to_dict("records"):
         scratch = each["tuned"] == "from scratch"
         state = "fine-tuned" if scratch else each["tuned"]
-        ours = own.get((each["budget"], state))
+        # the counts of `contest` hold a recalibrated network against ours as it was cut
+        ours = own.get((each["budget"], "none" if state == "recalibrated" else state))
         if ours is None or state not in STATES:
             continue
         told = {"budget": each["budget"], "state": state, "method": each["method"], "accuracy": each["accuracy"]}
@@ -209,8 +210,9 @@ def verdicts(rows: pd.DataFrame) -> list[str]:
             left = "; ".join(
                 f"{m} ({100 * kept:.1f} % of the MACs)" for m, kept in zip(smaller["method"], smaller["macs_kept"])
             )
+            mended = " as cut" * (state == "recalibrated")
             lines.append(
-                f"- {100 * share:g} % kept, {words}: ours {100 * there['ours'].iloc[0]:.1f} %; {said}. "
+                f"- {100 * share:g} % kept, {words}: ours{mended} {100 * there['ours'].iloc[0]:.1f} %; {said}. "
                 f"Clearly behind: {behind} of {len(equal)}." + f" Behind, but smaller: {left}." * bool(left)
             )
     return lines
@@ -415,13 +417,15 @@ def _harmed(rows):
 
 
 def _only_cut(rows):
-    # the methods of a network that were not fine-tuned, where others were
+    # the methods of a network that were not fine-tuned, or not recalibrated, where others were
+    reasons = {"fine-tuned": "for each takes minutes", "recalibrated": "in older rows"}
     for network, mine in shown(rows).groupby("network", sort=False):
         cut = mine[(mine["stored_as"] != "dense") & (mine["bits"] == 32)]
-        names = {state: cut.loc[cut["tuned"] == state, "method"].unique() for state in ("none", "fine-tuned")}
-        left = [name for name in names["none"] if name not in names["fine-tuned"]]
-        if left and len(names["fine-tuned"]):
-            yield f"- {network}: cut, but not fine-tuned, for each takes minutes: {'; '.join(left)}."
+        for state, why in reasons.items():
+            names = {each: cut.loc[cut["tuned"] == each, "method"].unique() for each in ("none", state)}
+            left = [name for name in names["none"] if name not in names[state]]
+            if left and len(names[state]):
+                yield f"- {network}: cut, but not {state}, {why}: {'; '.join(left)}."
 
 
 def _words(rows):
@@ -440,7 +444,7 @@ its published code; ZS-SVD is without its optional gradient step, and AIMET's se
 are counted with 16 bits an index; SparseGPT takes one density for all layers, as published, or the densities that magnitude chooses.
 
 *Recalibrated*: the batch norms' means and variances are taken anew from the calibration images, under the augmentation of the training; no label is used and no
-weight is changed. It mends much of what a cut spoils, so it belongs beside every method that has no such step of its own. *Fine-tuned*: {_steps(rows)} steps on all training images with labels, the peak rate chosen among {rates}, on {contest.JUDGES} validation images, the same
+weight is changed. *Fine-tuned*: {_steps(rows)} steps on all training images with labels, the peak rate chosen among {rates}, on {contest.JUDGES} validation images, the same
 for all ({_ends(rows)}). *Distilled*: the mean of that loss and of the divergence from the dense network at temperature {finetuning.TEMPERATURE:g}, times its square. *From
 scratch*: the shapes of our plan, or of one share of the rank, with fresh weights, trained by the recipe of the dense network. Nothing is chosen on test images.
 *Clearly* is a difference that McNemar's exact test sees on the same test images at 5 %, after Holm's correction for all comparisons

@@ -149,6 +149,13 @@ def figure(rows: pd.DataFrame) -> Figure:
     return drawn
 
 
+def _yet(rows: pd.DataFrame) -> str:
+    # what the rows do not hold yet
+    lacking = ["the first layer at break-even"] * (FIRST[-1] not in set(rows["first"]))
+    lacking += ["squares"] * (SQUARES not in set(rows["chooser"]))
+    return f" ({' and '.join(lacking)} not yet)" * bool(lacking)
+
+
 def section(rows: pd.DataFrame) -> str:
     """Return the part of the gallery's page that shows the picture, its numbers and what they say."""
     lines = [
@@ -163,10 +170,10 @@ def section(rows: pd.DataFrame) -> str:
     ]
     return f"""## ResNet-56 at half of its MACs: why below the paper?
 
-![Accuracy of ResNet-56 as cut and with batch norms recalibrated, for two schemes, the first layer dense or cut, and two choosers](enc-gap.png)
+![Accuracy of ResNet-56 as cut and with batch norms recalibrated, for each scheme, treatment of the first layer and chooser](enc-gap.png)
 
-ENC's paper has 89.8 % for ENC-Map in plain factors, without fine-tuning. Four things that may differ are tried: how a convolution is
-unfolded; whether the first layer stays dense, is cut, or stays at its break-even rank, as in the paper; whether ENC-Map's curve sums singular values, as the paper writes, or their squares; and
+ENC's paper has 89.8 % for ENC-Map in plain factors, without fine-tuning. What may differ is tried{_yet(rows)}: how a convolution is
+unfolded; what happens to the first layer (the paper holds it at its break-even rank); whether ENC-Map's curve sums singular values, as the paper writes, or their squares; and
 whether batch norms get new statistics ({rows["images"].iloc[0]} training images, no label, no weight changed).
 Percent of the test images; the dense network has {100 * rows["dense"].iloc[0]:.1f}:
 

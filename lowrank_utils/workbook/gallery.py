@@ -344,14 +344,15 @@ def settled_in_words(stated: pd.DataFrame) -> str:
 
     each = [p for row in stated["p"] for p in row]
     over_all, least = int((holm(each) < LEVEL).sum()), 2 / (RESAMPLES + 1)
+    above = sum(p >= least * (1 - 1e-9) for p in each)
     coarse = (
-        f" The bootstrap draws {RESAMPLES:,} times, so it gives no p-value below {least:.1g}; times {len(each):,} that is more than 5 %, and no comparison over "
-        "several seeds or draws can pass the correction over the whole table."
+        f" The bootstrap draws {RESAMPLES:,} times, so it gives no p-value below {least:.1g}; {above:,} are not smaller, and {above:,} times that is more than 5 %: "
+        "no comparison by the bootstrap can pass the correction over the whole table, so the number would be larger with more draws."
     )
     return (
         f"Of all {len(each):,} comparisons in pairs {int(stated['settled'].sum()):,} are settled, by Holm's correction over the settings of each row. "
         f"Corrected over the whole table at once, {over_all:,} would be."
-    ) + coarse * (least * len(each) > LEVEL)
+    ) + coarse * (least * above > LEVEL)
 
 
 def judged(folder: str | Path | None = None, asked: Sequence[Claim] | None = None) -> list[tuple[Claim, Verdict]]:

@@ -45,7 +45,8 @@ def verdict(
     lost = {name: rows[~contest.undiverged(rows)] for name, rows in sides.items()}
     have, gone = ({name: _settings_of(rows) for name, rows in each.items()} for each in (trained, lost))
     if absent := [name for name in have if not have[name] and not gone[name]]:
-        return verdicts.not_measured(no_row(absent), ["every run"])
+        every = [f"{dataset}, {network}, budget {budget:g}" for dataset, network, budget in settings]
+        return verdicts.not_measured(no_row(absent), every)
 
     def told(setting: tuple) -> str:
         lacking = [name for name in have if setting not in have[name]]

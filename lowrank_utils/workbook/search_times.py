@@ -73,8 +73,12 @@ def measure(model: nn.Module, input_shape: Sequence[int], dense: Sequence[str] =
 
 
 def _timed(call: Callable[[], Answer]) -> tuple[Answer, float]:
-    began = time.process_time()
-    return call(), time.process_time() - began
+    began, threads = time.process_time(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return call(), time.process_time() - began
+    finally:
+        torch.set_num_threads(threads)
 
 
 def renew(path: str | Path | None = None) -> pd.DataFrame:
@@ -110,12 +114,12 @@ def _short(network: str) -> str:
     return network.rpartition("/")[2]
 
 
-def in_words(row: Mapping[str, Any]) -> str:
+def in_words(row: Mapping[Any, Any]) -> str:
     """Return in sentences what a search takes with its statistics: ENC-Map in seconds, ENC-Model in seconds an image."""
     of_map = row["spectra"] + row["ENC-Map"]
     curve = row["networks"] * row["image"]
     return (
-        f"ENC-Map takes {of_map:.1f} s, nearly all of it for the spectra. The curves of ENC-Model ask for {row['networks']:.0f} networks, "
+        f"ENC-Map takes {of_map:.1f} s, {row['spectra'] / of_map:.1%} of it for the spectra. The curves of ENC-Model ask for {row['networks']:.0f} networks, "
         f"{curve:.0f} s for each image that they answer."
     )
 

@@ -503,7 +503,7 @@ def _claims() -> tuple[Claim, ...]:
         for scope in _WHERE
     ]  # fmt: skip
     third = [
-        Claim("DDLR", "consistently ahead of Net-Trim", f"{ALL}; both as posed, each on its own curve over epsilon, {_WHERE[scope]}; {words}", "smaller", NOT_AT_HAND, smaller_as_posed(scope, indices), RERUN, posed=True)
+        Claim("DDLR", "consistently ahead of Net-Trim", f"{ALL}; both as posed, each on its own curve over epsilon, {_WHERE[scope]}; {words}", "smaller", NOT_AT_HAND, smaller_as_posed(scope, indices), RERUN, posed=True, unmet={4: "Each run has one size of each method, and a size has no error of its own; the counts of runs are told instead of a test."})
         for words, indices in (("non-zeros counted alone", False), ("indices counted", True))
         for scope in _WHERE
     ]  # fmt: skip
