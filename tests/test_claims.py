@@ -413,13 +413,13 @@ def test_lossless_is_asked_of_each_search_itself(tmp_path):
     found = judged(tmp_path, rows, "ENC", LOSSLESS, "plain factors")
     assert (
         found[0][0]
-        == "not searched for without loss yet; of the four sizes, 75 to 50 %, the smallest that loses nothing on test: vgg_small 50 %"
+        == "not searched for without loss yet; of the four sizes, 75 to 50 %, the smallest that loses nothing on test: vgg_small 75 %"
     )
     assert (
         found[2][0]
-        == "not searched for without loss yet; of the four sizes, 75 to 50 %, the smallest that loses nothing on test: vgg_small 75 %"
+        == "not searched for without loss yet; of the four sizes, 75 to 50 %, the smallest that loses nothing on test: vgg_small none"
     )
-    assert [holds for _, holds, _ in found] == ["yes", "yes", "yes"]
+    assert [holds for _, holds, _ in found] == ["yes", "yes", "no"]
     two = [row | {"network": "resnet20"} for row in searched(0.7, 0.89, 0.89)]
     found = judged(tmp_path, rows + two, "ENC", LOSSLESS, "plain factors")
     assert found[0] == (found[0][0], "in part", "2 of 2") and "resnet20 none, vgg_small 75 %" in found[0][0]
