@@ -135,7 +135,9 @@ def test_an_experiment_on_all_rankings_has_their_rows_too(lab, monkeypatch):
     few = [chapter.ways()[0], chapter.ways()[-1]]
     monkeypatch.setattr(entropy_pruning_experiment, "ways", lambda: few)
     found = chapter.experiment(lab, rankings="all", shares=(0.5,), finetune_steps=1, device="cpu")
-    assert len(found) == 1 + 2 + 2 + 1 and {"component entropy", "both output"} <= set(found["chooser"])
+    # the dense network, both ways at one size and at the drop, and the dense network fine-tuned and distilled
+    assert len(found) == 1 + 2 + 2 + 2 and {"component entropy", "both output"} <= set(found["chooser"])
+    assert sorted(found.loc[found["tuned"] != "none", "tuned"]) == ["distilled", "fine-tuned"]
 
 
 # ---- single looks
