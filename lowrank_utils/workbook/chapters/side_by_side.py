@@ -302,7 +302,7 @@ def about_controls(rows: pd.DataFrame) -> str:
         if len(both):
             change = 100 * (both["accuracy_again"] - both["accuracy"])
             lines.append(
-                f"- batch norms recalibrated, ours and plain factors: {change.min():+.1f} to {change.max():+.1f} points."
+                f"- batch norms recalibrated, of all networks that were: {change.min():+.1f} to {change.max():+.1f} points."
             )
         else:
             lines.append(
