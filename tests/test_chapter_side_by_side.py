@@ -356,7 +356,7 @@ def test_controls_that_win_are_named():
     change = 100 * (by["recalibrated"] - by["none"]).dropna()
     assert len(change) == 4
     told = side_by_side.about_controls(controls.published()).split("**`vgg_small`**")[1]
-    assert f"recalibrated, ours and plain factors: {change.min():+.1f} to {change.max():+.1f} points" in told
+    assert f"recalibrated, of all networks that were: {change.min():+.1f} to {change.max():+.1f} points" in told
     assert draw.beaten(controls.published()).axes[0].get_xlabel() == "points ahead of ours"
 
 
