@@ -44,9 +44,8 @@ NO_METHODS = {  # tables that compare no methods with each other, so that the ru
 }
 _WINDOWS = "The same calibration windows for all rows of a table and draw; nothing is trained after the cut. Ours reads gradients of the loss too, which whitening does not."
 _BESIDE_TIME = "Tokens a second and the peak of memory were measured for ours and the dense network, not for each rival. No text was corrupted."
-PAGES: dict[
-    str, dict[int, str]
-] = {  # tables of rows of their own that compare methods, and how they stand to each rule
+# tables of rows of their own that compare methods, and how they stand to each rule
+PAGES: dict[str, dict[int, str]] = {
     "imagenet": {
         1: "The same calibration images and sizes for all; nothing is trained after the cut.",
         2: "ENC-Map and one fixed share stand in plain factors, as posed; ENC-Model and ENC-Inf are not run, for there are few images to measure curves on.",

@@ -300,11 +300,8 @@ def size_verdict(
     short = {
         most: _too_short(rows, found, on, how.get("size", "parameters_kept"), unit) for most, found in each.items()
     }
-    never = {
-        values: reason
-        for values, reason in next(iter(short.values()), {}).items()
-        if all(values in s for s in short.values())
-    }
+    first, *others = short.values() or [{}]
+    never = {values: reason for values, reason in first.items() if all(values in other for other in others)}
     have = set(rows[[*on]].itertuples(index=False, name=None)) - set(never)
     left_out = _left_out(on, settings, have, absent)
     left_out |= {_named(on, values): reason for values, reason in (gaps | never).items()}
@@ -521,15 +518,11 @@ def ahead_at_equal_size(
     both = pd.merge(_answers(ours, keys), _answers(theirs, keys), on=keys, suffixes=("_ours", "_theirs"))
     found = []
     for values, part in both.groupby([*on]):
-        line = dict(zip(on, values, strict=True)) | {"pairs": len(part)}
-        gains = 100 * (part["accuracy_ours"] - part["accuracy_theirs"]).to_numpy(float)
         known = part[["correct_ours", "correct_theirs"]].notna().all(axis=None)
         if over == "draw" and known:  # draws that are the same pair of networks count once
             part = part.drop_duplicates(["correct_ours", "correct_theirs"])
-            gains, line = (
-                100 * (part["accuracy_ours"] - part["accuracy_theirs"]).to_numpy(float),
-                line | {"pairs": len(part)},
-            )
+        line = dict(zip(on, values, strict=True)) | {"pairs": len(part)}
+        gains = 100 * (part["accuracy_ours"] - part["accuracy_theirs"]).to_numpy(float)
         images = _differences(part, _named(on, values))
         tests: tuple[float, ...] = ()
         if images is None:
